@@ -1,0 +1,1 @@
+"""Steps of the MLflow project: build, evaluate, register, and main, which is the three in one."""

@@ -1,0 +1,90 @@
+"""Build one variant of Phi-3 and log it to MLflow.
+
+    python -m steps.build mode=onnx precision=int4
+    mlflow run . -e build -P mode=transformers,pyfunc,onnx
+
+Reads conf/build.yaml and the checkpoint; writes one run (parameters, config.yaml, manifest, size,
+time) with one LoggedModel.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+
+from steps import cli, tracking
+from steps.models import flavors, sources, staging
+from steps.models.manifest import digest, digest_files
+from steps.models.sources import Checkpoint
+from steps.schema import BuildConfig
+
+WRAPPERS = Path(__file__).parent / "wrappers"
+
+
+def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
+    """Log one variant; returns the id of its LoggedModel. `checkpoint` saves resolving it again."""
+    import mlflow
+
+    checkpoint = checkpoint or sources.resolve(config.model)
+    started = perf_counter()
+    identity = fingerprint(config, checkpoint)
+    with tracking.run(variant_name(config), {tracking.FINGERPRINT: identity}):
+        params = tracking.flatten(asdict(config))
+        tracking.log_params(params)
+        mlflow.log_text(cli.to_yaml(config), "config.yaml")
+        mlflow.log_dict(_checkpoint_facts(checkpoint), "checkpoint.json")
+        mlflow.log_dict(tracking.environment(), "environment.json")
+        if commit := tracking.git_commit():
+            mlflow.set_tag("mlflow.source.git.commit", commit)
+        with staging.staged(checkpoint, config) as folder:
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            model_id = flavors.log_variant(
+                config,
+                folder,
+                name=variant_name(config),
+                params={key: tracking.text(value) for key, value in params.items()},
+                tags={tracking.FINGERPRINT: identity, "phi3.checkpoint_sha256": checkpoint.sha256},
+            )
+        mlflow.log_metrics(
+            {"size/bytes": size, "build/seconds": perf_counter() - started}, model_id=model_id
+        )
+    tracking.say(f"Built {variant_name(config)}: models:/{model_id} ({size / 1e6:.1f} MB)")
+    return model_id
+
+
+def fingerprint(config: BuildConfig, checkpoint: Checkpoint) -> str:
+    """The sha256 over the resolved configuration, the checkpoint's files, the wrappers and the pins."""
+    settings = asdict(config)
+    # The checkpoint is known by its bytes, not by where they lie.
+    settings["model"] = {"name": config.model.name, "sha256": checkpoint.sha256}
+    code = digest_files(sorted(WRAPPERS.glob("*.py")))
+    return digest([settings, code, flavors.requirements(config.mode.name)])
+
+
+def variant_name(config: BuildConfig) -> str:
+    """A name that reads: mode, precision, interface, and what is not as usual."""
+    parts = [config.mode.name, config.precision.name, config.interface]
+    if config.model.name != "miniature":
+        parts.insert(0, config.model.name)
+    if config.prompting.name != "plain" or config.prompting.system or config.prompting.examples:
+        parts.append(config.prompting.name)
+    if config.generation.temperature:
+        parts.append(f"t{config.generation.temperature:g}")
+    return "-".join(parts)
+
+
+def _checkpoint_facts(checkpoint: Checkpoint) -> dict:
+    return {
+        "layout": checkpoint.layout,
+        "revision": checkpoint.revision,
+        "sha256": checkpoint.sha256,
+        "files": checkpoint.manifest,
+    }
+
+
+def main() -> None:
+    """Run the step from the command line."""
+    cli.run("build", build)
+
+
+if __name__ == "__main__":
+    main()

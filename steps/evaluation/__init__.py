@@ -1,0 +1,1 @@
+"""From a prompt set to a scorecard: questions, answers, scores."""

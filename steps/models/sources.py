@@ -1,0 +1,126 @@
+"""Where a checkpoint comes from: the miniature, a hub repository at a pinned revision, or a folder.
+
+Whatever the source, what comes out is a folder with weights, tokenizer and chat template. Code is
+never taken from a checkpoint: its Python files are left behind, and pickled weights are refused.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from steps.errors import StepError
+from steps.models.manifest import digest, digest_files, write_manifest
+from steps.schema import Model
+
+# What a checkpoint may hold, in Hugging Face and in ONNX GenAI layout: neither code nor pickles.
+FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.onnx", "*.onnx.data", "*.onnx_data")
+LAYOUTS = {"huggingface": ("config.json", "tokenizer.json"), "genai": ("genai_config.json", "tokenizer.json")}
+NO_HUB = "Without a hub take model=miniature, or a folder: -P model=local -P model.path=FOLDER."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder of weights and tokenizer; `layout` is huggingface or genai (ONNX)."""
+
+    directory: Path
+    layout: str
+    revision: str | None
+    manifest: dict[str, str]
+
+    @property
+    def sha256(self) -> str:
+        return digest(self.manifest)
+
+
+def resolve(model: Model) -> Checkpoint:
+    """Have the checkpoint on this machine, training or downloading it where it is not yet."""
+    revision = None
+    if model.source == "miniature":
+        directory = _miniature(model.seed)
+    elif model.source == "hub":
+        directory = _from_hub(model.repository, model.revision)
+        revision = directory.name
+    else:
+        directory = Path(model.path).expanduser()
+    layout = _layout(directory)
+    return Checkpoint(directory, layout, revision, _manifest(directory))
+
+
+def _manifest(directory: Path) -> dict[str, str]:
+    """The manifest of the files that are taken from a checkpoint."""
+    taken = {path.name for pattern in FILES for path in directory.glob(pattern)}
+    return {name: sha256 for name, sha256 in write_manifest(directory).items() if name in taken}
+
+
+def cache_directory() -> Path:
+    """The user's cache directory: PHI3_CACHE_DIR, or where the platform keeps caches."""
+    from platformdirs import user_cache_path
+
+    return Path(os.environ.get("PHI3_CACHE_DIR") or user_cache_path("phi3-mlflow"))
+
+
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` of the cache; `make` fills it if it is not there, once, whole or not at all."""
+    from filelock import FileLock
+
+    cache = cache_directory()
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / name
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            # A killed maker leaves only a folder that the next one removes.
+            for left_over in cache.glob(f"{name}.making-*"):
+                shutil.rmtree(left_over, ignore_errors=True)
+            making = Path(tempfile.mkdtemp(prefix=f"{name}.making-", dir=cache))
+            make(making)
+            making.rename(target)
+    return target
+
+
+def _miniature(seed: int) -> Path:
+    from importlib.metadata import version
+
+    from steps.models import miniature
+
+    code = digest_files([Path(miniature.__file__), miniature.FACTS])
+    name = digest([seed, code, version("torch"), version("transformers")])[:16]
+
+    def train(directory: Path) -> None:
+        print(f"Training the miniature Phi-3 (once; it is kept in {cache_directory()}) …", flush=True)
+        miniature.train_miniature(directory, seed)
+
+    return made_once(f"miniature-{name}", train)
+
+
+def _from_hub(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at revision {revision}" if revision else ""
+        reason = str(error).strip().splitlines()[0][:200]
+        raise StepError(f"{repository}{at} could not be fetched from the hub: {reason} {NO_HUB}") from error
+
+
+def _layout(directory: Path) -> str:
+    """Tell the layout of a folder, or refuse it with what is missing."""
+    if not directory.is_dir():
+        raise StepError(f"model.path must be a folder, got '{directory}', which does not exist.")
+    for layout, needed in reversed(LAYOUTS.items()):
+        if all((directory / name).is_file() for name in needed):
+            return _with_weights(directory, layout)
+    wanted = " or ".join(f"{' and '.join(needed)} ({layout} layout)" for layout, needed in LAYOUTS.items())
+    raise StepError(f"'{directory}' is no checkpoint: it must hold {wanted}.")
+
+
+def _with_weights(directory: Path, layout: str) -> str:
+    pattern = "*.safetensors" if layout == "huggingface" else "*.onnx"
+    if not any(directory.glob(pattern)):
+        raise StepError(f"'{directory}' holds no {pattern} weights; pickled weights (*.bin, *.pt) are never loaded.")
+    return layout
+

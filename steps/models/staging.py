@@ -1,0 +1,139 @@
+"""Stage the files that go into a logged model: a checkpoint, its prompting, and its precision.
+
+A staged folder is temporary and has hard links to the checkpoint's weights where the file system lets it
+(MLflow does not log through symbolic ones), so that nothing is copied needlessly. The
+prompting (system prompt and few-shot examples) is written into the chat template: whoever renders a
+conversation with this tokenizer, in whichever mode, gets it.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from steps.errors import StepError
+from steps.models.sources import FILES, Checkpoint
+from steps.quiet import quiet
+from steps.schema import BuildConfig, Precision, Prompting
+
+_PRESET = """\
+{%%- set given = messages -%%}
+{%%- if given and given[0]['role'] == 'system' -%%}
+{%%- set opening = [given[0]] -%%}{%%- set given = given[1:] -%%}
+{%%- else -%%}
+{%%- set opening = %s -%%}
+{%%- endif -%%}
+{%%- set messages = opening + %s + given -%%}
+"""
+
+
+@contextlib.contextmanager
+def staged(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Path]:
+    """A temporary folder with everything that the variant's model needs, in its mode's layout."""
+    _check_layout(checkpoint, config)
+    with TemporaryDirectory(prefix="phi3-") as temporary:
+        folder = Path(temporary) / "checkpoint"
+        folder.mkdir()
+        _link_all(checkpoint.directory, folder)
+        _drop_remote_code(folder)
+        set_prompting(folder, config.prompting)
+        if config.mode.name == "onnx" and checkpoint.layout == "huggingface":
+            folder = _export(folder, Path(temporary) / "onnx", config.precision)
+        elif config.mode.name != "onnx" and config.precision.name == "bf16":
+            folder = _narrow(folder, Path(temporary) / "bf16")
+        yield folder
+
+
+def set_prompting(folder: Path, prompting: Prompting) -> None:
+    """Put the system prompt (unless the conversation has one) and the examples into the chat template."""
+    template = _chat_template(folder)
+    if prompting.system or prompting.examples:
+        system = [{"role": "system", "content": prompting.system}] if prompting.system else []
+        turns = [
+            {"role": role, "content": getattr(example, role)}
+            for example in prompting.examples
+            for role in ("user", "assistant")
+        ]
+        template = _PRESET % (_literal(system), _literal(turns)) + template
+    _replace(folder / "chat_template.jinja", template)
+
+
+def _literal(messages: list[dict[str, str]]) -> str:
+    """Messages as a literal of the template language, for which JSON's lists, objects and strings do."""
+    return json.dumps(messages)
+
+
+def _chat_template(folder: Path) -> str:
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+    if not isinstance(template, str):
+        raise StepError("The checkpoint has no chat template (chat_template.jinja, or in tokenizer_config.json).")
+    return template
+
+
+def _check_layout(checkpoint: Checkpoint, config: BuildConfig) -> None:
+    if checkpoint.layout == "genai" and config.mode.name != "onnx":
+        raise StepError(
+            f"'{checkpoint.directory}' has ONNX GenAI layout, which is for mode=onnx, got mode={config.mode.name}."
+        )
+
+
+def _link_all(source: Path, folder: Path) -> None:
+    for pattern in FILES:
+        for file in source.glob(pattern):
+            _link(file, folder / file.name)
+
+
+def _link(file: Path, target: Path) -> None:
+    """A hard link to a file, or a copy on another file system."""
+    try:
+        os.link(file.resolve(), target)
+    except OSError:
+        shutil.copyfile(file, target)
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file of a staged folder; never through the link into the checkpoint."""
+    file.unlink(missing_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def _drop_remote_code(folder: Path) -> None:
+    """Forget where a checkpoint would have its own code loaded from: transformers has Phi-3's."""
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        if file.is_file() and "auto_map" in (content := json.loads(file.read_text(encoding="utf-8"))):
+            del content["auto_map"]
+            _replace(file, json.dumps(content, indent=2))
+
+
+def _narrow(folder: Path, target: Path) -> Path:
+    """Save the weights as bf16, so that the model is half as large on disk too."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, trust_remote_code=False)
+        model.save_pretrained(target)
+    for file in folder.iterdir():
+        if not (target / file.name).exists() and not file.match("*.safetensors*"):
+            _link(file, target / file.name)
+    return target
+
+
+def _export(folder: Path, target: Path, precision: Precision) -> Path:
+    """Export to ONNX with ONNX Runtime GenAI's model builder."""
+    with quiet(), TemporaryDirectory(prefix="phi3-") as cache:
+        from onnxruntime_genai.models import builder
+
+        options = ["hf_remote=false", "hf_token=false"]
+        if precision.name == "int4":
+            options += [f"int4_block_size={precision.block_size}", f"int4_accuracy_level={precision.accuracy_level}"]
+        arguments = ("", str(folder), str(target), precision.name, "cpu", cache)
+        builder.create_model(*arguments, **builder.parse_extra_options(*arguments, options))
+    return target

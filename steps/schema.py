@@ -1,0 +1,236 @@
+"""The type of every configuration key, and the limits that a type cannot say.
+
+No I/O and no heavy import: a step that only composes its configuration starts at once.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+# Which precision each mode has; int4 is ONNX Runtime GenAI's.
+PRECISIONS = {
+    "transformers": ("fp32", "bf16"),
+    "pyfunc": ("fp32", "bf16"),
+    "onnx": ("fp32", "int4"),
+}
+INTERFACES = ("chat", "prompt")
+FREE_TEXT = {"metadata": {"free_text": True}}
+
+
+@dataclass
+class Model:
+    """Where the checkpoint comes from: the miniature (`seed`), a hub repository, or a folder."""
+
+    name: str = MISSING
+    source: str = MISSING
+    seed: int = 0
+    repository: str | None = None
+    revision: str | None = None
+    path: str | None = field(default=None, **FREE_TEXT)
+
+
+@dataclass
+class Mode:
+    """How the checkpoint is wrapped, and the settings of that mode's engine."""
+
+    name: str = MISSING
+    max_batch_size: int = 16
+    device: str = "auto"
+    execution_provider: str = "cpu"
+
+
+@dataclass
+class Precision:
+    """The numbers that weights are kept in; the block settings belong to int4."""
+
+    name: str = MISSING
+    block_size: int = 32
+    accuracy_level: int = 4
+
+
+@dataclass
+class Generation:
+    """How a variant generates unless a request says otherwise; temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+
+
+@dataclass
+class Example:
+    """One turn of a few-shot prompt."""
+
+    user: str = MISSING
+    assistant: str = MISSING
+
+
+@dataclass
+class Prompting:
+    """What a variant puts before every conversation."""
+
+    name: str = MISSING
+    system: str = field(default="", **FREE_TEXT)
+    examples: list[Example] = field(default_factory=list)
+
+
+@dataclass
+class PromptSet:
+    """The questions and accepted answers that variants are scored on."""
+
+    name: str = MISSING
+    path: str = field(default=MISSING, **FREE_TEXT)
+
+
+@dataclass
+class Evaluation:
+    """How `evaluate` asks, and which metrics it counts; row r of a sampled variant gets seed + r."""
+
+    metrics: list[str] = field(
+        default_factory=lambda: ["answer_match", "exact_match", "token_f1", "rouge_l", "chrf"]
+    )
+    batch_size: int = 16
+    seed: int = 0
+
+
+@dataclass
+class Limit:
+    """Bounds of a metric, both inclusive."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+@dataclass
+class Promotion:
+    """What best means: hard limits first, then the metric, then the cheaper one."""
+
+    name: str = MISSING
+    metric: str = "answer_match"
+    limits: dict[str, Limit] = field(default_factory=dict)
+    prefer: list[str] = field(default_factory=list)
+
+
+@dataclass
+class BuildConfig:
+    """Everything that makes a variant."""
+
+    model: Model = field(default_factory=Model)
+    mode: Mode = field(default_factory=Mode)
+    precision: Precision = field(default_factory=Precision)
+    interface: str = "chat"
+    prompting: Prompting = field(default_factory=Prompting)
+    generation: Generation = field(default_factory=Generation)
+
+
+@dataclass
+class EvaluateConfig:
+    """Which variants to score, on what."""
+
+    prompt_set: PromptSet = field(default_factory=PromptSet)
+    evaluate: Evaluation = field(default_factory=Evaluation)
+    run_id: str | None = None
+
+
+@dataclass
+class RegisterConfig:
+    """What to promote, and to which name."""
+
+    prompt_set: PromptSet = field(default_factory=PromptSet)
+    promotion: Promotion = field(default_factory=Promotion)
+    registered_model: str = "phi3"
+    dry_run: bool = False
+
+
+@dataclass
+class MainConfig(BuildConfig, EvaluateConfig, RegisterConfig):
+    """All three steps: each of `variants` is a list of overrides of build's configuration."""
+
+    variants: list[list[str]] = field(default_factory=list)
+
+
+SCHEMAS = {"build": BuildConfig, "evaluate": EvaluateConfig, "register": RegisterConfig, "main": MainConfig}
+
+
+def store_schemas() -> None:
+    """Make the schemas known to Hydra, as `build_schema` and so on."""
+    for step, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{step}_schema", node=schema)
+
+
+def free_text_keys(schema: type = MainConfig, prefix: str = "") -> frozenset[str]:
+    """Dotted keys whose values are taken as they are typed."""
+    keys: set[str] = set()
+    for entry in fields(schema):
+        if entry.metadata.get("free_text"):
+            keys.add(f"{prefix}{entry.name}")
+        elif is_dataclass(entry.type):
+            keys |= free_text_keys(entry.type, f"{prefix}{entry.name}.")
+    return frozenset(keys)
+
+
+def faults(config: Any) -> list[str]:
+    """Every value of a step's configuration that is out of its limits, by full key path."""
+    checks = [(BuildConfig, _build_faults), (EvaluateConfig, _evaluate_faults), (RegisterConfig, _register_faults)]
+    return [fault for kind, check in checks if isinstance(config, kind) for fault in check(config)]
+
+
+def _build_faults(config: BuildConfig) -> Iterator[str]:
+    mode, precision, generation = config.mode, config.precision, config.generation
+    if precision.name not in PRECISIONS[mode.name]:
+        having = ", ".join(name for name, offered in PRECISIONS.items() if precision.name in offered)
+        yield (
+            f"precision={precision.name} is not offered by mode={mode.name}, which has "
+            f"{', '.join(PRECISIONS[mode.name])}. Modes that have {precision.name}: {having or 'none'}."
+        )
+    yield from _one_of("interface", config.interface, INTERFACES)
+    yield from _one_of("model.source", config.model.source, ("miniature", "hub", "folder"))
+    yield from _needed("model.path", config.model.path, config.model.source == "folder")
+    yield from _needed("model.repository", config.model.repository, config.model.source == "hub")
+    yield from _within("generation.temperature", generation.temperature, 0, 2)
+    yield from _within("generation.top_p", generation.top_p, 0, 1, open_low=True)
+    yield from _within("generation.top_k", generation.top_k, 0)
+    yield from _within("generation.max_tokens", generation.max_tokens, 1)
+    yield from _within("model.seed", config.model.seed, 0)
+    yield from _within("mode.max_batch_size", mode.max_batch_size, 1, 256)
+    yield from _one_of("precision.block_size", precision.block_size, (16, 32, 64, 128, 256))
+    yield from _within("precision.accuracy_level", precision.accuracy_level, 0, 4)
+
+
+def _evaluate_faults(config: EvaluateConfig) -> Iterator[str]:
+    yield from _within("evaluate.batch_size", config.evaluate.batch_size, 1, 256)
+    yield from _within("evaluate.seed", config.evaluate.seed, 0)
+    if not config.evaluate.metrics:
+        yield "evaluate.metrics must name at least one metric, got none."
+
+
+def _register_faults(config: RegisterConfig) -> Iterator[str]:
+    for name, limit in config.promotion.limits.items():
+        if limit.min is None and limit.max is None:
+            yield f"promotion.limits.{name} must have min or max, got neither."
+        elif limit.min is not None and limit.max is not None and limit.min > limit.max:
+            yield f"promotion.limits.{name}.min must be at most its max {limit.max:g}, got {limit.min:g}."
+    if not config.registered_model or set(config.registered_model) & set("/:"):
+        yield f"registered_model must be a name without '/' and ':', got '{config.registered_model}'."
+
+
+def _needed(key: str, value: str | None, needed: bool) -> Iterator[str]:
+    if needed and not value:
+        yield f"{key} is needed for this model: give -P {key}=…"
+
+
+def _one_of(key: str, value: Any, allowed: tuple) -> Iterator[str]:
+    if value not in allowed:
+        yield f"{key} must be one of {', '.join(map(str, allowed))}, got {value!r}."
+
+
+def _within(key: str, value: float | None, low: float, high: float = math.inf, open_low: bool = False) -> Iterator[str]:
+    if value is None or ((low < value if open_low else low <= value) and value <= high):
+        return
+    bounds = f"above {low:g}" if open_low else f"at least {low:g}"
+    yield f"{key} must be {bounds}{f' and at most {high:g}' if high < math.inf else ''}, got {value!r}."

@@ -1,0 +1,88 @@
+"""The PythonModel of both custom modes: requests in, replies out, an engine in between."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+# tokenizers would start threads of its own beside the engine's
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pandas as pd
+from mlflow.pyfunc import PythonModel
+
+from .contract import Contract, Request, RequestError, chat_chunk, chat_completion
+from .scheduler import Engine, Scheduler
+from .sequence import Sequence
+from .tokenizer import ChatTokenizer
+
+
+class Phi3Model(PythonModel):
+    """Answer conversations (interface chat) or prompts (interface prompt) with one engine.
+
+    `model_config` holds `name`, `interface`, `generation` (the defaults) and `engine` (its arguments);
+    the artifact `checkpoint` is the folder with the tokenizer and the weights.
+    """
+
+    def __init__(self, engine: str):
+        self._engine_name = engine
+
+    def load_context(self, context) -> None:
+        """Load the tokenizer and start the engine."""
+        config, directory = context.model_config, context.artifacts["checkpoint"]
+        self._name, self._interface = config["name"], config["interface"]
+        self._tokenizer = ChatTokenizer(directory)
+        self._contract = Contract(
+            self._interface, self._tokenizer, self._tokenizer.context_length, config["generation"]
+        )
+        self._scheduler = Scheduler(_engine(self._engine_name, directory, config["engine"]))
+
+    def predict(self, context, model_input: pd.DataFrame, params: dict[str, Any] | None = None):
+        """One reply for one row, a list of replies for several."""
+        requests = self._contract.requests(_rows(model_input), params)
+        sequences = [request.sequences(self._tokenizer) for request in requests]
+        self._scheduler.run([sequence for choices in sequences for sequence in choices])
+        replies = [self._reply(*answered) for answered in zip(requests, sequences, strict=True)]
+        return replies[0] if len(replies) == 1 else replies
+
+    def predict_stream(
+        self, context, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> Iterator[dict[str, Any] | str]:
+        """Yield the reply to one row in pieces: OpenAI's chunks (chat) or strings (prompt)."""
+        rows = [{key: value for key, value in row.items() if key != "stream"} for row in _rows(model_input)]
+        requests = self._contract.requests(rows, params)
+        if len(requests) != 1 or requests[0].n != 1:
+            raise RequestError("stream", "predict_stream answers one conversation with n = 1")
+        (sequence,) = requests[0].sequences(self._tokenizer)
+        pieces = self._scheduler.stream(sequence)
+        return self._chunks(sequence, pieces) if self._interface == "chat" else pieces
+
+    def _reply(self, request: Request, choices: list[Sequence]) -> Any:
+        if self._interface == "chat":
+            return chat_completion(self._name, request, choices)
+        texts = [choice.text for choice in choices]
+        return texts[0] if request.n == 1 else texts
+
+    def _chunks(self, sequence: Sequence, pieces: Iterator[str]) -> Iterator[dict[str, Any]]:
+        identity = f"chatcmpl-{uuid.uuid4().hex}"
+        yield chat_chunk(identity, self._name, 0, {"role": "assistant", "content": ""}, None)
+        for piece in pieces:
+            yield chat_chunk(identity, self._name, 0, {"content": piece}, None)
+        yield chat_chunk(identity, self._name, 0, {}, sequence.finish_reason)
+
+
+def _engine(name: str, directory: str, arguments: dict[str, Any]) -> Engine:
+    """Import an engine by name: neither engine's libraries are needed for the other."""
+    if name == "torch":
+        from .torch_engine import TorchEngine
+
+        return TorchEngine(directory, **arguments)
+    from .onnx_engine import OnnxEngine
+
+    return OnnxEngine(directory, **arguments)
+
+
+def _rows(model_input: Any) -> list[dict[str, Any]]:
+    if isinstance(model_input, pd.DataFrame):
+        return model_input.to_dict("records")
+    return [model_input] if isinstance(model_input, dict) else list(model_input)

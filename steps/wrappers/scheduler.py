@@ -1,0 +1,118 @@
+"""Share one engine between the threads of a server: requests that arrive together share a batch.
+
+One thread owns the engine. Callers hand it sequences and wait; at every token the thread lets new
+sequences in and takes finished and cancelled ones out, and so keeps the batch full. The queue has a
+bound: a caller beyond it is told at once (HTTP 429) instead of waiting without end.
+"""
+
+import os
+from collections import deque
+from threading import Condition, Thread
+from time import monotonic
+from typing import Protocol
+
+from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE
+
+from .contract import RequestError
+from .sequence import Sequence
+
+MAX_WAITING = 2048
+
+
+class Engine(Protocol):
+    """What a scheduler needs of an engine; only the scheduler's thread calls it."""
+
+    max_batch_size: int
+
+    def step(self, arriving: list[Sequence]) -> list[tuple[Sequence, int]]:
+        """Take in the arriving sequences, advance the batch, return the new tokens."""
+
+    def remove(self, sequences: list[Sequence]) -> None:
+        """Forget sequences that are finished or cancelled."""
+
+    def reset(self) -> None:
+        """Forget every sequence, after an error."""
+
+
+class Scheduler:
+    """Run the sequences of many callers on one engine."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._changed = Condition()
+        self._thread: Thread | None = None
+
+    def run(self, sequences: list[Sequence]) -> None:
+        """Complete the sequences; raises what stopped them, and lets go of them on any way out."""
+        deadline = monotonic() + float(os.environ.get("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "inf"))
+        self.submit(sequences)
+        try:
+            for sequence in sequences:
+                _wait(sequence, deadline)
+        finally:
+            self.cancel(sequences)
+
+    def submit(self, sequences: list[Sequence]) -> None:
+        """Queue sequences, the short ones first so that a batch has rows of like length."""
+        with self._changed:
+            if len(self._waiting) + len(sequences) > MAX_WAITING:
+                raise RequestError(
+                    "queue_full",
+                    f"{len(self._waiting)} completions wait already, at most {MAX_WAITING} may: try again later",
+                    REQUEST_LIMIT_EXCEEDED,
+                )
+            self._waiting.extend(sorted(sequences, key=lambda sequence: sequence.length))
+            if self._thread is None:
+                self._thread = Thread(target=self._work, name="phi3-engine", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def cancel(self, sequences: list[Sequence]) -> None:
+        """Free the places of sequences that nobody waits for, at the next token."""
+        for sequence in sequences:
+            sequence.cancelled = True
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._running)
+                arriving = self._arriving()
+            try:
+                self._advance(arriving)
+            except Exception as error:  # whatever it is, the callers must not wait for ever
+                self._abandon(error)
+
+    def _arriving(self) -> list[Sequence]:
+        """Take from the queue what the batch has room for."""
+        arriving: list[Sequence] = []
+        while self._waiting and len(self._running) + len(arriving) < self._engine.max_batch_size:
+            sequence = self._waiting.popleft()
+            if not sequence.cancelled:
+                arriving.append(sequence)
+        return arriving
+
+    def _advance(self, arriving: list[Sequence]) -> None:
+        """One step of the engine; the sequences that are over leave the batch."""
+        self._running += arriving
+        for sequence, token in self._engine.step(arriving) if self._running else ():
+            sequence.push(token)
+        over = [sequence for sequence in self._running if sequence.cancelled or sequence.finish_reason]
+        if over:
+            self._engine.remove(over)
+            self._running = [sequence for sequence in self._running if sequence not in over]
+
+    def _abandon(self, error: Exception) -> None:
+        for sequence in self._running:
+            sequence.fail(error)
+        self._running = []
+        self._engine.reset()
+
+
+def _wait(sequence: Sequence, deadline: float) -> None:
+    left = deadline - monotonic()
+    if not sequence.done.wait(timeout=None if left == float("inf") else max(0.0, left)):
+        raise RequestError("timeout", "the time for this request is over", TEMPORARILY_UNAVAILABLE)
+    if sequence.error is not None:
+        raise sequence.error

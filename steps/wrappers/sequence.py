@@ -1,0 +1,88 @@
+"""One completion in the making: its settings, its tokens so far, and when it ends."""
+
+from dataclasses import dataclass, field, replace
+from threading import Event
+
+import numpy as np
+
+from .tokenizer import ChatTokenizer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to generate one completion; temperature 0 is greedy, top_k 0 is no limit."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def for_choice(self, index: int) -> "Settings":
+        return self if self.seed is None else replace(self, seed=self.seed + index)
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Token ids of a prompt and of its growing completion; `finish_reason` is set when it ends."""
+
+    prompt: list[int]
+    settings: Settings
+    tokenizer: ChatTokenizer
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+    error: Exception | None = None
+    cancelled: bool = False
+    done: Event = field(default_factory=Event)
+
+    def __post_init__(self) -> None:
+        self._random = np.random.default_rng(self.settings.seed)
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.tokens)
+
+    @property
+    def greedy(self) -> bool:
+        return self.settings.temperature == 0
+
+    def push(self, token: int) -> None:
+        """Take the next token; end at an end token, a stop string or the cap on tokens."""
+        self.tokens.append(token)
+        if token in self.tokenizer.end_tokens:
+            self._end("stop", self.tokenizer.decode(self.tokens))
+        elif self.settings.stop and (cut := self._stopped()) is not None:
+            self._end("stop", cut)
+        elif len(self.tokens) >= self.settings.max_tokens:
+            self._end("length", self.tokenizer.decode(self.tokens))
+
+    def sample(self, logits: np.ndarray) -> int:
+        """Draw a token from `logits` [vocabulary] by temperature, top_k and top_p (nucleus sampling)."""
+        settings = self.settings
+        order = np.argsort(-logits, kind="stable") if settings.top_k or settings.top_p < 1 else np.arange(len(logits))
+        if settings.top_k:
+            order = order[: settings.top_k]
+        scaled = logits[order].astype(np.float64) / settings.temperature
+        probabilities = np.exp(scaled - scaled.max())
+        probabilities /= probabilities.sum()
+        if settings.top_p < 1:
+            keep = np.cumsum(probabilities) - probabilities < settings.top_p
+            order, probabilities = order[keep], probabilities[keep] / probabilities[keep].sum()
+        drawn = np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right")
+        return int(order[min(drawn, len(order) - 1)])
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.done.set()
+
+    def _stopped(self) -> str | None:
+        """The text before the first stop string, if one has appeared."""
+        text = self.tokenizer.decode(self.tokens)
+        cuts = [position for stop in self.settings.stop if (position := text.find(stop)) >= 0]
+        return text[: min(cuts)] if cuts else None
+
+    def _end(self, reason: str, text: str) -> None:
+        self.finish_reason, self.text = reason, text
+        self.done.set()

@@ -1,0 +1,130 @@
+"""Continuous batching of a causal language model on torch.
+
+The batch is left-padded: row r of the key-value cache [rows, heads, width, head size] holds its
+sequence in its last columns, and the mask [rows, width] tells which. New rows are prefilled together
+and joined to the batch; rows that are over are dropped, and columns that only they used with them.
+"""
+
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from .sequence import Sequence
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class TorchEngine:
+    """Advance up to `max_batch_size` sequences by one token a step."""
+
+    def __init__(self, directory: str, precision: str, max_batch_size: int, device: str):
+        self.max_batch_size = max_batch_size
+        self._device = _device(device)
+        self._model = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=DTYPES[precision],
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        self._model.eval().to(self._device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start with an empty batch."""
+        self._rows: list[Sequence] = []
+        self._cache: DynamicCache | None = None
+        self._mask = torch.empty(0)
+
+    @torch.inference_mode()
+    def step(self, arriving: list[Sequence]) -> list[tuple[Sequence, int]]:
+        """Prefill the arriving sequences and join them, or else decode one token for every row."""
+        if arriving:
+            logits, cache, mask = self._prefill(arriving)
+            tokens = _choose(arriving, logits)
+            self._join(arriving, cache, mask)
+            return tokens
+        return _choose(self._rows, self._decode())
+
+    @torch.inference_mode()
+    def remove(self, sequences: list[Sequence]) -> None:
+        """Drop rows, and the columns that no remaining row uses."""
+        keep = [row for row, sequence in enumerate(self._rows) if sequence not in sequences]
+        if not keep:
+            return self.reset()
+        if len(keep) < len(self._rows):
+            self._rows = [self._rows[row] for row in keep]
+            index = torch.tensor(keep, device=self._device)
+            mask = self._mask[index]
+            first = int(mask.any(dim=0).int().argmax())
+            self._mask = mask[:, first:].contiguous()
+            for layer in self._cache.layers:
+                layer.keys = layer.keys[index, :, first:].contiguous()
+                layer.values = layer.values[index, :, first:].contiguous()
+
+    def _prefill(self, sequences: list[Sequence]) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+        """Run the prompts; returns logits [rows, vocabulary], their cache and mask [rows, width]."""
+        width = max(len(sequence.prompt) for sequence in sequences)
+        paddings = [width - len(sequence.prompt) for sequence in sequences]
+        ids = torch.tensor(
+            [[0] * padding + sequence.prompt for padding, sequence in zip(paddings, sequences, strict=True)],
+            device=self._device,
+        )
+        mask = torch.arange(width, device=self._device) >= torch.tensor(paddings, device=self._device)[:, None]
+        cache = DynamicCache()
+        return self._forward(ids, mask, (mask.long().cumsum(dim=1) - 1).clamp(min=0), cache), cache, mask
+
+    def _decode(self) -> torch.Tensor:
+        """Run the last token of every row; returns logits [rows, vocabulary]."""
+        ids = torch.tensor([[sequence.tokens[-1]] for sequence in self._rows], device=self._device)
+        positions = torch.tensor([[sequence.length - 1] for sequence in self._rows], device=self._device)
+        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=True)
+        return self._forward(ids, self._mask, positions, self._cache)
+
+    def _forward(self, ids, mask, positions, cache) -> torch.Tensor:
+        output = self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float()
+
+    def _join(self, sequences: list[Sequence], cache: DynamicCache, mask: torch.Tensor) -> None:
+        """Put prefilled rows under the batch, both padded on the left to the same width."""
+        if not self._rows:
+            self._rows, self._cache, self._mask = list(sequences), cache, mask
+            return
+        width = max(self._mask.shape[1], mask.shape[1])
+        self._rows += sequences
+        self._mask = torch.cat([_pad_left(self._mask, width, dim=1), _pad_left(mask, width, dim=1)])
+        for ours, theirs in zip(self._cache.layers, cache.layers, strict=True):
+            ours.keys = torch.cat([_pad_left(ours.keys, width, dim=2), _pad_left(theirs.keys, width, dim=2)])
+            ours.values = torch.cat([_pad_left(ours.values, width, dim=2), _pad_left(theirs.values, width, dim=2)])
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _pad_left(tensor: torch.Tensor, width: int, dim: int) -> torch.Tensor:
+    """Pad dimension `dim` on the left with zeros (False) to `width`."""
+    missing = width - tensor.shape[dim]
+    if missing == 0:
+        return tensor
+    shape = list(tensor.shape)
+    shape[dim] = missing
+    return torch.cat([tensor.new_zeros(shape), tensor], dim=dim)
+
+
+def _choose(sequences: list[Sequence], logits: torch.Tensor) -> list[tuple[Sequence, int]]:
+    """The next token of every sequence from logits [rows, vocabulary]: greedy, or drawn by its settings."""
+    tokens = logits.argmax(dim=-1).tolist()
+    for row, sequence in enumerate(sequences):
+        if not sequence.greedy:
+            tokens[row] = sequence.sample(logits[row].cpu().numpy())
+    return list(zip(sequences, tokens, strict=True))
