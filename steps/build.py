@@ -44,9 +44,7 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
                 params={key: tracking.text(value) for key, value in params.items()},
                 tags={tracking.FINGERPRINT: identity, "phi3.checkpoint_sha256": checkpoint.sha256},
             )
-        mlflow.log_metrics(
-            {"size/bytes": size, "build/seconds": perf_counter() - started}, model_id=model_id
-        )
+        mlflow.log_metrics({"size/bytes": size, "build/seconds": perf_counter() - started}, model_id=model_id)
     tracking.say(f"Built {variant_name(config)}: models:/{model_id} ({size / 1e6:.1f} MB)")
     return model_id
 
@@ -68,7 +66,8 @@ def variant_name(config: BuildConfig) -> str:
     if config.prompting.name != "plain" or config.prompting.system or config.prompting.examples:
         parts.append(config.prompting.name)
     if config.generation.temperature:
-        parts.append(f"t{config.generation.temperature:g}")
+        # MLflow allows no dot in the name of a model.
+        parts.append(f"t{config.generation.temperature:g}".replace(".", "_"))
     return "-".join(parts)
 
 

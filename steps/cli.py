@@ -77,9 +77,7 @@ def _run(step_name: str, step: Callable[[Any], Any]) -> None:
         hand_to_hydra(step_name, step, [*quiet, *overrides], ["--multirun"])
 
 
-def hand_to_hydra(
-    step_name: str, step: Callable[[Any], Any], overrides: list[str], flags: Iterable[str] = ()
-) -> None:
+def hand_to_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[str], flags: Iterable[str] = ()) -> None:
     """Let Hydra compose and launch; its errors come through whole, to be told in our words."""
     store_schemas()
     failures: list[StepError] = []

@@ -68,9 +68,7 @@ def _choose(config: EvaluateConfig, rows: PromptSet, variants: list[Variant]) ->
     if not variants:
         raise StepError(f"There is no variant to evaluate in this experiment. {MAKE_ONE}")
     return [
-        variant
-        for variant in variants
-        if not scorecard.has_scorecard(variant, rows.name, rows.sha256, config.evaluate)
+        variant for variant in variants if not scorecard.has_scorecard(variant, rows.name, rows.sha256, config.evaluate)
     ]
 
 

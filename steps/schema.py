@@ -91,9 +91,7 @@ class PromptSet:
 class Evaluation:
     """How `evaluate` asks, and which metrics it counts; row r of a sampled variant gets seed + r."""
 
-    metrics: list[str] = field(
-        default_factory=lambda: ["answer_match", "exact_match", "token_f1", "rouge_l", "chrf"]
-    )
+    metrics: list[str] = field(default_factory=lambda: ["answer_match", "exact_match", "token_f1", "rouge_l", "chrf"])
     batch_size: int = 16
     seed: int = 0
 
@@ -152,6 +150,11 @@ class MainConfig(BuildConfig, EvaluateConfig, RegisterConfig):
     """All three steps: each of `variants` is a list of overrides of build's configuration."""
 
     variants: list[list[str]] = field(default_factory=list)
+
+
+def only(schema: type, config: MainConfig) -> Any:
+    """One step's part of the main job's configuration."""
+    return schema(**{entry.name: getattr(config, entry.name) for entry in fields(schema)})
 
 
 SCHEMAS = {"build": BuildConfig, "evaluate": EvaluateConfig, "register": RegisterConfig, "main": MainConfig}

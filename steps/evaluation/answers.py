@@ -14,14 +14,13 @@ def answer(variant: Variant, prompt_set: PromptSet, batch_size: int, seed: int) 
     """The variant's answer to every row, in order; a sampled variant gets seed + r for row r."""
     from tqdm import tqdm
 
-    answers: list[str] = []
-    with loaded(variant.uri) as model:
-        # disable=None: no bar where the output is not a terminal
-        with tqdm(total=len(prompt_set.rows), desc=variant.name, unit="row", disable=None) as bar:
-            for start in range(0, len(prompt_set.rows), batch_size):
-                batch = prompt_set.rows[start : start + batch_size]
-                answers += _ask(model, variant, batch, seed + start)
-                bar.update(len(batch))
+    rows, answers = prompt_set.rows, []
+    # disable=None: no bar where the output is not a terminal
+    with loaded(variant.uri) as model, tqdm(total=len(rows), desc=variant.name, unit="row", disable=None) as bar:
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            answers += _ask(model, variant, batch, seed + start)
+            bar.update(len(batch))
     return answers
 
 

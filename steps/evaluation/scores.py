@@ -53,9 +53,7 @@ def score(
 
     frame = as_dataset(prompt_set).to_pandas()
     references = [list(row.targets) for row in prompt_set.rows]
-    data = mlflow.data.from_pandas(
-        frame[["id", "question", "target"]], name=prompt_set.name, targets="target"
-    )
+    data = mlflow.data.from_pandas(frame[["id", "question", "target"]], name=prompt_set.name, targets="target")
     with quiet():
         result = mlflow.models.evaluate(
             model=lambda features: answers,
@@ -77,7 +75,8 @@ def _eval_fn(name: str, metric: Any, references: list[list[str]]) -> Callable:
 
     def eval_fn(predictions, targets, metrics):
         said = list(predictions)
-        computed = metric.compute(predictions=said, references=references)
+        # MLflow tries a metric on the first row alone before it asks for all.
+        computed = metric.compute(predictions=said, references=references[: len(said)])
         scores = computed.pop("scores", None)
         numbers = {key: float(value) for key, value in computed.items() if isinstance(value, int | float)}
         means = {"mean" if key == name else key: value for key, value in numbers.items()}
@@ -88,7 +87,9 @@ def _eval_fn(name: str, metric: Any, references: list[list[str]]) -> Callable:
 
 def _check_complete(metrics: dict[str, float], names: list[str]) -> None:
     """MLflow leaves a metric out with a warning when it fails: that is no scorecard."""
-    faults = [f"metric {name} gave no value." for name in names if not any(key.startswith(f"{name}/") for key in metrics)]
+    faults = [
+        f"metric {name} gave no value." for name in names if not any(key.startswith(f"{name}/") for key in metrics)
+    ]
     faults += [f"metric {key} is {value}." for key, value in metrics.items() if not math.isfinite(value)]
     if faults:
         raise StepError(*faults)

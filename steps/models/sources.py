@@ -123,4 +123,3 @@ def _with_weights(directory: Path, layout: str) -> str:
     if not any(directory.glob(pattern)):
         raise StepError(f"'{directory}' holds no {pattern} weights; pickled weights (*.bin, *.pt) are never loaded.")
     return layout
-

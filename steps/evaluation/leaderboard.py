@@ -1,0 +1,67 @@
+"""The leaderboard: what every variant scored, who is champion, and how to go on."""
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+from steps import tracking
+from steps.evaluation import prompt_set, scorecard
+from steps.promotion.rank import metric_key
+from steps.schema import MainConfig
+from steps.tracking import Variant
+
+
+def rows(variants: list[Variant], ranked: list[str], config: MainConfig) -> list[dict[str, Any]]:
+    """Name, metrics, size and time of every variant; the ranked ones first, in their order."""
+    questions = prompt_set.load(config.prompt_set)
+    found = []
+    for variant in variants:
+        metrics = scorecard.scores(variant, questions.name, questions.sha256) or {}
+        means = {name: metrics.get(metric_key(name)) for name in config.evaluate.metrics}
+        found.append(
+            {"variant": variant.name, "model_id": variant.model_id}
+            | means
+            | {"MB": metrics["size/bytes"] / 1e6, "answers (s)": metrics["answers/seconds"]}
+        )
+    place = {model_id: index for index, model_id in enumerate(ranked)}
+    return sorted(found, key=lambda row: place.get(row["model_id"], len(place)))
+
+
+def show(variants: list[Variant], outcome: Any, config: MainConfig) -> None:
+    """Print the leaderboard; the champion has a star."""
+    from rich.console import Console
+    from rich.table import Table
+
+    ranked = [candidate.model_id for candidate in outcome.ranking.ranked]
+    table = Table(title=f"Leaderboard on {config.prompt_set.name}, best first")
+    table.add_column("")
+    table.add_column("variant", no_wrap=True)
+    for name in [*config.evaluate.metrics, "MB", "answers (s)"]:
+        table.add_column(name, justify="right")
+    champion = outcome.champion_model_id
+    for row in rows(variants, ranked, config):
+        numbers = [_number(row[name], 3) for name in config.evaluate.metrics]
+        star = "★" if row["model_id"] == champion else ""
+        table.add_row(star, row["variant"], *numbers, _number(row["MB"], 1), _number(row["answers (s)"], 1))
+    Console(width=None if Console().is_terminal else 120).print(table)
+
+
+def as_dict(variants: list[Variant], outcome: Any, config: MainConfig) -> dict[str, Any]:
+    """The leaderboard for the main job's run."""
+    ranked = [candidate.model_id for candidate in outcome.ranking.ranked]
+    return {"champion_version": outcome.version, "leaderboard": rows(variants, ranked, config)}
+
+
+def say_next(variants: list[Variant], registered_model: str, experiment: str) -> None:
+    """The two commands to go on with."""
+    runs = quote(json.dumps([variant.run_id for variant in variants]))
+    experiments = quote(json.dumps([experiment]))
+    tracking.say("\nCompare the runs:")
+    tracking.say(f"    mlflow ui --port 5000{tracking.store_arguments()}")
+    tracking.say(f"    http://127.0.0.1:5000/#/compare-runs?runs={runs}&experiments={experiments}")
+    tracking.say("Serve the champion:")
+    tracking.say(f"    mlflow models serve -m models:/{registered_model}@champion --env-manager uv --port 5001")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

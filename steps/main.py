@@ -1,0 +1,94 @@
+"""The main job: build the variants of conf/main.yaml, score them, promote the best one.
+
+    mlflow run .
+    mlflow run . -P model=phi3_mini_4k -P generation.max_tokens=64
+
+Reads conf/main.yaml; writes a run with a child run for each variant and for each step, a leaderboard, and
+the champion. A variant whose fingerprint is READY already is used again.
+"""
+
+import sys
+from dataclasses import fields
+from typing import Any
+
+from steps import cli, evaluate, register, tracking
+from steps.build import build, fingerprint
+from steps.errors import StepError
+from steps.evaluation import leaderboard
+from steps.models import sources
+from steps.schema import BuildConfig, EvaluateConfig, MainConfig, RegisterConfig, only
+
+
+def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
+    """Build, evaluate and register in one process; each step talks to the next through MLflow."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    with tracking.run("main") as active:
+        model_ids = build_all(client, variants)
+        evaluate.evaluate(only(EvaluateConfig, config))
+        outcome = register.register(only(RegisterConfig, config))
+        chosen = [
+            variant for variant in tracking.variants(client, active.info.experiment_id) if variant.model_id in model_ids
+        ]
+        leaderboard.show(chosen, outcome, config)
+        mlflow.log_dict(leaderboard.as_dict(chosen, outcome, config), "leaderboard.json")
+    leaderboard.say_next(chosen, config.registered_model, active.info.experiment_id)
+
+
+def build_all(client: Any, variants: list[BuildConfig]) -> list[str]:
+    """Have every variant READY, building those that are not yet; returns the ids of their LoggedModels."""
+    import mlflow
+
+    ready = {
+        variant.tags[tracking.FINGERPRINT]: variant.model_id
+        for variant in tracking.variants(client, tracking.experiment_id())
+    }
+    checkpoints: dict[str, sources.Checkpoint] = {}
+    model_ids: list[str] = []
+    for config in variants:
+        source = str(config.model)
+        checkpoint = checkpoints.get(source) or checkpoints.setdefault(source, sources.resolve(config.model))
+        identity = fingerprint(config, checkpoint)
+        if identity not in ready:
+            ready[identity] = build(config, checkpoint)
+        elif ready[identity] not in model_ids:
+            tracking.say(f"Ready already: models:/{ready[identity]} (variant {identity[:12]})")
+        if ready[identity] not in model_ids:
+            model_ids.append(ready[identity])
+    mlflow.log_param("variants", len(model_ids))
+    return model_ids
+
+
+def plan(overrides: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Split overrides into main's own overrides and the override lists of all variants.
+
+    What is about a variant reaches every one, and a sweep in it multiplies them.
+    """
+    cli.check("main", cli.expand(overrides))
+    keys = {entry.name for entry in fields(BuildConfig)}
+    for_variants = [override for override in overrides if cli.key_of(override).partition(".")[0] in keys]
+    own = [override for override in overrides if override not in for_variants]
+    if len(cli.expand(own)) > 1:
+        raise StepError("A sweep in main multiplies variants: only keys of build can have one.")
+    listed = cli.compose("main", own).variants
+    points = [job for variant in listed for job in cli.expand([*variant, *for_variants])]
+    cli.check("build", points)
+    return own, points
+
+
+def main() -> None:
+    """Run the main job from the command line."""
+    cli.guarded(lambda: _main(sys.argv[1:]))
+
+
+def _main(arguments: list[str]) -> None:
+    flags, overrides = cli.parse(arguments)
+    if flags:
+        return cli.hand_to_hydra("main", run_all, overrides, flags)
+    own, points = plan(overrides)
+    cli.hand_to_hydra("main", lambda config: run_all(config, [cli.compose("build", point) for point in points]), own)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From scorecards to the champion: rank, gate, registry."""

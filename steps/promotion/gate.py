@@ -1,0 +1,42 @@
+"""Decide whether the best candidate takes the champion's place. Pure functions."""
+
+from dataclasses import dataclass
+
+from steps.promotion.rank import Candidate, metric_key, sort_key
+from steps.schema import Promotion
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to promote, and why, in one sentence."""
+
+    promote: bool
+    reason: str
+
+
+def decide(best: Candidate, champion: Candidate | None, promotion: Promotion) -> Decision:
+    """Promote the best candidate unless the champion is it, or as good by the policy."""
+    if champion is None:
+        return Decision(True, f"there was no champion; {_score(best, promotion)} is the best of this prompt set")
+    if best.fingerprint == champion.fingerprint:
+        return Decision(False, f"the champion {champion.name} is the best already: {_score(champion, promotion)}")
+    if sort_key(best, promotion) >= sort_key(champion, promotion):
+        return Decision(
+            False, f"{best.name} is not better than the champion {champion.name}: {_versus(best, champion, promotion)}"
+        )
+    return Decision(
+        True, f"{best.name} is better than the champion {champion.name}: {_versus(best, champion, promotion)}"
+    )
+
+
+def _score(candidate: Candidate, promotion: Promotion) -> str:
+    return f"{promotion.metric} {candidate.metrics[metric_key(promotion.metric)]:.4f}"
+
+
+def _versus(best: Candidate, champion: Candidate, promotion: Promotion) -> str:
+    """The first thing of the policy in which they differ."""
+    for name in (promotion.metric, *promotion.prefer):
+        ours, theirs = best.metrics[metric_key(name)], champion.metrics[metric_key(name)]
+        if ours != theirs:
+            return f"{name} {ours:g} against {theirs:g}"
+    return "they are alike in all that the policy asks"
