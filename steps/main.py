@@ -84,10 +84,10 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> None:
     flags, overrides = cli.parse(arguments)
-    if flags:
-        return cli.hand_to_hydra("main", run_all, overrides, flags)
-    own, points = plan(overrides)
-    cli.hand_to_hydra("main", lambda config: run_all(config, [cli.compose("build", point) for point in points]), own)
+    own, points = (overrides, []) if flags else plan(overrides)
+    cli.hand_to_hydra(
+        "main", lambda config: run_all(config, [cli.compose("build", point) for point in points]), own, flags
+    )
 
 
 if __name__ == "__main__":

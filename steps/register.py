@@ -52,9 +52,8 @@ def register(config: RegisterConfig) -> Outcome:
     decision = gate.decide(best, _candidate_of(champion, candidates), config.promotion)
     now = best.model_id if decision.promote else champion.variant.model_id
     if config.dry_run:
-        tracking.say(
-            f"Dry run: {'would promote ' + best.name if decision.promote else 'nothing would change'}: {decision.reason}."
-        )
+        verdict = f"would promote {best.name}" if decision.promote else "nothing would change"
+        tracking.say(f"Dry run: {verdict}: {decision.reason}.")
         return Outcome(ranking, decision, champion.version if champion else None, now)
     version = champion.version if champion else None
     with tracking.run(f"register-{config.registered_model}"):
@@ -92,7 +91,7 @@ def _candidate_of(champion: Champion | None, candidates: list[Candidate]) -> Can
             return candidate
     raise StepError(
         f"The champion {champion.variant.name} (version {champion.version}) has no scorecard for this prompt set, "
-        f"so nothing can be compared with it. Score it with `python -m steps.evaluate run_id={champion.variant.run_id}`."
+        f"so nothing can be compared with it. Score it: `python -m steps.evaluate run_id={champion.variant.run_id}`."
     )
 
 

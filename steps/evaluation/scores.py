@@ -87,9 +87,8 @@ def _eval_fn(name: str, metric: Any, references: list[list[str]]) -> Callable:
 
 def _check_complete(metrics: dict[str, float], names: list[str]) -> None:
     """MLflow leaves a metric out with a warning when it fails: that is no scorecard."""
-    faults = [
-        f"metric {name} gave no value." for name in names if not any(key.startswith(f"{name}/") for key in metrics)
-    ]
+    given = {key.partition("/")[0] for key in metrics}
+    faults = [f"metric {name} gave no value." for name in names if name not in given]
     faults += [f"metric {key} is {value}." for key, value in metrics.items() if not math.isfinite(value)]
     if faults:
         raise StepError(*faults)

@@ -20,12 +20,10 @@ def decide(best: Candidate, champion: Candidate | None, promotion: Promotion) ->
         return Decision(True, f"there was no champion; {_score(best, promotion)} is the best of this prompt set")
     if best.fingerprint == champion.fingerprint:
         return Decision(False, f"the champion {champion.name} is the best already: {_score(champion, promotion)}")
-    if sort_key(best, promotion) >= sort_key(champion, promotion):
-        return Decision(
-            False, f"{best.name} is not better than the champion {champion.name}: {_versus(best, champion, promotion)}"
-        )
+    better = sort_key(best, promotion) < sort_key(champion, promotion)
+    verdict = "is better than" if better else "is not better than"
     return Decision(
-        True, f"{best.name} is better than the champion {champion.name}: {_versus(best, champion, promotion)}"
+        better, f"{best.name} {verdict} the champion {champion.name}: {_difference(best, champion, promotion)}"
     )
 
 
@@ -33,7 +31,7 @@ def _score(candidate: Candidate, promotion: Promotion) -> str:
     return f"{promotion.metric} {candidate.metrics[metric_key(promotion.metric)]:.4f}"
 
 
-def _versus(best: Candidate, champion: Candidate, promotion: Promotion) -> str:
+def _difference(best: Candidate, champion: Candidate, promotion: Promotion) -> str:
     """The first thing of the policy in which they differ."""
     for name in (promotion.metric, *promotion.prefer):
         ours, theirs = best.metrics[metric_key(name)], champion.metrics[metric_key(name)]

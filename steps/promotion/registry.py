@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from steps.errors import StepError
 from steps.promotion.rank import Candidate
 from steps.tracking import FINGERPRINT, Variant, as_variant
 
 CHAMPION = "champion"
+# A registered version does not tell by itself which LoggedModel it was made of.
+MODEL_ID = "phi3.model_id"
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,13 @@ def champion(client: Any, registered_model: str) -> Champion | None:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
-    return Champion(version.version, as_variant(client.get_logged_model(version.model_id)))
+    model_id = version.tags.get(MODEL_ID)
+    if model_id is None:
+        raise StepError(
+            f"{registered_model}@{CHAMPION} (version {version.version}) was not promoted by this project, so nothing "
+            f"is known of it. Give another name (-P registered_model=…), or delete the alias."
+        )
+    return Champion(str(version.version), as_variant(client.get_logged_model(model_id)))
 
 
 def promote(client: Any, registered_model: str, candidate: Candidate, tags: dict[str, str], description: str) -> str:
@@ -35,16 +44,18 @@ def promote(client: Any, registered_model: str, candidate: Candidate, tags: dict
     import mlflow
 
     version = _registered(client, registered_model, candidate) or mlflow.register_model(
-        f"models:/{candidate.model_id}", registered_model, tags={FINGERPRINT: candidate.fingerprint}
+        f"models:/{candidate.model_id}",
+        registered_model,
+        tags={FINGERPRINT: candidate.fingerprint, MODEL_ID: candidate.model_id},
     )
     for key, value in tags.items():
         client.set_model_version_tag(registered_model, version.version, key, value)
     client.update_model_version(registered_model, version.version, description=description)
     client.set_registered_model_alias(registered_model, CHAMPION, version.version)
-    return version.version
+    return str(version.version)
 
 
 def _registered(client: Any, registered_model: str, candidate: Candidate) -> Any | None:
     """The version that a model has already, so that the same model is not registered twice."""
     versions = client.search_model_versions(f"name = '{registered_model}'")
-    return next((version for version in versions if version.model_id == candidate.model_id), None)
+    return next((version for version in versions if version.tags.get(MODEL_ID) == candidate.model_id), None)

@@ -5,6 +5,7 @@ seed there, so a sampled sequence with a seed runs on a generator of its own, wi
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai as og
@@ -100,6 +101,6 @@ class OnnxEngine:
 
 
 def _end_tokens(directory: str) -> list[int]:
-    with open(f"{directory}/genai_config.json", encoding="utf-8") as file:
-        end = json.load(file)["model"]["eos_token_id"]
+    config = json.loads((Path(directory) / "genai_config.json").read_text(encoding="utf-8"))
+    end = config["model"]["eos_token_id"]
     return end if isinstance(end, list) else [end]
