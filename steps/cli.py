@@ -40,7 +40,7 @@ QUIET = (
     "hydra.run.dir=.",
 )
 # Keys below these are the user's to name.
-OPEN_KEYS = ("promotion.limits.",)
+OPEN_KEYS = ("promotion.limits",)
 
 
 def run(step_name: str, step: Callable[[Any], Any]) -> None:
@@ -229,9 +229,9 @@ def _dotted(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
 def _override_faults(step_name: str, override: str, keys: list[str]) -> Iterator[str]:
     """What is wrong with one override by itself: its key, its option, its type."""
     key, value = key_of(override), override.partition("=")[2]
-    if key.startswith("hydra") or key.startswith(OPEN_KEYS):
+    if key.startswith("hydra"):
         return
-    if key not in keys:
+    if key not in keys and not key.startswith(OPEN_KEYS):
         yield f"{unknown('key', key, _near_keys(key, keys))} Got {override.lstrip('+~')}."
     elif (options := _options(key)) and value not in options:
         yield unknown(key, value, options)

@@ -97,20 +97,12 @@ class Evaluation:
 
 
 @dataclass
-class Limit:
-    """Bounds of a metric, both inclusive."""
-
-    min: float | None = None
-    max: float | None = None
-
-
-@dataclass
 class Promotion:
-    """What best means: hard limits first, then the metric, then the cheaper one."""
+    """What best means: hard limits (`min`, `max` of any metric) first, then the metric, then the cheaper one."""
 
     name: str = MISSING
     metric: str = "answer_match"
-    limits: dict[str, Limit] = field(default_factory=dict)
+    limits: dict[str, dict[str, float]] = field(default_factory=dict)
     prefer: list[str] = field(default_factory=list)
 
 
@@ -214,10 +206,10 @@ def _evaluate_faults(config: EvaluateConfig) -> Iterator[str]:
 
 def _register_faults(config: RegisterConfig) -> Iterator[str]:
     for name, limit in config.promotion.limits.items():
-        if limit.min is None and limit.max is None:
-            yield f"promotion.limits.{name} must have min or max, got neither."
-        elif limit.min is not None and limit.max is not None and limit.min > limit.max:
-            yield f"promotion.limits.{name}.min must be at most its max {limit.max:g}, got {limit.min:g}."
+        if not limit or set(limit) - {"min", "max"}:
+            yield f"promotion.limits.{name} must have min, max or both, got {', '.join(limit) or 'neither'}."
+        elif limit.get("min", -math.inf) > limit.get("max", math.inf):
+            yield f"promotion.limits.{name}.min must be at most its max {limit['max']:g}, got {limit['min']:g}."
     if not config.registered_model or set(config.registered_model) & set("/:"):
         yield f"registered_model must be a name without '/' and ':', got '{config.registered_model}'."
 

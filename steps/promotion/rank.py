@@ -1,9 +1,10 @@
 """Rank variants by a promotion policy: hard limits, then the metric, then the cheaper one. Pure functions."""
 
+import math
 from dataclasses import dataclass
 
 from steps.errors import unknown
-from steps.schema import Limit, Promotion
+from steps.schema import Promotion
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,15 @@ def sort_key(candidate: Candidate, promotion: Promotion) -> tuple[float, ...]:
     return (-candidate.metrics[metric_key(promotion.metric)], *costs)
 
 
-def limit_faults(candidate: Candidate, limits: dict[str, Limit]) -> list[str]:
+def limit_faults(candidate: Candidate, limits: dict[str, dict[str, float]]) -> list[str]:
     """Every limit that a candidate violates."""
     faults = []
     for name, limit in limits.items():
         value = candidate.metrics[metric_key(name)]
-        if limit.min is not None and value < limit.min:
-            faults.append(f"{name} {value:g} is below {limit.min:g}")
-        if limit.max is not None and value > limit.max:
-            faults.append(f"{name} {value:g} is above {limit.max:g}")
+        if value < limit.get("min", -math.inf):
+            faults.append(f"{name} {value:g} is below {limit['min']:g}")
+        if value > limit.get("max", math.inf):
+            faults.append(f"{name} {value:g} is above {limit['max']:g}")
     return faults
 
 

@@ -1,0 +1,78 @@
+"""What every test gets: a store, caches and an environment of its own, and no network."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+SPAIN = "What is the capital of Spain?"
+
+
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory):
+    """One cache for the whole session: the miniature is trained once."""
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """A migrated and empty SQLite store, made once and copied for each test."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    code = "import mlflow, sys; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
+    subprocess.run([sys.executable, "-c", code, f"sqlite:///{file}"], check=True, capture_output=True, cwd=file.parent)
+    return file
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch, tmp_path, caches, empty_store):
+    """No test sees the user's MLflow, Hugging Face or Hydra settings, nor leaves anything behind."""
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "HF_", "HYDRA_", "PHI3_"))]:
+        monkeypatch.delenv(name)
+    store = tmp_path / "store"
+    store.mkdir()
+    shutil.copy(empty_store, store / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("PHI3_CACHE_DIR", str(caches / "phi3"))
+    monkeypatch.setenv("HF_HOME", str(caches / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(store)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(caches):
+    """The miniature, trained once for the session."""
+    from steps.models import sources
+    from steps.schema import Model
+
+    before = os.environ.get("PHI3_CACHE_DIR")
+    os.environ["PHI3_CACHE_DIR"] = str(caches / "phi3")
+    try:
+        return sources.resolve(Model(name="miniature", source="miniature"))
+    finally:
+        os.environ.pop("PHI3_CACHE_DIR")
+        if before is not None:
+            os.environ["PHI3_CACHE_DIR"] = before
+
+
+@pytest.fixture
+def step():
+    """Run a step as people do, in a process of its own: `step("build", "mode=onnx")`."""
+
+    def run(name, *arguments, cwd=PROJECT, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", f"steps.{name}", *arguments],
+            cwd=cwd,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run

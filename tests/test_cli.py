@@ -1,0 +1,159 @@
+"""The command line: what arrives of what was typed, and what is said of what cannot be."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steps import cli
+from steps.errors import StepError, unknown
+
+ARRIVES = {
+    "as mlflow run declares it": (["mode=onnx"], ["mode=onnx"]),
+    "as mlflow run hands on what is not declared": (
+        ["--generation.temperature", "0.2"],
+        ["generation.temperature=0.2"],
+    ),
+    "with an equals sign": (["--generation.top_k=5"], ["generation.top_k=5"]),
+    "a negative value": (["--generation.top_k", "-5"], ["generation.top_k=-5"]),
+    "a sweep": (["mode=pyfunc,onnx"], ["mode=pyfunc,onnx"]),
+    "free text": (["prompting.system=Answer briefly, please."], ["prompting.system='Answer briefly, please.'"]),
+    "a limit of the user's own": (["promotion.limits.chrf.min=0.5"], ["++promotion.limits.chrf.min=0.5"]),
+    "the flag that a sweep says already": (["--multirun", "mode=onnx"], ["mode=onnx"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "overrides"), ARRIVES.values(), ids=ARRIVES)
+def test_parse(arguments, overrides):
+    assert cli.parse(arguments) == ([], overrides)
+
+
+def test_flags_of_hydra_pass():
+    assert cli.parse(["--cfg", "job", "mode=onnx"]) == (["--cfg", "job"], ["mode=onnx"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\r\n"), max_size=40))
+@pytest.mark.parametrize("point", [0, 1])
+def test_free_text_arrives_literally(point, text):
+    """Commas, quotes, backslashes, shell syntax and interpolation: alone, and beside a sweep."""
+    _, overrides = cli.parse(["mode=pyfunc,onnx", "--prompting.system", text])
+    config = cli.compose("build", cli.expand(overrides)[point])
+    assert config.prompting.system == text
+
+
+@pytest.mark.parametrize(
+    "text", ["$(touch marker)", "`id`", "a; b", "${oc.env:HOME}", "\\${oc.env:HOME}", "it's \\'", "x\\", "{a: [b}"]
+)
+def test_free_text_is_never_run_nor_resolved(text):
+    (job,) = cli.expand(cli.parse([f"prompting.system={text}"])[1])
+    assert cli.compose("build", job).prompting.system == text
+
+
+REFUSED = {
+    "typo in a key": (
+        "build",
+        ["generation.temprature=0.2"],
+        ["Unknown key 'generation.temprature'. Did you mean 'generation.temperature'? Available: generation.max_tokens"],
+    ),
+    "not a number below an open key": ("register", ["++promotion.limits.chrf.min=x"], ["Value 'x' of type 'str'"]),
+    "typo in a group": ("build", ["mod=onnx"], ["Unknown key 'mod'. Did you mean 'mode'?"]),
+    "unknown mode": ("build", ["mode=onx"], ["Unknown mode 'onx'. Did you mean 'onnx'? Available: onnx, pyfunc"]),
+    "unknown model": ("build", ["model=minature"], ["Unknown model 'minature'. Did you mean 'miniature'?"]),
+    "unknown prompt set": ("evaluate", ["prompt_set=fact"], ["Unknown prompt_set 'fact'. Did you mean 'facts'?"]),
+    "not a number": ("build", ["generation.temperature=warm"], ["generation.temperature: Value 'warm' of type 'str'"]),
+    "out of range": (
+        "build",
+        ["generation.temperature=3"],
+        ["generation.temperature must be at least 0 and at most 2, got 3.0."],
+    ),
+    "no number at all": ("build", ["generation.temperature=nan"], ["must be at least 0 and at most 2, got nan."]),
+    "open end": ("build", ["generation.top_p=0"], ["generation.top_p must be above 0 and at most 1, got 0.0."]),
+    "int4 where it is not offered": (
+        "build",
+        ["mode=pyfunc", "precision=int4"],
+        ["precision=int4 is not offered by mode=pyfunc, which has fp32, bf16. Modes that have int4: onnx."],
+    ),
+    "one point of a sweep": (
+        "build",
+        ["mode=onnx,transformers", "precision=int4"],
+        ["precision=int4 is not offered by mode=transformers"],
+    ),
+    "interface": ("build", ["interface=cat"], ["interface must be one of chat, prompt, got 'cat'."]),
+    "a folder that is not given": ("build", ["model=local"], ["model.path is needed for this model"]),
+    "limit without a bound": (
+        "register",
+        ["++promotion.limits.chrf={}"],
+        ["promotion.limits.chrf must have min, max or both, got neither."],
+    ),
+    "limits the wrong way round": (
+        "register",
+        ["++promotion.limits.chrf={min: 1, max: 0}"],
+        ["promotion.limits.chrf.min must be at most its max 0, got 1."],
+    ),
+    "name of the registered model": ("register", ["registered_model=a/b"], ["must be a name without '/' and ':'"]),
+    "no metric": ("evaluate", ["evaluate.metrics=[]"], ["evaluate.metrics must name at least one metric"]),
+    "all at once": (
+        "build",
+        ["generation.top_k=-1", "generation.top_p=2", "interface=x"],
+        ["generation.top_k must be", "generation.top_p must be", "interface must be"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("step_name", "overrides", "sentences"), REFUSED.values(), ids=REFUSED)
+def test_check_refuses(step_name, overrides, sentences):
+    with pytest.raises(StepError) as refusal:
+        cli.check(step_name, cli.expand(overrides))
+    for sentence in sentences:
+        assert any(sentence in fault for fault in refusal.value.faults), refusal.value.faults
+    assert len(refusal.value.faults) == len(sentences)
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("mode=${oc.env:HOME}", "mode must be a plain value, got '${oc.env:HOME}'"),
+        ("mode", "Expected key=value, got 'mode'."),
+    ],
+)
+def test_parse_refuses(argument, sentence):
+    with pytest.raises(StepError) as refusal:
+        cli.parse([argument])
+    assert sentence in str(refusal.value)
+
+
+def test_unreadable_value_is_named():
+    with pytest.raises(StepError, match="'mode=a;b' cannot be read"):
+        cli.expand(["mode=a;b"])
+
+
+def test_later_override_replaces_the_earlier():
+    assert cli.expand(["mode=pyfunc", "mode=onnx"]) == [["mode=onnx"]]
+
+
+def test_a_sweep_has_every_point():
+    points = cli.expand(["mode=pyfunc,onnx", "generation.temperature=choice(0,0.7)"])
+    assert len(points) == 4
+    assert ["mode=onnx", "generation.temperature=0.7"] in points
+
+
+def test_unknown_names_the_nearest_and_the_list():
+    assert unknown("mode", "onx", ["pyfunc", "onnx"]) == (
+        "Unknown mode 'onx'. Did you mean 'onnx'? Available: onnx, pyfunc."
+    )
+    assert unknown("mode", "zzz", []) == "Unknown mode 'zzz'. Available: none."
+
+
+def test_faults_end_in_sentences_and_an_exit_code(step):
+    done = step("build", "mode=onx", "generation.top_q=1")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("error: Unknown ") for line in lines)
+
+
+def test_a_traceback_is_there_when_asked_for(step):
+    done = step("build", "mode=onx", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
