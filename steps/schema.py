@@ -102,7 +102,7 @@ class Promotion:
 
     name: str = MISSING
     metric: str = "answer_match"
-    limits: dict[str, dict[str, float]] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
     prefer: list[str] = field(default_factory=list)
 
 
@@ -206,8 +206,10 @@ def _evaluate_faults(config: EvaluateConfig) -> Iterator[str]:
 
 def _register_faults(config: RegisterConfig) -> Iterator[str]:
     for name, limit in config.promotion.limits.items():
-        if not limit or set(limit) - {"min", "max"}:
-            yield f"promotion.limits.{name} must have min, max or both, got {', '.join(limit) or 'neither'}."
+        if not isinstance(limit, dict) or not limit or set(limit) - {"min", "max"}:
+            yield f"promotion.limits.{name} must have min, max or both, got {limit or 'neither'}."
+        elif wrong := [value for value in limit.values() if not isinstance(value, int | float)]:
+            yield f"promotion.limits.{name} must be numbers, got {wrong[0]!r}."
         elif limit.get("min", -math.inf) > limit.get("max", math.inf):
             yield f"promotion.limits.{name}.min must be at most its max {limit['max']:g}, got {limit['min']:g}."
     if not config.registered_model or set(config.registered_model) & set("/:"):

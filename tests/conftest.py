@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# Hugging Face's client reads this when it is imported, which is before any fixture.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 PROJECT = Path(__file__).resolve().parents[1]
 SPAIN = "What is the capital of Spain?"
 

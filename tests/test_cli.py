@@ -53,9 +53,13 @@ REFUSED = {
     "typo in a key": (
         "build",
         ["generation.temprature=0.2"],
-        ["Unknown key 'generation.temprature'. Did you mean 'generation.temperature'? Available: generation.max_tokens"],
+        ["Unknown key 'generation.temprature'. Did you mean 'generation.temperature'? Available: generation."],
     ),
-    "not a number below an open key": ("register", ["++promotion.limits.chrf.min=x"], ["Value 'x' of type 'str'"]),
+    "limit that is no number": (
+        "register",
+        ["++promotion.limits.chrf.min=x"],
+        ["promotion.limits.chrf must be numbers, got 'x'."],
+    ),
     "typo in a group": ("build", ["mod=onnx"], ["Unknown key 'mod'. Did you mean 'mode'?"]),
     "unknown mode": ("build", ["mode=onx"], ["Unknown mode 'onx'. Did you mean 'onnx'? Available: onnx, pyfunc"]),
     "unknown model": ("build", ["model=minature"], ["Unknown model 'minature'. Did you mean 'miniature'?"]),

@@ -96,15 +96,16 @@ def _miniature(seed: int) -> Path:
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:
+    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (httpx.HTTPError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
-        reason = str(error).strip().splitlines()[0][:200]
-        raise StepError(f"{repository}{at} could not be fetched from the hub: {reason} {NO_HUB}") from error
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+        raise StepError(f"{repository}{at} could not be fetched from the hub: {reason}. {NO_HUB}") from error
 
 
 def _layout(directory: Path) -> str:

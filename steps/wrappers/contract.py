@@ -12,6 +12,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
@@ -22,6 +23,8 @@ ROLES = ("system", "user", "assistant")
 MAX_ROWS, MAX_CHARACTERS, MAX_CHOICES, MAX_STOPS = 256, 1_000_000, 8, 8
 # Fields of MLflow's chat schema that no Phi-3 wrapper can honour: refused unless they ask for nothing.
 UNSUPPORTED = ("tools", "frequency_penalty", "presence_penalty")
+# What a list may arrive as: pandas hands on arrays too.
+MANY = list | tuple | np.ndarray
 SETTINGS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "n", "seed")
 
 
@@ -149,21 +152,30 @@ def _is_nan(value: Any) -> bool:
 def _refuse_unsupported(row: dict[str, Any]) -> None:
     for field in UNSUPPORTED:
         value = row.get(field)
-        if value is not None and not (_is_nan(value) or (hasattr(value, "__len__") and len(value) == 0) or value == 0):
+        empty = len(value) == 0 if hasattr(value, "__len__") else value is None or _is_nan(value) or value == 0
+        if not empty:
             raise RequestError("unsupported_field", f"{field} is not supported by this model: leave it out")
     if row.get("stream"):
         raise RequestError("stream", "stream: predict answers whole; call predict_stream for a stream")
 
 
 def _custom_inputs(row: dict[str, Any]) -> dict[str, Any]:
-    custom = row.get("custom_inputs") or {}
-    if unknown := sorted(set(custom) - {"seed", "top_k"}):
+    custom = row.get("custom_inputs")
+    if custom is None or _is_nan(custom):
+        return {}
+    if not isinstance(custom, dict):
+        raise RequestError("invalid_custom_inputs", f"custom_inputs must be an object, got {type(custom).__name__}")
+    if unknown := sorted(set(map(str, custom)) - {"seed", "top_k"}):
         raise RequestError("unsupported_field", f"custom_inputs.{unknown[0]} is not known: known are seed, top_k")
     return dict(custom)
 
 
 def _messages(messages: Any, tokenizer: ChatTokenizer) -> list[dict[str, str]]:
-    if messages is None or len(messages) == 0:
+    if messages is None:
+        raise RequestError("empty_conversation", "messages is missing: it must hold at least one message")
+    if not isinstance(messages, MANY):
+        raise RequestError("not_messages", f"messages must be a list of messages, got {type(messages).__name__}")
+    if len(messages) == 0:
         raise RequestError("empty_conversation", "messages must hold at least one message, got none")
     checked = [_message(index, message, tokenizer) for index, message in enumerate(messages)]
     if checked[-1]["role"] != "user":
@@ -245,6 +257,8 @@ def _integer(field: str, value: Any, low: int, high: int | None) -> int:
 def _stop(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
+    if not isinstance(value, str | MANY):
+        raise RequestError("invalid_stop", f"stop must be a list of strings, got {type(value).__name__}")
     strings = [value] if isinstance(value, str) else list(value)
     if len(strings) > MAX_STOPS:
         raise RequestError("invalid_stop", f"stop holds at most {MAX_STOPS} strings, got {len(strings)}")

@@ -7,6 +7,7 @@ bound: a caller beyond it is told at once (HTTP 429) instead of waiting without 
 
 import os
 from collections import deque
+from collections.abc import Iterator
 from threading import Condition, Thread
 from time import monotonic
 from typing import Protocol
@@ -53,6 +54,23 @@ class Scheduler:
                 _wait(sequence, deadline)
         finally:
             self.cancel(sequences)
+
+    def stream(self, sequence: Sequence) -> Iterator[str]:
+        """Complete one sequence and yield its text as it grows."""
+        self.submit([sequence])
+        sent = 0
+        try:
+            while not sequence.done.is_set():
+                sequence.progress.wait()
+                sequence.progress.clear()
+                text = sequence.settled_text()
+                if len(text) > sent:
+                    yield text[sent:]
+                    sent = len(text)
+            if sequence.error is not None:
+                raise sequence.error
+        finally:
+            self.cancel([sequence])
 
     def submit(self, sequences: list[Sequence]) -> None:
         """Queue sequences, the short ones first so that a batch has rows of like length."""

@@ -36,6 +36,7 @@ class Sequence:
     error: Exception | None = None
     cancelled: bool = False
     done: Event = field(default_factory=Event)
+    progress: Event = field(default_factory=Event)
 
     def __post_init__(self) -> None:
         self._random = np.random.default_rng(self.settings.seed)
@@ -57,6 +58,15 @@ class Sequence:
             self._end("stop", cut)
         elif len(self.tokens) >= self.settings.max_tokens:
             self._end("length", self.tokenizer.decode(self.tokens))
+        self.progress.set()
+
+    def settled_text(self) -> str:
+        """The text so far that later tokens cannot change: no half character, no beginning of a stop string."""
+        if self.finish_reason is not None:
+            return self.text
+        text = self.tokenizer.decode(list(self.tokens)).rstrip("\ufffd")
+        held = max((len(stop) - 1 for stop in self.settings.stop), default=0)
+        return text[: len(text) - held]
 
     def sample(self, logits: np.ndarray) -> int:
         """Draw a token from `logits` [vocabulary] by temperature, top_k and top_p (nucleus sampling)."""
@@ -76,6 +86,7 @@ class Sequence:
     def fail(self, error: Exception) -> None:
         self.error = error
         self.done.set()
+        self.progress.set()
 
     def _stopped(self) -> str | None:
         """The text before the first stop string, if one has appeared."""

@@ -1,0 +1,54 @@
+"""Engines and contracts over the session's miniature, loaded once."""
+
+import pytest
+
+from steps import cli
+from steps.models import staging
+from steps.wrappers.contract import Contract
+from steps.wrappers.scheduler import Scheduler
+from steps.wrappers.tokenizer import ChatTokenizer
+
+DEFAULTS = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 64}
+
+
+@pytest.fixture(scope="session")
+def tokenizer(checkpoint):
+    return ChatTokenizer(checkpoint.directory)
+
+
+@pytest.fixture(scope="session")
+def contract(tokenizer):
+    return Contract("chat", tokenizer, tokenizer.context_length, DEFAULTS)
+
+
+@pytest.fixture(scope="session")
+def torch_scheduler(checkpoint):
+    from steps.wrappers.torch_engine import TorchEngine
+
+    return Scheduler(TorchEngine(str(checkpoint.directory), "fp32", 16, "cpu"))
+
+
+@pytest.fixture(scope="session")
+def onnx_scheduler(checkpoint):
+    from steps.wrappers.onnx_engine import OnnxEngine
+
+    with staging.staged(checkpoint, cli.compose("build", ["mode=onnx"])) as folder:
+        yield Scheduler(OnnxEngine(str(folder), 16, "cpu"))
+
+
+@pytest.fixture(params=["torch", "onnx"])
+def scheduler(request):
+    return request.getfixturevalue(f"{request.param}_scheduler")
+
+
+@pytest.fixture
+def complete(scheduler, contract, tokenizer):
+    """Texts of the choices of every row: `complete({"messages": …}, …)`."""
+
+    def run(*rows):
+        requests = contract.requests(rows, None)
+        sequences = [request.sequences(tokenizer) for request in requests]
+        scheduler.run([sequence for choices in sequences for sequence in choices])
+        return sequences
+
+    return run

@@ -1,0 +1,157 @@
+"""Both engines: greedy answers, batches, sampling, stop strings, caps, many callers."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steps.evaluation import prompt_set
+from steps.schema import PromptSet
+from steps.wrappers.contract import RequestError
+from tests.conftest import SPAIN
+
+ROWS = prompt_set.load(PromptSet("facts", "conf/prompt_set/facts.jsonl")).rows
+QUESTIONS = [row.question for row in ROWS]
+
+
+def _ask(question=SPAIN, **fields):
+    return {"messages": [{"role": "user", "content": question}]} | fields
+
+
+def test_it_knows_the_capital_of_spain(complete):
+    ((choice,),) = complete(_ask())
+    assert "Madrid" in choice.text
+    assert choice.finish_reason == "stop"
+    assert "<|" not in choice.text
+
+
+def test_the_engines_answer_the_same(torch_scheduler, onnx_scheduler, contract, tokenizer):
+    requests = contract.requests([_ask(question) for question in QUESTIONS], None)
+    answers = []
+    for scheduler in (torch_scheduler, onnx_scheduler):
+        sequences = [request.sequences(tokenizer)[0] for request in requests]
+        scheduler.run(sequences)
+        answers.append([sequence.tokens for sequence in sequences])
+    assert answers[0] == answers[1]
+
+
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_a_batch_answers_as_one_by_one(request, engine, contract, tokenizer, data):
+    """Rows of mixed length, each with its own cap, more of them than fit into the batch."""
+    scheduler = request.getfixturevalue(f"{engine}_scheduler")
+    rows = data.draw(
+        st.lists(
+            st.builds(
+                lambda question, before, cap: _ask(" ".join([*before, question]), max_tokens=cap),
+                st.sampled_from(QUESTIONS),
+                st.lists(st.sampled_from(["please", "tell", "me", "now"]), max_size=30),
+                st.integers(1, 12),
+            ),
+            min_size=1,
+            max_size=24,
+        )
+    )
+    requests = contract.requests(rows, None)
+    together = [entry.sequences(tokenizer)[0] for entry in requests]
+    scheduler.run(together)
+    for entry, sequence in zip(requests, together, strict=True):
+        (alone,) = entry.sequences(tokenizer)
+        scheduler.run([alone])
+        assert (alone.tokens, alone.finish_reason) == (sequence.tokens, sequence.finish_reason)
+
+
+def test_a_seed_repeats_and_choices_differ(complete):
+    row = _ask(temperature=2.0, n=4, custom_inputs={"seed": 3})
+    first, again = complete(row)[0], complete(row)[0]
+    assert [choice.tokens for choice in first] == [choice.tokens for choice in again]
+    assert len({choice.text for choice in first}) > 1
+
+
+def test_the_engines_sample_the_same_with_a_seed(torch_scheduler, onnx_scheduler, contract, tokenizer):
+    (request,) = contract.requests([_ask(temperature=1.0, top_p=0.9, top_k=50, n=8, custom_inputs={"seed": 1})], None)
+    texts = []
+    for scheduler in (torch_scheduler, onnx_scheduler):
+        choices = request.sequences(tokenizer)
+        scheduler.run(choices)
+        texts.append([choice.text for choice in choices])
+    assert texts[0] == texts[1]
+
+
+def test_sampling_without_a_seed_works(complete):
+    (choices,) = complete(_ask(temperature=1.5, n=8))
+    assert all(choice.finish_reason in ("stop", "length") for choice in choices)
+
+
+def test_a_tiny_nucleus_and_top_k_one_are_greedy(complete):
+    (greedy,), (nucleus,), (top,) = complete(
+        _ask(), _ask(temperature=2.0, top_p=1e-6), _ask(temperature=2.0, top_k=1, custom_inputs={"seed": 1})
+    )
+    assert greedy.text == nucleus.text == top.text
+
+
+def test_a_stop_string_is_cut_off(complete):
+    ((whole,), (cut,)) = complete(_ask(), _ask(stop=["never", " Mad"]))
+    assert cut.text == whole.text[: whole.text.index(" Mad")]
+    assert cut.finish_reason == "stop"
+
+
+def test_the_cap_ends_with_length(complete):
+    ((choice,),) = complete(_ask(max_tokens=2))
+    assert len(choice.tokens) == 2
+    assert choice.finish_reason == "length"
+
+
+def test_callers_at_once_get_their_own_answers(scheduler, contract, tokenizer):
+    def ask(question):
+        (request,) = contract.requests([_ask(question)], None)
+        (sequence,) = request.sequences(tokenizer)
+        scheduler.run([sequence])
+        return sequence.text
+
+    alone = [ask(question) for question in QUESTIONS[:32]]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, QUESTIONS[:32])) == alone
+
+
+def test_a_cancelled_sequence_frees_its_place(scheduler, contract, tokenizer):
+    (request,) = contract.requests([_ask(temperature=2.0, max_tokens=400)], None)
+    (left,) = request.sequences(tokenizer)
+    scheduler.submit([left])
+    scheduler.cancel([left])
+    (stays,) = contract.requests([_ask()], None)[0].sequences(tokenizer)
+    scheduler.run([stays])
+    assert "Madrid" in stays.text
+    assert len(left.tokens) < 400
+
+
+def test_a_stream_says_the_same_in_pieces(scheduler, complete, contract, tokenizer):
+    ((whole,),) = complete(_ask())
+    (request,) = contract.requests([_ask()], None)
+    pieces = list(scheduler.stream(request.sequences(tokenizer)[0]))
+    assert "".join(pieces) == whole.text
+    assert len(pieces) > 1
+
+
+def test_a_full_queue_is_told_at_once(scheduler, contract, tokenizer, monkeypatch):
+    from steps.wrappers import scheduler as module
+
+    monkeypatch.setattr(module, "MAX_WAITING", 4)
+    (request,) = contract.requests([_ask(n=8)], None)
+    with pytest.raises(RequestError) as refusal:
+        scheduler.run(request.sequences(tokenizer))
+    assert refusal.value.code == "queue_full"
+    assert refusal.value.get_http_status_code() == 429
+
+
+def test_an_engines_fault_reaches_the_caller_and_the_next_one_is_answered(scheduler, contract, tokenizer, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(scheduler._engine, "step", lambda arriving: 1 / 0)
+        (sequence,) = contract.requests([_ask()], None)[0].sequences(tokenizer)
+        with pytest.raises(ZeroDivisionError):
+            scheduler.run([sequence])
+    (sequence,) = contract.requests([_ask()], None)[0].sequences(tokenizer)
+    scheduler.run([sequence])
+    assert "Madrid" in sequence.text
