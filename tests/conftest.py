@@ -17,8 +17,11 @@ SPAIN = "What is the capital of Spain?"
 
 @pytest.fixture(scope="session")
 def caches(tmp_path_factory):
-    """One cache for the whole session: the miniature is trained once."""
-    return tmp_path_factory.mktemp("caches")
+    """One cache for the whole session and all of its workers: the miniature is trained once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "caches"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,97 @@
+"""Prompt sets: every fault with its line, before any model is loaded."""
+
+import json
+
+import pytest
+
+from steps.errors import StepError
+from steps.evaluation import prompt_set
+from steps.schema import PromptSet
+
+
+def _line(**fields):
+    row = {"id": "a", "messages": [{"role": "user", "content": "q"}], "target": "t"} | fields
+    return json.dumps({key: value for key, value in row.items() if value is not ...})
+
+
+def _load(tmp_path, *lines):
+    file = tmp_path / "set.jsonl"
+    content = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
+    file.write_bytes(content)
+    return prompt_set.load(PromptSet("set", str(file)))
+
+
+FAULTS = {
+    "broken JSON": ('{"id": ', "broken JSON: Expecting value at column 8."),
+    "not UTF-8": (b'{"id": "\xff"}', "it is not UTF-8 text."),
+    "not an object": ("[1]", "expected a JSON object, got list."),
+    "missing id": (_line(id=...), "id is missing."),
+    "missing target": (_line(target=...), "target is missing."),
+    "missing question": (_line(messages=...), "needs either messages or prompt."),
+    "both questions": (_line(prompt="q"), "needs either messages or prompt."),
+    "empty target": (_line(target=" "), "target is empty."),
+    "number for target": (_line(target=5), "target must be text, got int."),
+    "one bad target of many": (_line(target=["a", 5]), "target[1] must be text, got int."),
+    "empty text": (_line(messages=[{"role": "user", "content": ""}]), "messages[0].content is empty."),
+    "not text": (_line(messages=[{"role": "user", "content": 5}]), "messages[0].content must be text, got int."),
+    "NUL": (_line(messages=...)[:-1] + ', "prompt": "a\\u0000"}', "prompt holds a NUL character."),
+    "surrogate": (_line(messages=...)[:-1] + ', "prompt": "a\\ud800"}', "prompt holds a lone surrogate."),
+    "unknown role": (
+        _line(messages=[{"role": "tool", "content": "q"}]),
+        "messages[0].role must be one of assistant, system, user, got 'tool'.",
+    ),
+    "assistant last": (
+        _line(messages=[{"role": "assistant", "content": "q"}]),
+        "the last message must be the user's, got role 'assistant'.",
+    ),
+    "no message": (_line(messages=[]), "messages must be a list of at least one message."),
+    "half a message": (
+        _line(messages=[{"role": "user"}]),
+        "messages[0] must hold role and content, and nothing else.",
+    ),
+    "unknown field": (_line(targte="t"), "unknown field 'targte'; known are id, messages, prompt, tags, target."),
+    "tags": (_line(tags="x"), "tags must be a list of strings."),
+}
+
+
+@pytest.mark.parametrize(("line", "fault"), FAULTS.values(), ids=FAULTS)
+def test_a_faulty_line_is_told(tmp_path, line, fault):
+    with pytest.raises(StepError) as refusal:
+        _load(tmp_path, _line(id="good"), line)
+    assert refusal.value.faults == (f"set.jsonl: line 2: {fault}",)
+
+
+def test_all_faults_come_at_once(tmp_path):
+    with pytest.raises(StepError) as refusal:
+        _load(tmp_path, _line(), "{", _line(target=5), _line())
+    assert [fault.split(": ")[1] for fault in refusal.value.faults] == ["line 2", "line 3", "line 3", "line 4"]
+    assert refusal.value.faults[-1].endswith("id 'a' stands on line 1 already.")
+
+
+def test_many_faults_are_cut_with_their_number(tmp_path):
+    with pytest.raises(StepError, match="and 10 more faults"):
+        _load(tmp_path, *["{"] * 60)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    with pytest.raises(StepError, match="it holds no row"):
+        _load(tmp_path, "", "  ")
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(StepError, match=r"prompt_set.path must be a JSONL file, got 'no.jsonl', which does not exist"):
+        prompt_set.load(PromptSet("set", "no.jsonl"))
+
+
+def test_prompt_stands_for_one_user_message(tmp_path):
+    loaded = _load(tmp_path, _line(messages=..., prompt="q", target=["t", "u"], tags=["x"]))
+    (row,) = loaded.rows
+    assert row.conversation == [{"role": "user", "content": "q"}]
+    assert (row.targets, row.tags) == (("t", "u"), ("x",))
+
+
+def test_the_digest_is_of_the_content_not_of_the_layout(tmp_path):
+    one = _load(tmp_path, _line())
+    other = _load(tmp_path, "", json.dumps(json.loads(_line()), indent=None, sort_keys=True))
+    assert one.sha256 == other.sha256
+    assert one.sha256 != _load(tmp_path, _line(target="u")).sha256

@@ -1,0 +1,51 @@
+"""The README's commands are the ones that are tested."""
+
+import re
+
+import yaml
+
+from steps import cli
+from tests.conftest import PROJECT
+
+README = (PROJECT / "README.md").read_text()
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+]
+FIRST = "pip install mlflow==3.17.2 uv && mlflow run . --env-manager uv"
+SECOND = "mlflow run . -e test --env-manager uv"
+
+
+def test_the_two_commands_stand_on_the_first_screen():
+    top = "\n".join(README.splitlines()[:30])
+    assert FIRST in top
+    assert SECOND in top
+
+
+def test_ci_runs_the_second_command_after_installing_what_the_first_installs():
+    script = (PROJECT / ".ci" / "run").read_text()
+    assert "pip install --quiet mlflow==3.17.2 uv" in script
+    assert script.strip().endswith(SECOND)
+
+
+def test_every_project_run_in_the_readme_is_one_that_starts():
+    entry_points = yaml.safe_load((PROJECT / "MLproject").read_text())["entry_points"]
+    runs = [command for command in COMMANDS if "mlflow run ." in command]
+    assert len(runs) >= 6
+    for command in runs:
+        name = (re.findall(r"-e (\w+)", command) or ["main"])[0]
+        assert name in entry_points
+        values = [
+            double or single or bare
+            for double, single, bare in re.findall(r"-P (?:\"([^\"]*)\"|'([^']*)'|(\S+))", command)
+        ]
+        if name not in ("test", "benchmark"):
+            needs = ["model.path=."] if "model=local" in values and not any("path" in v for v in values) else []
+            cli.check(name, cli.expand(cli.parse([*values, *needs])[1]))
+
+
+def test_every_python_command_in_the_readme_checks():
+    for command in [command for command in COMMANDS if command.startswith("python -m steps.")]:
+        name, *overrides = command.removeprefix("python -m steps.").split()
+        cli.check(name, cli.expand(cli.parse(overrides)[1]))
