@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,22 @@ def checkpoint(caches):
         os.environ.pop("PHI3_CACHE_DIR")
         if before is not None:
             os.environ["PHI3_CACHE_DIR"] = before
+
+
+@pytest.fixture
+def typed(monkeypatch, capfd):
+    """Run a step in this process as if it were typed: `typed("build", "mode=onnx")` → code, output, errors."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"steps/{name}.py", *arguments])
+        try:
+            import_module(f"steps.{name}").main()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code
+        return subprocess.CompletedProcess(sys.argv, code, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture
