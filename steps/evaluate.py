@@ -12,8 +12,9 @@ from typing import Any
 
 from steps import cli, tracking
 from steps.errors import StepError
-from steps.evaluation import answers, prompt_set, scorecard, scores
+from steps.evaluation import answers, contract, prompt_set, scorecard, scores
 from steps.evaluation.prompt_set import PromptSet
+from steps.quiet import quiet
 from steps.schema import EvaluateConfig
 from steps.tracking import Variant
 
@@ -45,10 +46,14 @@ def score_variant(client: Any, variant: Variant, rows: PromptSet, metrics: dict[
     import mlflow
 
     settings = config.evaluate
-    started = perf_counter()
-    answered = answers.answer(variant, rows, settings.batch_size, settings.seed)
-    seconds = perf_counter() - started
+    with answers.loaded(variant.uri) as model:
+        started = perf_counter()
+        answered = answers.answer(model, variant, rows, settings.batch_size, settings.seed)
+        seconds = perf_counter() - started
+        with quiet():
+            results = contract.run(model, variant.params["interface"])
     with tracking.reopened(variant.run_id):
+        _log_contract(results, variant.model_id)
         values, digest = scores.score(rows, answered, metrics, variant.model_id)
         mlflow.set_tag("phi3.prompt_set_sha256", rows.sha256)
         mlflow.log_metric("answers/seconds", seconds, model_id=variant.model_id)
@@ -56,6 +61,17 @@ def score_variant(client: Any, variant: Variant, rows: PromptSet, metrics: dict[
     client.set_logged_model_tags(variant.model_id, {scorecard.tag(rows.name): mark})
     first = config.evaluate.metrics[0]
     tracking.say(f"Scored {variant.name}: {first} {values.get(f'{first}/mean', float('nan')):.3f} ({seconds:.1f} s)")
+
+
+def _log_contract(results: list[contract.Result], model_id: str) -> None:
+    """How many checks of the contract passed, and which failed and how."""
+    import mlflow
+
+    passed = sum(result.fault is None for result in results)
+    mlflow.log_metrics({"contract/passed": passed, "contract/total": len(results)}, model_id=model_id)
+    # Not log_table, which would append to the table of an earlier evaluation of this run.
+    rows = [[result.name, result.fault is None, result.fault or ""] for result in results]
+    mlflow.log_dict({"columns": ["check", "passed", "fault"], "data": rows}, "contract.json")
 
 
 def _choose(config: EvaluateConfig, rows: PromptSet, variants: list[Variant]) -> list[Variant]:

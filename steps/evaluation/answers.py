@@ -10,13 +10,13 @@ from steps.quiet import quiet
 from steps.tracking import Variant
 
 
-def answer(variant: Variant, prompt_set: PromptSet, batch_size: int, seed: int) -> list[str]:
-    """The variant's answer to every row, in order; a sampled variant gets seed + r for row r."""
+def answer(model: Any, variant: Variant, prompt_set: PromptSet, batch_size: int, seed: int) -> list[str]:
+    """The loaded variant's answer to every row, in order; a sampled variant gets seed + r for row r."""
     from tqdm import tqdm
 
     rows, answers = prompt_set.rows, []
     # disable=None: no bar where the output is not a terminal
-    with loaded(variant.uri) as model, tqdm(total=len(rows), desc=variant.name, unit="row", disable=None) as bar:
+    with tqdm(total=len(rows), desc=variant.name, unit="row", disable=None) as bar:
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             answers += _ask(model, variant, batch, seed + start)

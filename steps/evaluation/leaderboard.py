@@ -21,6 +21,7 @@ def rows(variants: list[Variant], ranked: list[str], config: MainConfig) -> list
         found.append(
             {"variant": variant.name, "model_id": variant.model_id}
             | means
+            | {"contract": f"{metrics['contract/passed']:.0f}/{metrics['contract/total']:.0f}"}
             | {"MB": metrics["size/bytes"] / 1e6, "answers (s)": metrics["answers/seconds"]}
         )
     place = {model_id: index for index, model_id in enumerate(ranked)}
@@ -36,13 +37,15 @@ def show(variants: list[Variant], outcome: Any, config: MainConfig) -> None:
     table = Table(title=f"Leaderboard on {config.prompt_set.name}, best first")
     table.add_column("")
     table.add_column("variant", no_wrap=True)
-    for name in [*config.evaluate.metrics, "MB", "answers (s)"]:
+    for name in [*config.evaluate.metrics, "contract", "MB", "answers (s)"]:
         table.add_column(name, justify="right")
     champion = outcome.champion_model_id
     for row in rows(variants, ranked, config):
         numbers = [_number(row[name], 3) for name in config.evaluate.metrics]
         star = "★" if row["model_id"] == champion else ""
-        table.add_row(star, row["variant"], *numbers, _number(row["MB"], 1), _number(row["answers (s)"], 1))
+        table.add_row(
+            star, row["variant"], *numbers, row["contract"], _number(row["MB"], 1), _number(row["answers (s)"], 1)
+        )
     Console(width=None if Console().is_terminal else 120).print(table)
 
 

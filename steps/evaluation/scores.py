@@ -53,8 +53,8 @@ def score(
 
     frame = as_dataset(prompt_set).to_pandas()
     references = [list(row.targets) for row in prompt_set.rows]
-    data = mlflow.data.from_pandas(frame[["id", "question", "target"]], name=prompt_set.name, targets="target")
     with quiet():
+        data = mlflow.data.from_pandas(frame[["id", "question", "target"]], name=prompt_set.name, targets="target")
         result = mlflow.models.evaluate(
             model=lambda features: answers,
             data=data,

@@ -37,8 +37,9 @@ class Phi3Model(PythonModel):
         )
         self._scheduler = Scheduler(_engine(self._engine_name, directory, config["engine"]))
 
+    # MLflow hands on objects and lists of objects as well as frames; of a hint that says so it warns on every load.
     def predict(self, context, model_input: pd.DataFrame, params: dict[str, Any] | None = None):
-        """One reply for one row, a list of replies for several."""
+        """One reply for one row, a list of replies for several; rows as a frame, an object or a list of objects."""
         requests = self._contract.requests(_rows(model_input), params)
         sequences = [request.sequences(self._tokenizer) for request in requests]
         self._scheduler.run([sequence for choices in sequences for sequence in choices])
@@ -83,6 +84,12 @@ def _engine(name: str, directory: str, arguments: dict[str, Any]) -> Engine:
 
 
 def _rows(model_input: Any) -> list[dict[str, Any]]:
+    """Rows of a frame, of one object, of an object of columns of prompts, or of a list of objects."""
+    if isinstance(model_input, dict) and isinstance(model_input.get("prompt"), list | tuple):
+        model_input = [model_input | {"prompt": prompt} for prompt in model_input["prompt"]]
     if isinstance(model_input, pd.DataFrame):
         return model_input.to_dict("records")
-    return [model_input] if isinstance(model_input, dict) else list(model_input)
+    rows = [model_input] if isinstance(model_input, dict) else model_input
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise RequestError("not_rows", f"expected an object or a list of objects, got {type(model_input).__name__}")
+    return rows

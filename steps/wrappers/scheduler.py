@@ -60,9 +60,11 @@ class Scheduler:
         self.submit([sequence])
         sent = 0
         try:
-            while not sequence.done.is_set():
+            ended = False
+            while not ended:
                 sequence.progress.wait()
                 sequence.progress.clear()
+                ended = sequence.done.is_set()
                 text = sequence.settled_text()
                 if len(text) > sent:
                     yield text[sent:]

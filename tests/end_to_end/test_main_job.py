@@ -1,11 +1,13 @@
 """The README's commands through a real `mlflow run`, in a copy of the project with a store of its own."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -42,6 +44,14 @@ class Project:
         done = self.type("mlflow", "run", ".", "--env-manager", "local", *words)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done
+
+    @contextlib.contextmanager
+    def here(self, monkeypatch) -> Iterator[None]:
+        """Stand in the project's directory, for a step that is typed in this process."""
+        with monkeypatch.context() as patch:
+            patch.chdir(self.folder)
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self.folder}/mlflow.db")
+            yield
 
     @property
     def client(self) -> MlflowClient:
@@ -105,6 +115,19 @@ def test_the_scores_differ_for_honest_reasons(variants):
     assert brief["exact_match/mean"] > plain["exact_match/mean"] + 0.3
     assert by_name["pyfunc-fp32-chat-t1"]["answer_match/mean"] < plain["answer_match/mean"]
     assert len({run.data.metrics["chrf/mean"] for run in variants}) >= 4
+
+
+def test_our_wrappers_keep_the_whole_contract_and_the_stock_flavour_does_not(variants):
+    for run in variants:
+        passed, total = run.data.metrics["contract/passed"], run.data.metrics["contract/total"]
+        assert total >= 25
+        table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/contract.json")
+        faults = {name: fault for name, kept, fault in table["data"] if not kept}
+        assert len(faults) == total - passed
+        if run.data.params["mode"] == "transformers":
+            assert {"n 1", "stream false", "an unknown role", "one object for one conversation"} <= set(faults)
+        else:
+            assert faults == {}
 
 
 def test_the_modes_answer_the_same_greedily(project, variants):
@@ -180,13 +203,14 @@ def test_a_sweep_has_a_parent_and_a_child_for_each_point(project):
     assert not (project.folder / "multirun.yaml").exists()
 
 
-def test_a_single_build_is_the_projects_run_and_evaluate_takes_it_by_its_id(project):
+def test_a_single_build_is_the_projects_run_and_evaluate_takes_it_by_its_id(project, typed, monkeypatch):
     before = {run.info.run_id for run in project.runs()}
     project.run("-e", "build", "-P", "mode=onnx", "-P", "interface=prompt", "-P", "prompting.system=Be brief.")
     (run,) = [run for run in project.runs() if run.info.run_id not in before]
     assert run.info.run_name == "onnx-fp32-prompt-plain"
     assert run.data.tags["mlflow.project.entryPoint"] == "build"
-    done = project.run("-e", "evaluate", "-P", f"run_id={run.info.run_id}")
+    with project.here(monkeypatch):
+        done = typed("evaluate", f"run_id={run.info.run_id}")
     assert done.stdout.count("Scored ") == 1
     (scored,) = [other for other in project.runs() if other.info.run_id == run.info.run_id]
     assert scored.data.metrics["answer_match/mean"] > 0.5
@@ -201,8 +225,7 @@ def test_a_single_build_is_the_projects_run_and_evaluate_takes_it_by_its_id(proj
     assert answer[2] == [answer[0]] * 2
 
 
-def test_register_promotes_what_a_limit_leaves(project):
-    done = project.run(
-        "-e", "register", "-P", "promotion.limits={size/bytes: {max: 1000000}}", "-P", "registered_model=tiny"
-    )
+def test_register_promotes_what_a_limit_leaves(project, typed, monkeypatch):
+    with project.here(monkeypatch):
+        done = typed("register", "promotion.limits={size/bytes: {max: 1000000}}", "registered_model=tiny")
     assert re.search(r"Promoted onnx-int4-\S+ to tiny@champion \(version 1\)", done.stdout)

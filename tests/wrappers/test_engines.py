@@ -1,5 +1,6 @@
 """Both engines: greedy answers, batches, sampling, stop strings, caps, many callers."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -127,12 +128,24 @@ def test_a_cancelled_sequence_frees_its_place(scheduler, contract, tokenizer):
     assert len(left.tokens) < 400
 
 
-def test_a_stream_says_the_same_in_pieces(scheduler, complete, contract, tokenizer):
+def test_a_stream_says_the_same_in_pieces(scheduler, complete, contract, tokenizer, monkeypatch):
     ((whole,),) = complete(_ask())
+    step = scheduler._engine.step
+    # A reader that is slower than the engine gets several tokens in one piece: here the engine is slower.
+    monkeypatch.setattr(scheduler._engine, "step", lambda arriving: time.sleep(0.05) or step(arriving))
     (request,) = contract.requests([_ask()], None)
     pieces = list(scheduler.stream(request.sequences(tokenizer)[0]))
     assert "".join(pieces) == whole.text
     assert len(pieces) > 1
+
+
+def test_a_stream_is_whole_however_slowly_it_is_read(scheduler, complete, contract, tokenizer):
+    ((whole,),) = complete(_ask())
+    pieces = []
+    for piece in scheduler.stream(contract.requests([_ask()], None)[0].sequences(tokenizer)[0]):
+        pieces.append(piece)
+        time.sleep(0.2)
+    assert "".join(pieces) == whole.text
 
 
 def test_a_full_queue_is_told_at_once(scheduler, contract, tokenizer, monkeypatch):
