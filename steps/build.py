@@ -42,9 +42,11 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
                 folder,
                 name=variant_name(config),
                 params={key: tracking.text(value) for key, value in params.items()},
-                tags={tracking.FINGERPRINT: identity, "phi3.checkpoint_sha256": checkpoint.sha256},
+                tags={"phi3.checkpoint_sha256": checkpoint.sha256},
             )
         mlflow.log_metrics({"size/bytes": size, "build/seconds": perf_counter() - started}, model_id=model_id)
+        # Only now is it a variant: whoever is killed before leaves none.
+        mlflow.MlflowClient().set_logged_model_tags(model_id, {tracking.FINGERPRINT: identity})
     tracking.say(f"Built {variant_name(config)}: models:/{model_id} ({size / 1e6:.1f} MB)")
     return model_id
 

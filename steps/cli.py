@@ -71,8 +71,9 @@ def _run(step_name: str, step: Callable[[Any], Any]) -> None:
     check(step_name, jobs)
     if len(jobs) == 1:
         return hand_to_hydra(step_name, step, overrides)
-    tracking.connect()
-    with tracking.run(f"{step_name}-sweep"), TemporaryDirectory(prefix="phi3-") as folder:
+    with tracking.plain_errors():
+        tracking.connect()
+    with tracking.plain_errors(), tracking.run(f"{step_name}-sweep"), TemporaryDirectory(prefix="phi3-") as folder:
         quiet = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=."]
         hand_to_hydra(step_name, step, [*quiet, *overrides], ["--multirun"])
 

@@ -36,9 +36,21 @@ def evaluate(config: EvaluateConfig) -> list[str]:
         mlflow.log_params(
             {"prompt_set.rows": len(rows.rows), "prompt_set.sha256": rows.sha256, "evaluated": len(chosen)}
         )
-        for variant in chosen:
-            score_variant(client, variant, rows, metrics, config)
+        faults = [_attempt(client, variant, rows, metrics, config) for variant in chosen]
+    if any(faults):
+        raise StepError(*filter(None, faults))
     return [variant.model_id for variant in chosen]
+
+
+def _attempt(
+    client: Any, variant: Variant, rows: PromptSet, metrics: dict[str, Any], config: EvaluateConfig
+) -> str | None:
+    """Score one variant; a variant that cannot be loaded or asked must not keep the others from it."""
+    try:
+        score_variant(client, variant, rows, metrics, config)
+    except Exception as error:
+        return f"{variant.name} (models:/{variant.model_id}) could not be scored: {type(error).__name__}: {error}"
+    return None
 
 
 def score_variant(client: Any, variant: Variant, rows: PromptSet, metrics: dict[str, Any], config: EvaluateConfig):
@@ -58,7 +70,7 @@ def score_variant(client: Any, variant: Variant, rows: PromptSet, metrics: dict[
         mlflow.set_tag("phi3.prompt_set_sha256", rows.sha256)
         mlflow.log_metric("answers/seconds", seconds, model_id=variant.model_id)
     mark = scorecard.mark(rows.sha256, digest, settings)
-    client.set_logged_model_tags(variant.model_id, {scorecard.tag(rows.name): mark})
+    client.set_logged_model_tags(variant.model_id, {scorecard.tag(rows.sha256): mark})
     first = config.evaluate.metrics[0]
     tracking.say(f"Scored {variant.name}: {first} {values.get(f'{first}/mean', float('nan')):.3f} ({seconds:.1f} s)")
 
@@ -83,9 +95,7 @@ def _choose(config: EvaluateConfig, rows: PromptSet, variants: list[Variant]) ->
         return chosen
     if not variants:
         raise StepError(f"There is no variant to evaluate in this experiment. {MAKE_ONE}")
-    return [
-        variant for variant in variants if not scorecard.has_scorecard(variant, rows.name, rows.sha256, config.evaluate)
-    ]
+    return [variant for variant in variants if not scorecard.has_scorecard(variant, rows.sha256, config.evaluate)]
 
 
 def main() -> None:

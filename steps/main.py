@@ -56,7 +56,7 @@ def build_all(client: Any, variants: list[BuildConfig]) -> list[str]:
             tracking.say(f"Ready already: models:/{ready[identity]} (variant {identity[:12]})")
         if ready[identity] not in model_ids:
             model_ids.append(ready[identity])
-    mlflow.log_param("variants", len(model_ids))
+    mlflow.log_param("variants.count", len(model_ids))
     return model_ids
 
 
@@ -72,7 +72,7 @@ def plan(overrides: list[str]) -> tuple[list[str], list[list[str]]]:
     if len(cli.expand(own)) > 1:
         raise StepError("A sweep in main multiplies variants: only keys of build can have one.")
     listed = cli.compose("main", own).variants
-    points = [job for variant in listed for job in cli.expand([*variant, *for_variants])]
+    points = [job for variant in listed for job in cli.expand([*cli.parse(variant)[1], *for_variants])]
     cli.check("build", points)
     return own, points
 

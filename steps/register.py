@@ -49,7 +49,7 @@ def register(config: RegisterConfig) -> Outcome:
     if not ranking.ranked:
         raise StepError("No variant is within the limits of the promotion policy:", *_violations(candidates, ranking))
     best = ranking.ranked[0]
-    decision = gate.decide(best, _candidate_of(champion, candidates), config.promotion)
+    decision = gate.decide(best, _candidate_of(champion, candidates), config.promotion, ranking)
     now = best.model_id if decision.promote else champion.variant.model_id
     if config.dry_run:
         verdict = f"would promote {best.name}" if decision.promote else "nothing would change"
@@ -75,7 +75,7 @@ def _candidates(rows: PromptSet, variants: list[Variant], champion: Champion | N
     candidates = [
         Candidate(variant.name, variant.model_id, variant.tags[tracking.FINGERPRINT], metrics)
         for variant in variants
-        if (metrics := scorecard.scores(variant, rows.name, rows.sha256)) is not None
+        if (metrics := scorecard.scores(variant, rows.sha256)) is not None
     ]
     if not candidates:
         raise StepError(f"No variant has a scorecard for {rows.name}. {SCORE_ONE}")

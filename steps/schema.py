@@ -177,6 +177,11 @@ def faults(config: Any) -> list[str]:
 
 def _build_faults(config: BuildConfig) -> Iterator[str]:
     mode, precision, generation = config.mode, config.precision, config.generation
+    if mode.name not in PRECISIONS:
+        yield from _one_of("mode.name", mode.name, tuple(PRECISIONS))
+        return
+    yield from _one_of("mode.device", mode.device, ("auto", "cpu", "cuda"))
+    yield from _one_of("mode.execution_provider", mode.execution_provider, ("cpu", "cuda", "dml"))
     if precision.name not in PRECISIONS[mode.name]:
         having = ", ".join(name for name, offered in PRECISIONS.items() if precision.name in offered)
         yield (

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise StepError(f"MLflow: {str(error).strip().splitlines()[0][:500]}") from error
+        said = str(error).strip().splitlines()[0][:500]
+        raise StepError(f"MLflow: {re.sub(r'://[^/@ ]+@', '://', said)}") from error
 
 
 @contextlib.contextmanager
@@ -137,7 +139,9 @@ def variants(client, experiment: str) -> list[Variant]:
 
 def as_variant(model) -> Variant:
     """The variant that a LoggedModel of MLflow is."""
-    metrics = tuple((metric.key, metric.dataset_digest, metric.value) for metric in model.metrics or [])
+    # A model keeps every value that was ever logged: the latest comes last and counts.
+    logged = sorted(model.metrics or [], key=lambda metric: (metric.timestamp, metric.step))
+    metrics = tuple((metric.key, metric.dataset_digest, metric.value) for metric in logged)
     return Variant(model.model_id, model.source_run_id, model.name, dict(model.tags), dict(model.params), metrics)
 
 
@@ -167,7 +171,8 @@ def store_arguments() -> str:
     default = Path("mlflow.db").resolve()
     if uri == "sqlite:///mlflow.db" or uri == f"sqlite:///{default}":
         return ""
-    return f" --backend-store-uri {uri}" if "://" in uri and not uri.startswith("http") else ""
+    # By its variable, since an address may hold a password.
+    return ' --backend-store-uri "$MLFLOW_TRACKING_URI"' if "://" in uri and not uri.startswith("http") else ""
 
 
 def _check_server(uri: str) -> None:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+# The tests may themselves be an entry point of `mlflow run`: its run and store are not theirs. Fixtures wider than
+# a test come before `isolated`, so this stands here.
+for name in [name for name in os.environ if name.startswith(("MLFLOW_", "HYDRA_", "PHI3_"))]:
+    del os.environ[name]
 # Hugging Face's client reads this when it is imported, which is before any fixture.
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -16,13 +16,13 @@ def rows(variants: list[Variant], ranked: list[str], config: MainConfig) -> list
     questions = prompt_set.load(config.prompt_set)
     found = []
     for variant in variants:
-        metrics = scorecard.scores(variant, questions.name, questions.sha256) or {}
+        metrics = scorecard.scores(variant, questions.sha256) or {}
         means = {name: metrics.get(metric_key(name)) for name in config.evaluate.metrics}
         found.append(
             {"variant": variant.name, "model_id": variant.model_id}
             | means
-            | {"contract": f"{metrics['contract/passed']:.0f}/{metrics['contract/total']:.0f}"}
-            | {"MB": metrics["size/bytes"] / 1e6, "answers (s)": metrics["answers/seconds"]}
+            | {"contract": _contract(metrics), "MB": metrics.get("size/bytes", 0) / 1e6}
+            | {"answers (s)": metrics.get("answers/seconds")}
         )
     place = {model_id: index for index, model_id in enumerate(ranked)}
     return sorted(found, key=lambda row: place.get(row["model_id"], len(place)))
@@ -64,6 +64,12 @@ def say_next(variants: list[Variant], registered_model: str, experiment: str) ->
     tracking.say(f"    http://127.0.0.1:5000/#/compare-runs?runs={runs}&experiments={experiments}")
     tracking.say("Serve the champion:")
     tracking.say(f"    mlflow models serve -m models:/{registered_model}@champion --env-manager uv --port 5001")
+
+
+def _contract(metrics: dict[str, float]) -> str:
+    if "contract/total" not in metrics:
+        return "-"
+    return f"{metrics['contract/passed']:.0f}/{metrics['contract/total']:.0f}"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -25,13 +25,14 @@ def mark(prompt_set_sha256: str, digest: str, evaluation: Evaluation) -> str:
     )
 
 
-def tag(prompt_set_name: str) -> str:
-    return f"{TAG}.{prompt_set_name}"
+def tag(prompt_set_sha256: str) -> str:
+    """The name of the tag: one for each prompt set, whatever it is called."""
+    return f"{TAG}.{prompt_set_sha256[:16]}"
 
 
-def has_scorecard(variant: Variant, prompt_set_name: str, sha256: str, evaluation: Evaluation) -> bool:
+def has_scorecard(variant: Variant, sha256: str, evaluation: Evaluation) -> bool:
     """Whether a variant was scored on these very rows with these metrics."""
-    known = _read(variant, prompt_set_name)
+    known = _read(variant, sha256)
     return (
         known.get("prompt_set_sha256") == sha256
         and known.get("seed") == evaluation.seed
@@ -39,13 +40,13 @@ def has_scorecard(variant: Variant, prompt_set_name: str, sha256: str, evaluatio
     )
 
 
-def scores(variant: Variant, prompt_set_name: str, sha256: str) -> dict[str, float] | None:
+def scores(variant: Variant, sha256: str) -> dict[str, float] | None:
     """The variant's metrics on these very rows, with those that belong to no dataset (size); None if not scored."""
-    known = _read(variant, prompt_set_name)
+    known = _read(variant, sha256)
     if known.get("prompt_set_sha256") != sha256:
         return None
     return {key: value for key, digest, value in variant.metrics if digest in (None, known["digest"])}
 
 
-def _read(variant: Variant, prompt_set_name: str) -> dict[str, Any]:
-    return json.loads(variant.tags.get(tag(prompt_set_name), "{}"))
+def _read(variant: Variant, sha256: str) -> dict[str, Any]:
+    return json.loads(variant.tags.get(tag(sha256), "{}"))

@@ -54,7 +54,9 @@ def score(
     frame = as_dataset(prompt_set).to_pandas()
     references = [list(row.targets) for row in prompt_set.rows]
     with quiet():
-        data = mlflow.data.from_pandas(frame[["id", "question", "target"]], name=prompt_set.name, targets="target")
+        data = mlflow.data.from_pandas(
+            frame[["id", "question", "target"]], name=prompt_set.name, targets="target", digest=prompt_set.sha256[:16]
+        )
         result = mlflow.models.evaluate(
             model=lambda features: answers,
             data=data,

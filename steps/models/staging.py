@@ -63,7 +63,8 @@ def set_prompting(folder: Path, prompting: Prompting) -> None:
 
 def _literal(messages: list[dict[str, str]]) -> str:
     """Messages as a literal of the template language, for which JSON's lists, objects and strings do."""
-    return json.dumps(messages)
+    # Letters stay as they are: the template language would read JSON's escapes of an emoji as two surrogates.
+    return json.dumps(messages, ensure_ascii=False)
 
 
 def _chat_template(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from steps.promotion.rank import Candidate, metric_key, sort_key
+from steps.promotion.rank import Candidate, Ranking, metric_key, sort_key
 from steps.schema import Promotion
 
 
@@ -14,12 +14,14 @@ class Decision:
     reason: str
 
 
-def decide(best: Candidate, champion: Candidate | None, promotion: Promotion) -> Decision:
+def decide(best: Candidate, champion: Candidate | None, promotion: Promotion, ranking: Ranking) -> Decision:
     """Promote the best candidate unless the champion is it, or as good by the policy."""
     if champion is None:
         return Decision(True, f"there was no champion; {_score(best, promotion)} is the best of this prompt set")
     if best.fingerprint == champion.fingerprint:
         return Decision(False, f"the champion {champion.name} is the best already: {_score(champion, promotion)}")
+    if faults := ranking.violations.get(champion.model_id):
+        return Decision(True, f"the champion {champion.name} is beyond the limits: {', '.join(faults)}")
     better = sort_key(best, promotion) < sort_key(champion, promotion)
     verdict = "is better than" if better else "is not better than"
     return Decision(

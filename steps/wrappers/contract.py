@@ -235,7 +235,7 @@ def _number(field: str, value: Any, low: float, high: float, open_low: bool = Fa
     bounds = f"{'above' if open_low else 'at least'} {low:g} and at most {high:g}"
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RequestError(f"invalid_{field}", f"{field} must be a number {bounds}, got {_short(value)}") from None
     if isinstance(value, bool) or not (low < number if open_low else low <= number) or not number <= high:
         raise RequestError(f"invalid_{field}", f"{field} must be {bounds}, got {_short(value)}")

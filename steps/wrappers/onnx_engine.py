@@ -27,6 +27,7 @@ class OnnxEngine:
             config.append_provider(execution_provider)
         self._model = og.Model(config)
         self._end_tokens = _end_tokens(directory)
+        self._vocabulary = _genai_model(directory)["vocab_size"]
         self.reset()
 
     def reset(self) -> None:
@@ -68,7 +69,7 @@ class OnnxEngine:
         if not sequence.greedy:
             options.set_temperature(settings.temperature)
             options.set_top_p(settings.top_p)
-            options.set_top_k(settings.top_k)
+            options.set_top_k(min(settings.top_k, self._vocabulary))
         turn = request.begin_turn(np.array(sequence.prompt, dtype=np.int32), options)
         self._turns[request] = (sequence, turn)
 
@@ -88,7 +89,7 @@ class OnnxEngine:
     def _begin_generator(self, sequence: Sequence) -> None:
         params = og.GeneratorParams(self._model)
         # GenAI counts the prompt in max_length.
-        params.set_search_options(max_length=len(sequence.prompt) + sequence.settings.max_tokens + 1)
+        params.set_search_options(max_length=len(sequence.prompt) + sequence.settings.max_tokens)
         generator = og.Generator(self._model, params)
         generator.append_tokens(np.array(sequence.prompt, dtype=np.int32))
         self._generators[sequence] = generator
@@ -101,6 +102,9 @@ class OnnxEngine:
 
 
 def _end_tokens(directory: str) -> list[int]:
-    config = json.loads((Path(directory) / "genai_config.json").read_text(encoding="utf-8"))
-    end = config["model"]["eos_token_id"]
+    end = _genai_model(directory)["eos_token_id"]
     return end if isinstance(end, list) else [end]
+
+
+def _genai_model(directory: str) -> dict:
+    return json.loads((Path(directory) / "genai_config.json").read_text(encoding="utf-8"))["model"]

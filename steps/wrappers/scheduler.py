@@ -77,6 +77,7 @@ class Scheduler:
     def submit(self, sequences: list[Sequence]) -> None:
         """Queue sequences, the short ones first so that a batch has rows of like length."""
         with self._changed:
+            self._waiting = deque(waiting for waiting in self._waiting if not waiting.cancelled)
             if len(self._waiting) + len(sequences) > MAX_WAITING:
                 raise RequestError(
                     "queue_full",

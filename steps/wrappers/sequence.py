@@ -66,7 +66,7 @@ class Sequence:
             return self.text
         text = self.tokenizer.decode(list(self.tokens)).rstrip("\ufffd")
         held = max((len(stop) - 1 for stop in self.settings.stop), default=0)
-        return text[: len(text) - held]
+        return text[: max(0, len(text) - held)]
 
     def sample(self, logits: np.ndarray) -> int:
         """Draw a token from `logits` [vocabulary] by temperature, top_k and top_p (nucleus sampling)."""

@@ -3,7 +3,7 @@
 import pytest
 
 from steps.promotion.gate import decide
-from steps.promotion.rank import Candidate, missing_metrics, rank
+from steps.promotion.rank import Candidate, Ranking, missing_metrics, rank
 from steps.schema import Promotion
 
 
@@ -73,6 +73,13 @@ def test_metrics_that_are_not_there_are_named_with_their_key():
     ],
 )
 def test_decide(best, champion, promote, reason):
-    decision = decide(best, champion, _policy())
+    decision = decide(best, champion, _policy(), Ranking([best], {}))
     assert decision.promote is promote
     assert decision.reason.startswith(reason)
+
+
+def test_a_champion_beyond_the_limits_makes_way():
+    champion = _candidate("big", 0.9, 50)
+    decision = decide(_candidate("a", 0.5), champion, _policy(), Ranking([], {"m-big": ["size/bytes 50 is above 20"]}))
+    assert decision.promote
+    assert decision.reason == "the champion big is beyond the limits: size/bytes 50 is above 20"

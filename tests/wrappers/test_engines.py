@@ -148,6 +148,19 @@ def test_a_stream_is_whole_however_slowly_it_is_read(scheduler, complete, contra
     assert "".join(pieces) == whole.text
 
 
+def test_a_stream_holds_back_what_may_become_a_stop_string(scheduler, contract, tokenizer):
+    (request,) = contract.requests([_ask(stop=["The capital of Spain is Madrid"])], None)
+    assert list(scheduler.stream(request.sequences(tokenizer)[0])) == []
+
+
+@pytest.mark.parametrize("settings_", [{"top_k": 100_000}, {"top_k": 5, "custom_inputs": {"seed": 1}}])
+def test_settings_at_the_edge_of_the_model_are_answered(complete, settings_):
+    long = "the " * 400
+    ((choice,), (filled,)) = complete(_ask(temperature=1.0, **settings_), _ask(long, temperature=1.0, **settings_))
+    assert choice.finish_reason
+    assert filled.finish_reason
+
+
 def test_a_full_queue_is_told_at_once(scheduler, contract, tokenizer, monkeypatch):
     from steps.wrappers import scheduler as module
 
