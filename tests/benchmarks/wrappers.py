@@ -3,7 +3,7 @@
     python -m tests.benchmarks.wrappers
 
 Makes a random Phi-3 of 154 M parameters (nothing is downloaded), runs every pair in turn for some rounds,
-and prints medians and the ratio of each pair. Takes about ten minutes on 2 cores.
+and prints medians and the ratio of each pair. Takes about a quarter of an hour on 2 cores.
 """
 
 import json
