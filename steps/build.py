@@ -3,7 +3,7 @@
     python -m steps.build mode=onnx precision=int4
     mlflow run . -e build -P mode=transformers,pyfunc,onnx
 
-Reads conf/build.yaml and the checkpoint; writes one run (parameters, config.yaml, manifest, size,
+Reads conf/build.yaml and the checkpoint; writes one run (parameters, config.yaml, manifests, size,
 time) with one LoggedModel.
 """
 
@@ -12,10 +12,11 @@ from pathlib import Path
 from time import perf_counter
 
 from steps import cli, tracking
-from steps.models import flavors, sources, staging
+from steps.models import flavors, integrity, leftovers, prompts, room, sources, staging
 from steps.models.manifest import digest, digest_files
 from steps.models.sources import Checkpoint
 from steps.schema import BuildConfig
+from steps.wrappers.checkpoint import read_manifest
 
 WRAPPERS = Path(__file__).parent / "wrappers"
 
@@ -25,9 +26,10 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
     import mlflow
 
     checkpoint = checkpoint or sources.resolve(config.model)
+    client = mlflow.MlflowClient()
     started = perf_counter()
     identity = fingerprint(config, checkpoint)
-    with tracking.run(variant_name(config), {tracking.FINGERPRINT: identity}):
+    with tracking.run(variant_name(config), {tracking.FINGERPRINT: identity}) as run, leftovers.none_left(client, run):
         params = tracking.flatten(asdict(config))
         tracking.log_params(params)
         mlflow.log_text(cli.to_yaml(config), "config.yaml")
@@ -37,16 +39,21 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
             mlflow.set_tag("mlflow.source.git.commit", commit)
         with staging.staged(checkpoint, config) as folder:
             size = sum(file.stat().st_size for file in folder.iterdir())
-            model_id = flavors.log_variant(
-                config,
-                folder,
-                name=variant_name(config),
-                params={key: tracking.text(value) for key, value in params.items()},
-                tags={"phi3.checkpoint_sha256": checkpoint.sha256},
-            )
+            staged = read_manifest(folder)
+            with room.needed(size, integrity.local_folder(run.info.artifact_uri)):
+                model_id = flavors.log_variant(
+                    config,
+                    folder,
+                    name=variant_name(config),
+                    params={key: tracking.text(value) for key, value in params.items()},
+                    tags={"phi3.checkpoint_sha256": checkpoint.sha256},
+                )
         mlflow.log_metrics({"size/bytes": size, "build/seconds": perf_counter() - started}, model_id=model_id)
+        at = flavors.stored_at(config, folder)
+        manifest = integrity.seal(client, model_id, {f"{at}/{name}": entry for name, entry in staged.items()})
+        prompts.link(config.prompting, model_id, run.info.run_id)
         # Only now is it a variant: whoever is killed before leaves none.
-        mlflow.MlflowClient().set_logged_model_tags(model_id, {tracking.FINGERPRINT: identity})
+        client.set_logged_model_tags(model_id, {tracking.FINGERPRINT: identity, integrity.TAG: manifest})
     tracking.say(f"Built {variant_name(config)}: models:/{model_id} ({size / 1e6:.1f} MB)")
     return model_id
 

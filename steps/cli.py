@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from steps import tracking
 from steps.errors import StepError, unknown
+from steps.models import leftovers
 from steps.schema import faults, free_text_keys, store_schemas
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -49,7 +50,7 @@ def run(step_name: str, step: Callable[[Any], Any]) -> None:
 
 
 def guarded(command: Callable[[], Any]) -> None:
-    """Run a command; what the user can mend ends in plain sentences and exit code 1.
+    """Run a command; what the user can mend ends in plain sentences and an exit code.
 
     HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
@@ -59,8 +60,8 @@ def guarded(command: Callable[[], Any]) -> None:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         for line in error.faults if isinstance(error, StepError) else [str(error).strip()]:
-            print(f"error: {line}", file=sys.stderr, flush=True)
-        sys.exit(1)
+            print(f"error: {tracking.redacted(line)}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code if isinstance(error, StepError) else 1)
 
 
 def _run(step_name: str, step: Callable[[Any], Any]) -> None:
@@ -86,7 +87,7 @@ def hand_to_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[st
     def task(config: DictConfig) -> Any:
         try:
             with tracking.plain_errors():
-                tracking.connect()
+                leftovers.sweep(tracking.connect(), tracking.experiment_id())
                 return step(OmegaConf.to_object(config))
         except StepError as error:
             # The other points of a sweep go on; Hydra would print a line of its own.
@@ -99,7 +100,8 @@ def hand_to_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[st
     finally:
         sys.argv = argv
     if failures:
-        raise StepError(*(fault for error in failures for fault in error.faults)) from failures[0]
+        worst = min(failures, key=lambda error: error.exit_code)  # 1, failed, is worse than 3, done with row errors
+        raise type(worst)(*(fault for error in failures for fault in error.faults)) from worst
 
 
 @contextlib.contextmanager

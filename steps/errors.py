@@ -7,9 +7,17 @@ from difflib import get_close_matches
 class StepError(Exception):
     """A step refuses to go on; `faults` are whole sentences for the user, one a line."""
 
+    exit_code = 1
+
     def __init__(self, *faults: str):
         super().__init__("\n".join(faults))
         self.faults = faults
+
+
+class RowErrors(StepError):
+    """A step is done, but some rows of its prompt set have an error."""
+
+    exit_code = 3
 
 
 def unknown(kind: str, name: object, available: Iterable[str]) -> str:

@@ -3,17 +3,22 @@
     python -m steps.evaluate
     mlflow run . -e evaluate -P prompt_set.path=my.jsonl -P run_id=…
 
-Reads conf/evaluate.yaml, the prompt set and the READY variants of the experiment; writes metrics and the
-table of rows to each variant's run and LoggedModel.
+Reads conf/evaluate.yaml, the prompt set and the READY variants of the experiment; writes metrics, the scorecard
+and the table of rows to each variant's run and LoggedModel. Killed and started again, it asks only what is missing.
+Exit codes: 0 done, 1 failed, 3 done and some rows have an error.
 """
 
-from time import perf_counter
+from dataclasses import dataclass
 from typing import Any
 
 from steps import cli, tracking
-from steps.errors import StepError
-from steps.evaluation import answers, contract, prompt_set, scorecard, scores
+from steps.errors import RowErrors, StepError
+from steps.evaluation import answers, contract, fit, journal, judge, prompt_set, report, scorecard, scores, speed
+from steps.evaluation.answers import Answer
+from steps.evaluation.fit import Fit
 from steps.evaluation.prompt_set import PromptSet
+from steps.evaluation.scorecard import Scorecard
+from steps.models import integrity
 from steps.quiet import quiet
 from steps.schema import EvaluateConfig
 from steps.tracking import Variant
@@ -21,69 +26,134 @@ from steps.tracking import Variant
 MAKE_ONE = "Make one with `mlflow run . -e build` (or `python -m steps.build`)."
 
 
-def evaluate(config: EvaluateConfig) -> list[str]:
-    """Score what has no scorecard yet; returns the ids of the LoggedModels that were scored."""
+@dataclass(frozen=True)
+class Outcome:
+    """The LoggedModels that were scored, and what is to be said of rows that have an error."""
+
+    model_ids: list[str]
+    row_errors: list[str]
+
+
+def evaluate(config: EvaluateConfig) -> Outcome:
+    """Score what has no scorecard yet; raises StepError with every variant that could not be scored."""
     import mlflow
 
     rows = prompt_set.load(config.prompt_set)
     client = mlflow.MlflowClient()
     chosen = _choose(config, rows, tracking.variants(client, tracking.experiment_id()))
-    if not chosen:
+    unfinished = [] if config.run_id else report.unfinished(client, rows, config, chosen)
+    if not chosen and not unfinished:
         tracking.say(f"Every variant has a scorecard for {rows.name} ({len(rows.rows)} rows) already.")
-        return []
-    metrics = scores.load_metrics(config.evaluate.metrics)
-    with tracking.run(f"evaluate-{rows.name}"):
+        return Outcome([], [])
+    fits = fit.check(chosen, rows, config.prompt_set.over_context)
+    metrics = scores.load_metrics(scores.names(config))
+    faults: list[str] = []
+    row_errors: list[str] = []
+    timed = [*chosen, *unfinished] if config.evaluate.speed else []
+    with tracking.run(f"evaluate-{rows.name}"), speed.bench(timed) as bench:
         mlflow.log_params(
             {"prompt_set.rows": len(rows.rows), "prompt_set.sha256": rows.sha256, "evaluated": len(chosen)}
         )
-        faults = [_attempt(client, variant, rows, metrics, config) for variant in chosen]
-    if any(faults):
-        raise StepError(*filter(None, faults))
-    return [variant.model_id for variant in chosen]
+        for variant in chosen:
+            try:
+                card = score_variant(client, variant, rows, metrics, config, fits.get(variant.model_id))
+                row_errors += _row_errors(variant, card)
+                unfinished.append(variant)
+            except Exception as error:  # a variant that cannot be asked must not keep the others from it
+                tracking.check_server("went away and has not come back")
+                faults.append(_could_not(variant, error))
+        for variant in unfinished:
+            try:
+                report.finish(client, variant, rows, config, bench)
+            except Exception as error:
+                faults.append(_could_not(variant, error))
+        report.compare(client, rows, config)
+    if faults:
+        raise StepError(*faults, *row_errors)
+    return Outcome([variant.model_id for variant in chosen], row_errors)
 
 
-def _attempt(
-    client: Any, variant: Variant, rows: PromptSet, metrics: dict[str, Any], config: EvaluateConfig
-) -> str | None:
-    """Score one variant; a variant that cannot be loaded or asked must not keep the others from it."""
-    try:
-        score_variant(client, variant, rows, metrics, config)
-    except Exception as error:
-        return f"{variant.name} (models:/{variant.model_id}) could not be scored: {type(error).__name__}: {error}"
-    return None
-
-
-def score_variant(client: Any, variant: Variant, rows: PromptSet, metrics: dict[str, Any], config: EvaluateConfig):
+def score_variant(
+    client: Any,
+    variant: Variant,
+    rows: PromptSet,
+    metrics: dict[str, Any],
+    config: EvaluateConfig,
+    fitted: Fit | None = None,
+) -> Scorecard:
     """Ask, score and log one variant; its scorecard counts only when all of it is logged."""
+    fitted = fitted or fit.check_one(variant, rows, config.prompt_set.over_context)
+    with journal.opened(_key(variant, rows, config), lambda: _say_waiting(variant)) as kept:
+        # Another process may have scored it while this one waited.
+        now = tracking.as_variant(client.get_logged_model(variant.model_id))
+        if not config.run_id and scorecard.has_scorecard(now, rows, scores.names(config), config):
+            return scorecard.read(now, rows.sha256)
+        # Before anything of it is loaded: a changed model could run anything.
+        if changed := integrity.verify(client, variant):
+            raise StepError(f"it is not what build logged: {'; '.join(changed)}.")
+        with answers.loaded(variant.uri) as model:
+            answered = answers.answer(model, variant, rows, fitted, config.evaluate, kept)
+            with quiet():
+                results = contract.run(model, variant.params["interface"])
+        computed = scores.compute(metrics, rows, answered)
+        if config.evaluate.judge.model:
+            computed[scores.JUDGE] = judge.compute(config.evaluate.judge, rows, answered, kept)
+        card = scores.scorecard(rows, answered, computed)
+        _log(client, variant, rows, card, answered, results, config)
+        kept.remove()
+    _say_scored(variant, card, config, _seconds(answered))
+    return card
+
+
+def _log(
+    client: Any,
+    variant: Variant,
+    rows: PromptSet,
+    card: Scorecard,
+    answered: list[list[Answer]],
+    results: list[contract.Result],
+    config: EvaluateConfig,
+) -> None:
+    """All that is known of the variant to its run and LoggedModel, and last the mark that it is whole."""
     import mlflow
 
-    settings = config.evaluate
-    with answers.loaded(variant.uri) as model:
-        started = perf_counter()
-        answered = answers.answer(model, variant, rows, settings.batch_size, settings.seed)
-        seconds = perf_counter() - started
-        with quiet():
-            results = contract.run(model, variant.params["interface"])
+    data = scores.dataset(rows)
+    latencies = [said.latency_ms for said in answered[0]]
+    asked = {
+        "answers/seconds": _seconds(answered),
+        "answers/errors": sum(error is not None for error in card.errors),
+        "answers/skipped": sum(skipped is not None for skipped in card.skipped),
+    }
     with tracking.reopened(variant.run_id):
-        _log_contract(results, variant.model_id)
-        values, digest = scores.score(rows, answered, metrics, variant.model_id)
+        scores.log(card, data, latencies, variant.model_id)
+        # With the dataset, so that what was measured on two prompt sets can be told apart.
+        mlflow.log_metrics(asked | _log_contract(results), dataset=data, model_id=variant.model_id)
+        scorecard.log(card, latencies)
         mlflow.set_tag("phi3.prompt_set_sha256", rows.sha256)
-        mlflow.log_metric("answers/seconds", seconds, model_id=variant.model_id)
-    mark = scorecard.mark(rows.sha256, digest, settings)
+    mark = scorecard.mark(rows, data.digest, scores.names(config), config)
     client.set_logged_model_tags(variant.model_id, {scorecard.tag(rows.sha256): mark})
-    first = config.evaluate.metrics[0]
-    tracking.say(f"Scored {variant.name}: {first} {values.get(f'{first}/mean', float('nan')):.3f} ({seconds:.1f} s)")
 
 
-def _log_contract(results: list[contract.Result], model_id: str) -> None:
-    """How many checks of the contract passed, and which failed and how."""
+def _log_contract(results: list[contract.Result]) -> dict[str, float]:
+    """Log which checks of the contract failed and how; returns how many there are and how many passed."""
     import mlflow
 
-    passed = sum(result.fault is None for result in results)
-    mlflow.log_metrics({"contract/passed": passed, "contract/total": len(results)}, model_id=model_id)
     # Not log_table, which would append to the table of an earlier evaluation of this run.
     rows = [[result.name, result.fault is None, result.fault or ""] for result in results]
     mlflow.log_dict({"columns": ["check", "passed", "fault"], "data": rows}, "contract.json")
+    return {"contract/passed": sum(result.fault is None for result in results), "contract/total": len(results)}
+
+
+def _key(variant: Variant, rows: PromptSet, config: EvaluateConfig) -> dict[str, Any]:
+    """All that decides over the answers to the rows, by which a killed evaluation finds them again."""
+    return {
+        "model_id": variant.model_id,
+        "fingerprint": variant.tags[tracking.FINGERPRINT],
+        "generation": {key: value for key, value in variant.params.items() if key.startswith("generation.")},
+        "prompt_set_sha256": rows.sha256,
+        "seed": config.evaluate.seed,
+        "batch_size": config.evaluate.batch_size,
+    }
 
 
 def _choose(config: EvaluateConfig, rows: PromptSet, variants: list[Variant]) -> list[Variant]:
@@ -95,12 +165,50 @@ def _choose(config: EvaluateConfig, rows: PromptSet, variants: list[Variant]) ->
         return chosen
     if not variants:
         raise StepError(f"There is no variant to evaluate in this experiment. {MAKE_ONE}")
-    return [variant for variant in variants if not scorecard.has_scorecard(variant, rows.sha256, config.evaluate)]
+    names = scores.names(config)
+    return [variant for variant in variants if not scorecard.has_scorecard(variant, rows, names, config)]
+
+
+def _seconds(answered: list[list[Answer]]) -> float:
+    """What the answers took, whenever they were given."""
+    return sum(said.latency_ms or 0 for repeat in answered for said in repeat) / 1000
+
+
+def _say_waiting(variant: Variant) -> None:
+    tracking.say(f"Another process asks {variant.name} these rows: waiting for it.")
+
+
+def _say_scored(variant: Variant, card: Scorecard, config: EvaluateConfig, seconds: float) -> None:
+    first = f"{config.evaluate.metrics[0]}/mean"
+    said = f"{config.evaluate.metrics[0]} {card.metrics[first]:.3f}" if first in card.metrics else "scored"
+    skipped = sum(reason is not None for reason in card.skipped)
+    left_out = f", {skipped} rows skipped: {next(filter(None, card.skipped))}" if skipped else ""
+    tracking.say(f"Scored {variant.name}: {said} ({seconds:.1f} s{left_out})")
+
+
+def _row_errors(variant: Variant, card: Scorecard) -> list[str]:
+    """A line for the rows of a variant that have an error."""
+    failed = {identity: error for identity, error in zip(card.ids, card.errors, strict=True) if error}
+    if not failed:
+        return []
+    identity, error = next(iter(failed.items()))
+    return [f"{variant.name} is scored, but {len(failed)} rows have an error: row {identity!r}: {error}"]
+
+
+def _could_not(variant: Variant, error: Exception) -> str:
+    said = "; ".join(error.faults) if isinstance(error, StepError) else f"{type(error).__name__}: {error}"
+    return f"{variant.name} ({variant.uri}) could not be scored: {said}"
+
+
+def check_rows(outcome: Outcome) -> None:
+    """Raise RowErrors, for exit code 3, where the evaluation is done and some rows have an error."""
+    if outcome.row_errors:
+        raise RowErrors(*outcome.row_errors)
 
 
 def main() -> None:
     """Run the step from the command line."""
-    cli.run("evaluate", evaluate)
+    cli.run("evaluate", lambda config: check_rows(evaluate(config)))
 
 
 if __name__ == "__main__":

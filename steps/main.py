@@ -26,14 +26,15 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
     client = mlflow.MlflowClient()
     with tracking.run("main") as active:
         model_ids = build_all(client, variants)
-        evaluate.evaluate(only(EvaluateConfig, config))
+        evaluated = evaluate.evaluate(only(EvaluateConfig, config))
         outcome = register.register(only(RegisterConfig, config))
         chosen = [
             variant for variant in tracking.variants(client, active.info.experiment_id) if variant.model_id in model_ids
         ]
         leaderboard.show(chosen, outcome, config)
         mlflow.log_dict(leaderboard.as_dict(chosen, outcome, config), "leaderboard.json")
-    leaderboard.say_next(chosen, config.registered_model, active.info.experiment_id)
+    leaderboard.say_next(chosen, config, active.info.experiment_id)
+    evaluate.check_rows(evaluated)
 
 
 def build_all(client: Any, variants: list[BuildConfig]) -> list[str]:

@@ -19,7 +19,8 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception:
-        print(printed.getvalue()[-2000:], file=sys.__stderr__)
+        if printed.getvalue().strip():
+            print(printed.getvalue()[-2000:], file=sys.__stderr__)
         raise
     finally:
         logging.disable(previous)

@@ -1,10 +1,13 @@
-"""Promote the best variant: register its model and give it the alias `champion`.
+"""Promote the best variant: register its model and give it the alias `champion`; tell the history; roll back.
 
     python -m steps.register dry_run=true
     mlflow run . -e register -P promotion.metric=chrf
+    mlflow run . -e register -P action=history
+    mlflow run . -e register -P action=rollback
 
-Reads conf/register.yaml and the scorecards of the experiment's variants; writes a registered version, its
-tags and description, the alias, and the decision on its own run.
+Reads conf/register.yaml and the scorecards of the experiment's variants; writes a registered version, its tags and
+description, the aliases, and promotion.md and promotion.json on its own run. Whatever it is killed at, the alias
+names a version that is whole and was smoked, and the next start goes on from there.
 """
 
 from dataclasses import dataclass
@@ -12,17 +15,17 @@ from typing import Any
 
 from steps import cli, tracking
 from steps.errors import StepError
-from steps.evaluation import prompt_set, scorecard
-from steps.evaluation.prompt_set import PromptSet
-from steps.promotion import gate, registry
+from steps.evaluation import prompt_set
+from steps.promotion import candidates, gate, history, lock, registry, report, rollback
+from steps.promotion.admission import Job, Rejected, admit, crown, registered
+from steps.promotion.candidates import Field
 from steps.promotion.gate import Decision
-from steps.promotion.rank import Candidate, Ranking, metric_key, missing_metrics, rank
-from steps.promotion.registry import Champion
+from steps.promotion.rank import Candidate, Ranking, rank
+from steps.promotion.registry import CHALLENGER, Registry
 from steps.schema import RegisterConfig
-from steps.tracking import Variant
 
-SCORE_ONE = "Score them with `mlflow run . -e evaluate` (or `python -m steps.evaluate`)."
-BUILD_ONE = "Make one with `mlflow run . -e build` (or `python -m steps.build`)."
+# Without a lock: how often to look again and repair what others wrote meanwhile.
+ROUNDS = 10
 
 
 @dataclass(frozen=True)
@@ -35,100 +38,126 @@ class Outcome:
     champion_model_id: str | None
 
 
-def register(config: RegisterConfig) -> Outcome:
-    """Rank, decide, and unless `dry_run` promote."""
+@dataclass(frozen=True)
+class Survey:
+    """Everything that a decision rests on, read at one moment, and the decision."""
+
+    registry: Registry
+    field: Field
+    ranking: Ranking
+    champion: Candidate | None
+    decision: Decision
+
+    @property
+    def best(self) -> Candidate:
+        return self.ranking.ranked[0]
+
+
+def register(config: RegisterConfig) -> Outcome | None:
+    """Do what `action` says; returns the outcome of a promotion."""
     import mlflow
 
-    rows = prompt_set.load(config.prompt_set)
     client = mlflow.MlflowClient()
-    champion = registry.champion(client, config.registered_model)
-    candidates = _candidates(rows, tracking.variants(client, tracking.experiment_id()), champion)
-    if faults := missing_metrics(candidates, config.promotion):
-        raise StepError(*faults)
-    ranking = rank(candidates, config.promotion)
-    if not ranking.ranked:
-        raise StepError("No variant is within the limits of the promotion policy:", *_violations(candidates, ranking))
-    best = ranking.ranked[0]
-    decision = gate.decide(best, _candidate_of(champion, candidates), config.promotion, ranking)
-    now = best.model_id if decision.promote else champion.variant.model_id
+    if config.action == "history":
+        return tell_history(client, config)
+    if config.action == "rollback":
+        return rollback.rollback(client, config)
+    return promote(client, config)
+
+
+def promote(client: Any, config: RegisterConfig) -> Outcome:
+    """Rank, decide, and unless `dry_run` smoke and promote; one register of a name at a time where there is a lock."""
+    rows = prompt_set.load(config.prompt_set)
     if config.dry_run:
-        verdict = f"would promote {best.name}" if decision.promote else "nothing would change"
-        tracking.say(f"Dry run: {verdict}: {decision.reason}.")
-        return Outcome(ranking, decision, champion.version if champion else None, now)
-    version = champion.version if champion else None
-    with tracking.run(f"register-{config.registered_model}"):
-        if decision.promote:
-            version = _promote(client, config, rows, best, champion, decision)
-        mlflow.log_dict(_report(config, candidates, ranking, decision, version), "promotion.json")
-        mlflow.set_tags({"phi3.promoted": str(decision.promote).lower(), "phi3.reason": decision.reason})
-    done = f"Promoted {best.name} to {config.registered_model}@champion (version {version})"
-    tracking.say(f"{done if decision.promote else 'Nothing changes'}: {decision.reason}.")
-    return Outcome(ranking, decision, version, now)
+        found = survey(client, config, rows)
+        verdict = f"would promote {found.best.name}" if found.decision.promote else "nothing would change"
+        tracking.say(f"Dry run: {verdict}: {found.decision.reason}.")
+        return _outcome(found, found.registry)
+    with (
+        lock.held(config.registered_model, config.promotion.lock_seconds) as alone,
+        tracking.run(f"register-{config.registered_model}") as active,
+    ):
+        job = Job(client, config, rows, active.info.run_id)
+        found, now = _settle(job, alone)
+        _log(job, found, now, found.decision)
+    done = f"Promoted {found.best.name} to {config.registered_model}@champion (version {now.champion.number})"
+    tracking.say(f"{done if found.decision.promote else 'Nothing changes'}: {found.decision.reason}.")
+    for sentence in found.field.left_out:
+        tracking.say(f"Left out: {sentence}.")
+    return _outcome(found, now)
 
 
-def _candidates(rows: PromptSet, variants: list[Variant], champion: Champion | None) -> list[Candidate]:
-    """Every variant with a scorecard on these rows, the champion too if it is of another experiment."""
-    if champion and champion.variant.model_id not in {variant.model_id for variant in variants}:
-        variants = [champion.variant, *variants]
-    if not variants:
-        raise StepError(f"There is no variant to register in this experiment. {BUILD_ONE}")
-    candidates = [
-        Candidate(variant.name, variant.model_id, variant.tags[tracking.FINGERPRINT], metrics)
-        for variant in variants
-        if (metrics := scorecard.scores(variant, rows.sha256)) is not None
-    ]
-    if not candidates:
-        raise StepError(f"No variant has a scorecard for {rows.name}. {SCORE_ONE}")
-    return candidates
+def survey(client: Any, config: RegisterConfig, rows: prompt_set.PromptSet) -> Survey:
+    """Read the registry and the candidates, rank them, decide; raises StepError where nobody can be promoted."""
+    known = registry.read(client, config.registered_model)
+    field = candidates.gather(client, config, rows, known)
+    ranking = rank(field.candidates, config.promotion)
+    if not ranking.ranked:
+        refused = [f"{field.of(model_id).name}: {', '.join(why)}." for model_id, why in ranking.refused.items()]
+        raise StepError("No variant is within the limits of the promotion policy:", *refused)
+    champion = field.of(known.champion.model_id) if known.champion else None
+    return Survey(known, field, ranking, champion, gate.decide(ranking, champion, config.promotion))
 
 
-def _candidate_of(champion: Champion | None, candidates: list[Candidate]) -> Candidate | None:
-    """The champion as a candidate; it must have been scored on the same rows."""
-    if champion is None:
-        return None
-    for candidate in candidates:
-        if candidate.model_id == champion.variant.model_id:
-            return candidate
+def tell_history(client: Any, config: RegisterConfig) -> None:
+    """Say who was champion when, and why."""
+    found = history.lines(registry.read(client, config.registered_model))
+    for line in found or [f"{config.registered_model} has had no champion yet."]:
+        tracking.say(line)
+
+
+def _settle(job: Job, alone: bool) -> tuple[Survey, Registry]:
+    """Promote, and name the challenger; without a lock look again until nothing is left to write."""
+    acted = None
+    for _ in range(ROUNDS):
+        found = survey(job.client, job.config, job.rows)
+        now = found.registry
+        if found.decision.promote:
+            now, acted = _promote(job, found), found
+        wrote = _name_challenger(job, found, now) or found.decision.promote
+        if alone or not wrote:
+            return acted or found, registry.read(job.client, now.name) if wrote else now
     raise StepError(
-        f"The champion {champion.variant.name} (version {champion.version}) has no scorecard for this prompt set, "
-        f"so nothing can be compared with it. Score it: `python -m steps.evaluate run_id={champion.variant.run_id}`."
+        f"Others keep changing {job.config.registered_model} at the same time: nothing was settled in {ROUNDS} rounds. "
+        "Run register again when they are done."
     )
 
 
-def _promote(
-    client: Any, config: RegisterConfig, rows: PromptSet, best: Candidate, champion: Champion | None, decision: Decision
-) -> str:
-    metric = metric_key(config.promotion.metric)
-    tags = {
-        tracking.FINGERPRINT: best.fingerprint,
-        "phi3.reason": decision.reason,
-        "phi3.policy": config.promotion.name,
-        "phi3.metric": f"{metric}={best.metrics[metric]:g}",
-        "phi3.prompt_set_sha256": rows.sha256,
-        "phi3.replaced_version": champion.version if champion else "none",
-        "phi3.git_commit": tracking.git_commit() or "none",
-    }
-    return registry.promote(client, config.registered_model, best, tags, f"{best.name}: {decision.reason}.")
+def _promote(job: Job, found: Survey) -> Registry:
+    """Register the best, smoke it, move the alias; returns the registry after that."""
+    variant = found.field.variants[found.best.model_id]
+    version = registered(job, found.registry, found.best, variant, found.decision.reason)
+    try:
+        admit(job, found.registry, version, variant)
+    except Rejected as rejection:
+        _log(job, found, found.registry, Decision(False, str(rejection).rstrip("."), found.decision.difference))
+        raise
+    crown(job, found.registry, version, found.best, found.decision.reason)
+    return registry.read(job.client, found.registry.name)
 
 
-def _report(
-    config: RegisterConfig, candidates: list[Candidate], ranking: Ranking, decision: Decision, version: str | None
-) -> dict[str, Any]:
-    return {
-        "policy": config.promotion.name,
-        "metric": config.promotion.metric,
-        "promoted": decision.promote,
-        "reason": decision.reason,
-        "champion_version": version,
-        "ranking": [candidate.name for candidate in ranking.ranked],
-        "violations": _violations(candidates, ranking),
-        "metrics": {candidate.model_id: {"name": candidate.name} | candidate.metrics for candidate in candidates},
-    }
+def _name_challenger(job: Job, found: Survey, now: Registry) -> bool:
+    """Have the alias `challenger` name the best that is not champion; returns whether that was news."""
+    others = [entry for entry in found.ranking.ranked if now.champion and entry.model_id != now.champion.model_id]
+    version = None
+    if others:
+        reason = f"the best beside the champion (version {now.champion.number})"
+        version = registered(job, now, others[0], found.field.variants[others[0].model_id], reason)
+    return registry.point(job.client, now, CHALLENGER, version)
 
 
-def _violations(candidates: list[Candidate], ranking: Ranking) -> list[str]:
-    names = {candidate.model_id: candidate.name for candidate in candidates}
-    return [f"{names[model_id]}: {', '.join(faults)}." for model_id, faults in ranking.violations.items()]
+def _log(job: Job, found: Survey, now: Registry, decision: Decision) -> None:
+    """The report on the run, and its essence as tags."""
+    names = {candidate.model_id: candidate.name for candidate in found.field.candidates}
+    content = report.as_dict(job.config, job.rows, found.ranking, names, found.field.left_out)
+    report.log(content | {"decision": report.decision_dict(decision, found.champion, found.best)}, now)
+
+
+def _outcome(found: Survey, now: Registry) -> Outcome:
+    champion = now.champion
+    if champion is None:  # a dry run of the first promotion
+        return Outcome(found.ranking, found.decision, None, found.best.model_id)
+    return Outcome(found.ranking, found.decision, champion.number, champion.model_id)
 
 
 def main() -> None:

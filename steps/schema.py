@@ -18,6 +18,7 @@ PRECISIONS = {
     "onnx": ("fp32", "int4"),
 }
 INTERFACES = ("chat", "prompt")
+ACTIONS = ("promote", "history", "rollback")
 FREE_TEXT = {"metadata": {"free_text": True}}
 
 
@@ -80,30 +81,83 @@ class Prompting:
 
 
 @dataclass
+class Columns:
+    """Which columns of a dataset hold the fields of a row; a field that is not named is read from its own name."""
+
+    id: str = field(default="id", **FREE_TEXT)
+    messages: str = field(default="messages", **FREE_TEXT)
+    prompt: str = field(default="prompt", **FREE_TEXT)
+    target: str = field(default="target", **FREE_TEXT)
+    tags: str = field(default="tags", **FREE_TEXT)
+    rules: str = field(default="rules", **FREE_TEXT)
+
+
+@dataclass
 class PromptSet:
-    """The questions and accepted answers that variants are scored on."""
+    """The questions and accepted answers that variants are scored on: a JSONL file, or a dataset of `datasets`.
+
+    `subset`, `split` and `columns` belong to a dataset; `metrics` are the set's own, beside those of `evaluate`.
+    """
 
     name: str = MISSING
-    path: str = field(default=MISSING, **FREE_TEXT)
+    path: str | None = field(default=None, **FREE_TEXT)
+    source: str = "jsonl"
+    subset: str | None = field(default=None, **FREE_TEXT)
+    split: str = field(default="test", **FREE_TEXT)
+    columns: Columns = field(default_factory=Columns)
+    over_context: str = "refuse"
+    metrics: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Judge:
+    """A model that scores every answer from 0 to 1, behind an OpenAI-compatible address; none without `model`."""
+
+    model: str | None = None
+    address: str | None = field(default=None, **FREE_TEXT)
+    instructions: str = field(
+        default="Score how well the answer agrees with the accepted answers: 1 in full, 0 not at all.", **FREE_TEXT
+    )
 
 
 @dataclass
 class Evaluation:
-    """How `evaluate` asks, and which metrics it counts; row r of a sampled variant gets seed + r."""
+    """How `evaluate` asks, and which metrics it counts.
+
+    A sampled variant is asked `repeats` times, each row each time with a seed of its own that counts from `seed`.
+    `speed` times calls of at most `speed_tokens` each, for `speed_seconds` one by one and as long in batches.
+    """
 
     metrics: list[str] = field(default_factory=lambda: ["answer_match", "exact_match", "token_f1", "rouge_l", "chrf"])
-    batch_size: int = 16
+    batch_size: int = 64
     seed: int = 0
+    repeats: int = 1
+    max_errors: int = 10
+    judge: Judge = field(default_factory=Judge)
+    speed: bool = True
+    speed_seconds: float = 0.5
+    speed_tokens: int = 32
+    traces: bool = False
 
 
 @dataclass
 class Promotion:
-    """What best means: hard limits (`min`, `max` of any metric) first, then the metric, then the cheaper one."""
+    """What best means: hard limits (`min`, `max` of any metric) first, then the metric, then the cheapest of the tied.
+
+    `alpha` is the level at which a difference counts. The smoke test serves the version and asks `smoke_rows` rows;
+    the server must be up within `smoke_seconds`. `retry_rejected` gives rejected versions another chance.
+    """
 
     name: str = MISSING
     metric: str = "answer_match"
     limits: dict[str, Any] = field(default_factory=dict)
     prefer: list[str] = field(default_factory=list)
+    alpha: float = 0.05
+    smoke: bool = True
+    smoke_rows: int = 8
+    smoke_seconds: float = 300
+    retry_rejected: bool = False
+    lock_seconds: float = 900
 
 
 @dataclass
@@ -129,11 +183,13 @@ class EvaluateConfig:
 
 @dataclass
 class RegisterConfig:
-    """What to promote, and to which name."""
+    """What to promote, and to which name; or who was champion (`history`), or back to `version` (`rollback`)."""
 
     prompt_set: PromptSet = field(default_factory=PromptSet)
     promotion: Promotion = field(default_factory=Promotion)
     registered_model: str = "phi3"
+    action: str = "promote"
+    version: int | None = None
     dry_run: bool = False
 
 
@@ -171,7 +227,12 @@ def free_text_keys(schema: type = MainConfig, prefix: str = "") -> frozenset[str
 
 def faults(config: Any) -> list[str]:
     """Every value of a step's configuration that is out of its limits, by full key path."""
-    checks = [(BuildConfig, _build_faults), (EvaluateConfig, _evaluate_faults), (RegisterConfig, _register_faults)]
+    checks = [
+        (BuildConfig, _build_faults),
+        ((EvaluateConfig, RegisterConfig), _prompt_set_faults),
+        (EvaluateConfig, _evaluate_faults),
+        (RegisterConfig, _register_faults),
+    ]
     return [fault for kind, check in checks if isinstance(config, kind) for fault in check(config)]
 
 
@@ -203,10 +264,26 @@ def _build_faults(config: BuildConfig) -> Iterator[str]:
 
 
 def _evaluate_faults(config: EvaluateConfig) -> Iterator[str]:
+    if isinstance(config, MainConfig) and config.run_id:
+        yield f"run_id belongs to evaluate, main scores all of its variants: leave it out, got '{config.run_id}'."
     yield from _within("evaluate.batch_size", config.evaluate.batch_size, 1, 256)
     yield from _within("evaluate.seed", config.evaluate.seed, 0)
+    yield from _within("evaluate.repeats", config.evaluate.repeats, 1, 100)
+    yield from _within("evaluate.max_errors", config.evaluate.max_errors, 0)
+    yield from _within("evaluate.speed_seconds", config.evaluate.speed_seconds, 0, 600)
+    yield from _within("evaluate.speed_tokens", config.evaluate.speed_tokens, 1)
     if not config.evaluate.metrics:
         yield "evaluate.metrics must name at least one metric, got none."
+    judge = config.evaluate.judge
+    yield from _needed("evaluate.judge.address", judge.address, bool(judge.model), "judge")
+    yield from _needed("evaluate.judge.model", judge.model, bool(judge.address), "judge")
+
+
+def _prompt_set_faults(config: Any) -> Iterator[str]:
+    prompt_set = config.prompt_set
+    yield from _one_of("prompt_set.source", prompt_set.source, ("jsonl", "datasets"))
+    yield from _one_of("prompt_set.over_context", prompt_set.over_context, ("refuse", "skip"))
+    yield from _needed("prompt_set.path", prompt_set.path, True, "prompt set")
 
 
 def _register_faults(config: RegisterConfig) -> Iterator[str]:
@@ -217,13 +294,22 @@ def _register_faults(config: RegisterConfig) -> Iterator[str]:
             yield f"promotion.limits.{name} must be numbers, got {wrong[0]!r}."
         elif limit.get("min", -math.inf) > limit.get("max", math.inf):
             yield f"promotion.limits.{name}.min must be at most its max {limit['max']:g}, got {limit['min']:g}."
-    if not config.registered_model or set(config.registered_model) & set("/:"):
-        yield f"registered_model must be a name without '/' and ':', got '{config.registered_model}'."
+    promotion = config.promotion
+    yield from _within("promotion.alpha", promotion.alpha, 0, 0.5, open_low=True)
+    yield from _within("promotion.smoke_rows", promotion.smoke_rows, 1)
+    yield from _within("promotion.smoke_seconds", promotion.smoke_seconds, 1)
+    yield from _within("promotion.lock_seconds", promotion.lock_seconds, 0)
+    yield from _within("version", config.version, 1)
+    yield from _one_of("action", config.action, ("promote",) if isinstance(config, MainConfig) else ACTIONS)
+    if config.version is not None and config.action != "rollback":
+        yield f"version is what action=rollback goes back to, got version={config.version} with action={config.action}."
+    if not config.registered_model or set(config.registered_model) & set("/:'"):
+        yield f"registered_model must be a name without '/' and ':' (and no quote), got '{config.registered_model}'."
 
 
-def _needed(key: str, value: str | None, needed: bool) -> Iterator[str]:
+def _needed(key: str, value: str | None, needed: bool, what: str = "model") -> Iterator[str]:
     if needed and not value:
-        yield f"{key} is needed for this model: give -P {key}=…"
+        yield f"{key} is needed for this {what}: give -P {key}=…"
 
 
 def _one_of(key: str, value: Any, allowed: tuple) -> Iterator[str]:

@@ -15,6 +15,8 @@ for name in [name for name in os.environ if name.startswith(("MLFLOW_", "HYDRA_"
     del os.environ[name]
 # Hugging Face's client reads this when it is imported, which is before any fixture.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Two workers share two cores, and the miniature is too small for threads to help it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PROJECT = Path(__file__).resolve().parents[1]
 SPAIN = "What is the capital of Spain?"
@@ -22,9 +24,13 @@ SPAIN = "What is the capital of Spain?"
 
 @pytest.fixture(scope="session")
 def caches(tmp_path_factory):
-    """One cache for the whole session and all of its workers: the miniature is trained once."""
+    """One cache for the whole session and all of its workers: the miniature is trained once.
+
+    TEST_CACHES names a folder to keep it in from session to session.
+    """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "caches"
+    folder = Path(os.environ.get("TEST_CACHES", folder))
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -53,6 +59,9 @@ def isolated(monkeypatch, tmp_path, caches, empty_store):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(store)
+    if "mlflow.tracing" in sys.modules:
+        # The tracer keeps the store that it was first used with.
+        sys.modules["mlflow.tracing"].reset()
 
 
 @pytest.fixture(scope="session")
@@ -103,3 +112,13 @@ def step():
         )
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The figures that tests have measured, from all workers."""
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    figures = [line for report in reports for name, line in getattr(report, "user_properties", []) if name == "figure"]
+    if figures:
+        terminalreporter.section("figures")
+    for line in dict.fromkeys(figures):
+        terminalreporter.line(line)

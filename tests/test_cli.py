@@ -95,6 +95,19 @@ REFUSED = {
         ["promotion.limits.chrf.min must be at most its max 0, got 1."],
     ),
     "name of the registered model": ("register", ["registered_model=a/b"], ["must be a name without '/' and ':'"]),
+    "run of a variant in main": ("main", ["run_id=abc"], ["run_id belongs to evaluate, main scores all"]),
+    "source of a prompt set": (
+        "evaluate",
+        ["prompt_set.source=csv", "prompt_set.over_context=cut"],
+        ["prompt_set.source must be one of jsonl, datasets", "prompt_set.over_context must be one of refuse, skip"],
+    ),
+    "a dataset that is not given": ("register", ["prompt_set=dataset"], ["prompt_set.path is needed for this prompt"]),
+    "repeats and errors": (
+        "evaluate",
+        ["evaluate.repeats=0", "evaluate.max_errors=-1"],
+        ["evaluate.repeats must be at least 1", "evaluate.max_errors must be at least 0"],
+    ),
+    "half a judge": ("evaluate", ["evaluate.judge.model=m"], ["evaluate.judge.address is needed for this judge"]),
     "no metric": ("evaluate", ["evaluate.metrics=[]"], ["evaluate.metrics must name at least one metric"]),
     "all at once": (
         "build",

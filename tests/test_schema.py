@@ -11,7 +11,11 @@ from steps.main import plan
 from tests.conftest import PROJECT
 
 GROUP_FILES = sorted(path.relative_to(PROJECT / "conf") for path in (PROJECT / "conf").glob("*/*.yaml"))
-NEEDS = {"model=local": ["model.path=."], "precision=int4": ["mode=onnx"]}
+NEEDS = {
+    "model=local": ["model.path=."],
+    "precision=int4": ["mode=onnx"],
+    "prompt_set=dataset": ["prompt_set.path=."],
+}
 ENTRY_POINTS = yaml.safe_load((PROJECT / "MLproject").read_text())["entry_points"]
 
 

@@ -1,27 +1,71 @@
-"""Ask a variant the questions of a prompt set, in batches, through its own pyfunc interface."""
+"""Ask a variant the questions of a prompt set, in batches, through its own pyfunc interface.
+
+Every answer goes into a journal, so that a killed evaluation goes on where it was. Batches always hold the same
+rows, and a batch of which any answer is missing is asked again as a whole: then what a variant answers does not
+depend on where it was interrupted, whatever a batch does to the rounding of its numbers.
+"""
 
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from time import perf_counter
 from typing import Any
 
-from steps.evaluation.prompt_set import PromptSet, Row
+from steps.errors import StepError
+from steps.evaluation.fit import Fit
+from steps.evaluation.journal import Journal
+from steps.evaluation.prompt_set import PromptSet
 from steps.quiet import quiet
+from steps.schema import Evaluation
 from steps.tracking import Variant
 
+SHOWN_ERRORS = 3
 
-def answer(model: Any, variant: Variant, prompt_set: PromptSet, batch_size: int, seed: int) -> list[str]:
-    """The loaded variant's answer to every row, in order; a sampled variant gets seed + r for row r."""
+
+@dataclass(frozen=True)
+class Answer:
+    """What a variant said to a row and how long its part of the batch took, or why there is no answer (then "")."""
+
+    text: str = ""
+    error: str | None = None
+    skipped: str | None = None
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row as one repeat asks it; `seed` is None for a variant that draws nothing."""
+
+    name: str
+    conversation: list[dict[str, str]]
+    prompt: str
+    seed: int | None
+
+
+def answer(
+    model: Any, variant: Variant, prompt_set: PromptSet, fit: Fit, settings: Evaluation, journal: Journal
+) -> list[list[Answer]]:
+    """For every repeat the answers to every row, in order; raises StepError beyond `max_errors`."""
     from tqdm import tqdm
 
-    rows, answers = prompt_set.rows, []
+    batches = list(_batches(variant, prompt_set, fit, settings))
+    known = {name: Answer(**entry) for name, entry in journal.entries.items() if name.startswith("answer ")}
+    missing = [batch for batch in batches if not all(_is_answered(known, question) for question in batch)]
+    _check_errors(prompt_set, fit, {}, settings.max_errors)
+    left = sum(map(len, missing))
     # disable=None: no bar where the output is not a terminal
-    with tqdm(total=len(rows), desc=variant.name, unit="row", disable=None) as bar:
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            answers += _ask(model, variant, batch, seed + start)
+    with tqdm(initial=sum(map(len, batches)) - left, total=left, desc=variant.name, unit="row", disable=None) as bar:
+        for batch in missing:
+            found = _ask_timed(model, variant, batch)
+            journal.add({name: asdict(said) for name, said in found.items()})
+            known |= found
             bar.update(len(batch))
-    return answers
+            _check_errors(prompt_set, fit, known, settings.max_errors)
+    return [
+        [_unasked(fit, index) or known[_name(repeat, index)] for index in range(len(prompt_set.rows))]
+        for repeat in range(_repeats(variant, settings))
+    ]
 
 
 @contextlib.contextmanager
@@ -45,51 +89,121 @@ def _forget_wrappers() -> None:
         del sys.modules[name]
 
 
-def _ask(model: Any, variant: Variant, rows: tuple[Row, ...], seed: int) -> list[str]:
-    sampled = float(variant.params["generation.temperature"]) > 0
+def _sampled(variant: Variant) -> bool:
+    return float(variant.params["generation.temperature"]) > 0
+
+
+def _repeats(variant: Variant, settings: Evaluation) -> int:
+    """A greedy variant says the same every time."""
+    return settings.repeats if _sampled(variant) else 1
+
+
+def _batches(variant: Variant, prompt_set: PromptSet, fit: Fit, settings: Evaluation) -> Iterator[list[Question]]:
+    """All questions; each has a seed of its own, the same wherever its batch begins."""
+    rows = [(index, row) for index, row in enumerate(prompt_set.rows) if _unasked(fit, index) is None]
+    for repeat in range(_repeats(variant, settings)):
+        first_seed = settings.seed + repeat * len(prompt_set.rows) if _sampled(variant) else None
+        for start in range(0, len(rows), settings.batch_size):
+            yield [
+                Question(
+                    _name(repeat, index),
+                    row.conversation,
+                    fit.prompts.get(index, row.question),
+                    None if first_seed is None else first_seed + index,
+                )
+                for index, row in rows[start : start + settings.batch_size]
+            ]
+
+
+def _name(repeat: int, index: int) -> str:
+    """What a journal calls the answer to a row."""
+    return f"answer {repeat} {index}"
+
+
+def _is_answered(known: dict[str, Answer], question: Question) -> bool:
+    """An error of an earlier evaluation may have been the machine's: such a row is asked again."""
+    return question.name in known and known[question.name].error is None
+
+
+def _unasked(fit: Fit, index: int) -> Answer | None:
+    """Why a row is not asked at all."""
+    if index in fit.too_long:
+        return Answer(skipped=fit.too_long[index])
+    return Answer(error=fit.unaskable[index]) if index in fit.unaskable else None
+
+
+def _check_errors(prompt_set: PromptSet, fit: Fit, known: dict[str, Answer], max_errors: int) -> None:
+    errors = dict(fit.unaskable)
+    errors |= {int(name.split()[-1]): said.error for name, said in known.items() if said.error}
+    if len(errors) > max_errors:
+        shown = [f"row {prompt_set.rows[index].id!r}: {error}" for index, error in list(errors.items())[:SHOWN_ERRORS]]
+        raise StepError(f"{len(errors)} rows failed, more than evaluate.max_errors={max_errors}: {'; '.join(shown)}")
+
+
+def _ask_timed(model: Any, variant: Variant, batch: list[Question]) -> dict[str, Answer]:
+    """The answers to a batch by name; where the whole fails its rows are asked one by one."""
+    started = perf_counter()
+    try:
+        texts = _ask(model, variant, batch)
+    except Exception as error:  # whatever a model raises, it is the row's error
+        if len(batch) > 1:
+            return {name: said for question in batch for name, said in _ask_timed(model, variant, [question]).items()}
+        return {batch[0].name: Answer(error=_one_line(error))}
+    latency_ms = 1000 * (perf_counter() - started) / len(batch)
+    return {question.name: _as_answer(text, latency_ms) for question, text in zip(batch, texts, strict=True)}
+
+
+def _as_answer(text: Any, latency_ms: float) -> Answer:
+    if not isinstance(text, str):
+        return Answer(error=f"the answer is no text but {type(text).__name__}")
+    # What cannot be written cannot be shown either.
+    return Answer(text.encode(errors="replace").decode(), latency_ms=latency_ms)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+
+
+def _ask(model: Any, variant: Variant, batch: list[Question]) -> list[Any]:
     if variant.params["mode"] == "transformers":
         # The stock flavour answers only the first conversation of a frame, and takes no seed.
-        return [_ask_stock(model, variant, row, seed + index, sampled) for index, row in enumerate(rows)]
+        return [_ask_stock(model, variant, question) for question in batch]
     if variant.params["interface"] == "prompt":
-        return _ask_prompts(model, rows, seed, sampled)
+        return _ask_prompts(model, batch)
     import pandas as pd
 
-    frame = pd.DataFrame({"messages": [row.conversation for row in rows]})
-    if sampled:
-        frame["custom_inputs"] = [{"seed": seed + index} for index in range(len(rows))]
-    replies = model.predict(frame)
-    return [_content(reply) for reply in (replies if isinstance(replies, list) else [replies])]
+    frame = pd.DataFrame({"messages": [question.conversation for question in batch]})
+    if batch[0].seed is not None:
+        frame["custom_inputs"] = [{"seed": question.seed} for question in batch]
+    return [_content(reply) for reply in _replies(model.predict(frame), len(batch))]
 
 
-def _ask_stock(model: Any, variant: Variant, row: Row, seed: int, sampled: bool) -> str:
-    if sampled:
+def _ask_stock(model: Any, variant: Variant, question: Question) -> Any:
+    if question.seed is not None:
         import torch
 
-        torch.manual_seed(seed)
+        torch.manual_seed(question.seed)
     with quiet():
         if variant.params["interface"] == "chat":
-            return _content(model.predict({"messages": row.conversation})[0])
-        return model.predict({"prompt": as_prompt(row)})[0]
+            return _content(model.predict({"messages": question.conversation})[0])
+        return model.predict({"prompt": question.prompt})[0]
 
 
-def _ask_prompts(model: Any, rows: tuple[Row, ...], seed: int, sampled: bool) -> list[str]:
+def _ask_prompts(model: Any, batch: list[Question]) -> list[Any]:
     import pandas as pd
 
-    if sampled:  # params are one for a whole call
-        return [
-            model.predict({"prompt": as_prompt(row)}, params={"seed": seed + index}) for index, row in enumerate(rows)
-        ]
-    replies = model.predict(pd.DataFrame({"prompt": [as_prompt(row) for row in rows]}))
-    return replies if isinstance(replies, list) else [replies]
+    if batch[0].seed is not None:  # params are one for a whole call
+        return [model.predict({"prompt": question.prompt}, params={"seed": question.seed}) for question in batch]
+    replies = model.predict(pd.DataFrame({"prompt": [question.prompt for question in batch]}))
+    return _replies(replies, len(batch))
 
 
-def as_prompt(row: Row) -> str:
-    """A row for the interface prompt: one user message as it is, more in Phi-3's own format."""
-    if len(row.messages) == 1:
-        return row.question
-    turns = "".join(f"<|{role}|>\n{content}<|end|>\n" for role, content in row.messages)
-    return f"{turns}<|assistant|>\n"
+def _replies(replies: Any, number: int) -> list[Any]:
+    listed = replies if isinstance(replies, list) else [replies]
+    if len(listed) != number:
+        raise ValueError(f"{number} rows got {len(listed)} replies")
+    return listed
 
 
-def _content(reply: dict[str, Any]) -> str:
+def _content(reply: dict[str, Any]) -> Any:
     return reply["choices"][0]["message"]["content"]

@@ -46,11 +46,17 @@ def checks(interface: str) -> list[dict[str, Any]]:
     return [row for row in rows if row.get("only", interface) == interface]
 
 
-def run(model: Any, interface: str) -> list[Result]:
-    """Ask every check of the suite, in the order of the table."""
+def core(interface: str, mode: str) -> list[dict[str, Any]]:
+    """The few checks that tell a model that must not be served; of the stock flavour only those it is known to keep."""
+    wanted = ("all",) if mode == "transformers" else ("all", "wrappers")
+    return [row for row in checks(interface) if row.get("core") in wanted]
+
+
+def run(model: Any, interface: str, rows: list[dict[str, Any]] | None = None) -> list[Result]:
+    """Ask every check of the suite, or the given rows of it, in the order of the table."""
     answered: dict[str, list[Reply]] = {}
     results = []
-    for check in checks(interface):
+    for check in checks(interface) if rows is None else rows:
         try:
             replies = _ask(model, interface, check)
         except Exception as error:  # whatever the model raises is what the check is about

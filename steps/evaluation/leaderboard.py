@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import quote
 
 from steps import tracking
-from steps.evaluation import prompt_set, scorecard
+from steps.evaluation import prompt_set, scorecard, scores
 from steps.promotion.rank import metric_key
 from steps.schema import MainConfig
 from steps.tracking import Variant
@@ -17,12 +17,12 @@ def rows(variants: list[Variant], ranked: list[str], config: MainConfig) -> list
     found = []
     for variant in variants:
         metrics = scorecard.scores(variant, questions.sha256) or {}
-        means = {name: metrics.get(metric_key(name)) for name in config.evaluate.metrics}
+        means = {name: metrics.get(metric_key(name)) for name in scores.names(config)}
         found.append(
             {"variant": variant.name, "model_id": variant.model_id}
             | means
             | {"contract": _contract(metrics), "MB": metrics.get("size/bytes", 0) / 1e6}
-            | {"answers (s)": metrics.get("answers/seconds")}
+            | {"tokens/s": metrics.get("speed/tokens_per_second"), "peak MB": metrics.get("memory/peak_mb")}
         )
     place = {model_id: index for index, model_id in enumerate(ranked)}
     return sorted(found, key=lambda row: place.get(row["model_id"], len(place)))
@@ -37,15 +37,14 @@ def show(variants: list[Variant], outcome: Any, config: MainConfig) -> None:
     table = Table(title=f"Leaderboard on {config.prompt_set.name}, best first")
     table.add_column("")
     table.add_column("variant", no_wrap=True)
-    for name in [*config.evaluate.metrics, "contract", "MB", "answers (s)"]:
+    for name in [*scores.names(config), "contract", "MB", "tokens/s", "peak MB"]:
         table.add_column(name, justify="right")
     champion = outcome.champion_model_id
     for row in rows(variants, ranked, config):
-        numbers = [_number(row[name], 3) for name in config.evaluate.metrics]
+        numbers = [_number(row[name], 3) for name in scores.names(config)]
         star = "★" if row["model_id"] == champion else ""
-        table.add_row(
-            star, row["variant"], *numbers, row["contract"], _number(row["MB"], 1), _number(row["answers (s)"], 1)
-        )
+        costs = [_number(row["MB"], 1), _number(row["tokens/s"], 0), _number(row["peak MB"], 0)]
+        table.add_row(star, row["variant"], *numbers, row["contract"], *costs)
     Console(width=None if Console().is_terminal else 120).print(table)
 
 
@@ -55,15 +54,19 @@ def as_dict(variants: list[Variant], outcome: Any, config: MainConfig) -> dict[s
     return {"champion_version": outcome.version, "leaderboard": rows(variants, ranked, config)}
 
 
-def say_next(variants: list[Variant], registered_model: str, experiment: str) -> None:
-    """The two commands to go on with."""
+def say_next(variants: list[Variant], config: MainConfig, experiment: str) -> None:
+    """The two commands to go on with; a dry run has made no champion to serve."""
     runs = quote(json.dumps([variant.run_id for variant in variants]))
     experiments = quote(json.dumps([experiment]))
     tracking.say("\nCompare the runs:")
-    tracking.say(f"    mlflow ui --port 5000{tracking.store_arguments()}")
-    tracking.say(f"    http://127.0.0.1:5000/#/compare-runs?runs={runs}&experiments={experiments}")
-    tracking.say("Serve the champion:")
-    tracking.say(f"    mlflow models serve -m models:/{registered_model}@champion --env-manager uv --port 5001")
+    address = tracking.interface_address()
+    if address.startswith("http://127.0.0.1:5000"):
+        tracking.say(f"    mlflow ui --port 5000{tracking.store_arguments()}")
+    tracking.say(f"    {address}/#/compare-runs?runs={runs}&experiments={experiments}")
+    if not config.dry_run:
+        tracking.say("Serve the champion:")
+        model = f"models:/{config.registered_model}@champion"
+        tracking.say(f"    mlflow models serve -m {model} --env-manager uv --port 5001")
 
 
 def _contract(metrics: dict[str, float]) -> str:

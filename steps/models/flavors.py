@@ -42,6 +42,11 @@ def log_variant(config: BuildConfig, folder: Path, name: str, params: dict[str, 
         return log(config, folder, common).model_id
 
 
+def stored_at(config: BuildConfig, folder: Path) -> str:
+    """The path that the staged `folder` has inside the logged model."""
+    return "model" if config.mode.name == "transformers" else f"artifacts/{folder.name}"
+
+
 def _log_transformers(config: BuildConfig, folder: Path, common: dict[str, Any]):
     """As the first option of the upstream sample; with interface=prompt the flavour's plain generation."""
     import mlflow

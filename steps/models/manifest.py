@@ -1,15 +1,9 @@
-"""The sha256 of every file of a folder: what a checkpoint is, in a form that can be checked."""
+"""The sha256 of files and of settings: what a checkpoint or a variant is, in a form that can be compared."""
 
 import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-
-
-def write_manifest(directory: Path) -> dict[str, str]:
-    """Map each file under `directory`, by its path inside, to the sha256 of its bytes."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix(): sha256_of(path) for path in files}
 
 
 def sha256_of(path: Path) -> str:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps.errors import StepError
-from steps.models.manifest import digest, digest_files, write_manifest
+from steps.models import damage
+from steps.models.manifest import digest, digest_files, sha256_of
 from steps.schema import Model
+from steps.wrappers import checkpoint as whole
 
 # What a checkpoint may hold, in Hugging Face and in ONNX GenAI layout: neither code nor pickles.
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.onnx", "*.onnx.data", "*.onnx_data")
@@ -46,13 +48,16 @@ def resolve(model: Model) -> Checkpoint:
     else:
         directory = Path(model.path).expanduser()
     layout = _layout(directory)
-    return Checkpoint(directory, layout, revision, _manifest(directory))
+    manifest = _manifest(directory)
+    if found := damage.faults(directory, manifest):
+        raise StepError(*found)
+    return Checkpoint(directory, layout, revision, manifest)
 
 
 def _manifest(directory: Path) -> dict[str, str]:
-    """The manifest of the files that are taken from a checkpoint."""
-    taken = {path.name for pattern in FILES for path in directory.glob(pattern)}
-    return {name: sha256 for name, sha256 in write_manifest(directory).items() if name in taken}
+    """The sha256 of each file that is taken from a checkpoint, by its name."""
+    files = {path.name: path for pattern in FILES for path in directory.glob(pattern)}
+    return {name: sha256_of(files[name]) for name in sorted(files) if name != whole.MANIFEST}
 
 
 def cache_directory() -> Path:
@@ -63,21 +68,43 @@ def cache_directory() -> Path:
 
 
 def made_once(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `name` of the cache; `make` fills it if it is not there, once, whole or not at all."""
+    """The folder `name` of the cache; `make` fills it if it is not there or damaged, once, whole or not at all."""
     from filelock import FileLock
 
-    cache = cache_directory()
-    cache.mkdir(parents=True, exist_ok=True)
-    target = cache / name
-    with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            # A killed maker leaves only a folder that the next one removes.
-            for left_over in cache.glob(f"{name}.making-*"):
-                shutil.rmtree(left_over, ignore_errors=True)
-            making = Path(tempfile.mkdtemp(prefix=f"{name}.making-", dir=cache))
-            make(making)
-            making.rename(target)
+    target = cache_directory() / name
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if target.is_dir() and not _is_whole(target):
+                shutil.rmtree(target)
+            if not target.is_dir():
+                _make_whole(target, make)
+    except OSError as error:
+        raise StepError(
+            f"The cache {target.parent} cannot be used ({error.strerror or error}): "
+            "set PHI3_CACHE_DIR to a folder that can be written."
+        ) from error
     return target
+
+
+def _make_whole(target: Path, make: Callable[[Path], None]) -> None:
+    # A killed maker leaves only a folder that the next one removes.
+    for left_over in target.parent.glob(f"{target.name}.making-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    making = Path(tempfile.mkdtemp(prefix=f"{target.name}.making-", dir=target.parent))
+    make(making)
+    whole.write_manifest(making)
+    making.rename(target)
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether a folder of the cache is as it was made; what is wrong with it is said."""
+    try:
+        whole.check(directory)
+    except whole.BrokenCheckpoint as fault:
+        print(f"{directory} in the cache is damaged and is made again: {fault}.", flush=True)
+        return False
+    return True
 
 
 def _miniature(seed: int) -> Path:
@@ -86,7 +113,7 @@ def _miniature(seed: int) -> Path:
     from steps.models import miniature
 
     code = digest_files([Path(miniature.__file__), miniature.FACTS])
-    name = digest([seed, code, version("torch"), version("transformers")])[:16]
+    name = digest([seed, code, version("torch"), version("transformers"), whole.MANIFEST])[:16]
 
     def train(directory: Path) -> None:
         print(f"Training the miniature Phi-3 (once; it is kept in {cache_directory()}) …", flush=True)
@@ -98,10 +125,14 @@ def _miniature(seed: int) -> Path:
 def _from_hub(repository: str, revision: str | None) -> Path:
     import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
+    except HFValidationError:
+        raise StepError(
+            f"model.repository must be OWNER/NAME of the hub, as microsoft/Phi-3-mini-4k-instruct, got '{repository}'."
+        ) from None
     except (httpx.HTTPError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
         reason = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")

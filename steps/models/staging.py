@@ -15,9 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from steps.errors import StepError
+from steps.models import exported
 from steps.models.sources import FILES, Checkpoint
 from steps.quiet import quiet
 from steps.schema import BuildConfig, Precision, Prompting
+from steps.wrappers import checkpoint as whole
 
 _PRESET = """\
 {%%- set given = messages -%%}
@@ -44,6 +46,7 @@ def staged(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Path]:
             folder = _export(folder, Path(temporary) / "onnx", config.precision)
         elif config.mode.name != "onnx" and config.precision.name == "bf16":
             folder = _narrow(folder, Path(temporary) / "bf16")
+        whole.write_manifest(folder)
         yield folder
 
 
@@ -81,6 +84,12 @@ def _check_layout(checkpoint: Checkpoint, config: BuildConfig) -> None:
     if checkpoint.layout == "genai" and config.mode.name != "onnx":
         raise StepError(
             f"'{checkpoint.directory}' has ONNX GenAI layout, which is for mode=onnx, got mode={config.mode.name}."
+        )
+    if checkpoint.layout == "genai" and (kept := exported.precision(checkpoint.directory)) != config.precision.name:
+        # What is exported already keeps its numbers, and a variant must not bear another name.
+        raise StepError(
+            f"The weights of '{checkpoint.directory}' are {kept}, got precision={config.precision.name}. Give "
+            f"precision={kept} if the mode has it, or the checkpoint in Hugging Face layout."
         )
 
 

@@ -1,61 +1,150 @@
-"""The model registry: who is champion, and making another one champion."""
+"""The model registry: its versions and aliases, and what a version tells of itself.
 
-from dataclasses import dataclass
+A version carries tags: what it was made of, what it scored, and one `phi3.champion.<UTC time>` for each time that it
+became champion (steps/promotion/history.py reads them).
+"""
+
+from dataclasses import dataclass, field
 from typing import Any
 
 from steps.errors import StepError
 from steps.promotion.rank import Candidate
-from steps.tracking import FINGERPRINT, Variant, as_variant
+from steps.quiet import quiet
+from steps.tracking import FINGERPRINT
 
 CHAMPION = "champion"
+CHALLENGER = "challenger"
 # A registered version does not tell by itself which LoggedModel it was made of.
 MODEL_ID = "phi3.model_id"
+VARIANT = "phi3.variant"
+SMOKE = "phi3.smoke"
+REJECTED = "phi3.rejected"
 
 
 @dataclass(frozen=True)
-class Champion:
-    """The version that the alias names, and the variant behind it."""
+class Version:
+    """A registered version of a variant's model."""
 
-    version: str
-    variant: Variant
+    number: str
+    model_id: str
+    tags: dict[str, str]
+    description: str
+
+    @property
+    def rejected(self) -> str | None:
+        """Why it is not to become champion."""
+        return self.tags.get(REJECTED)
 
 
-def champion(client: Any, registered_model: str) -> Champion | None:
-    """The champion; None where there is none yet."""
+@dataclass(frozen=True)
+class Registry:
+    """What was registered under a name, oldest first, and which version each alias names."""
+
+    name: str
+    versions: tuple[Version, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    def numbered(self, number: str | None) -> Version | None:
+        return next((version for version in self.versions if version.number == number), None)
+
+    def of_model(self, model_id: str) -> Version | None:
+        """The first version of a LoggedModel, so that the same model is not registered twice."""
+        return next((version for version in self.versions if version.model_id == model_id), None)
+
+    @property
+    def champion(self) -> Version | None:
+        number = self.aliases.get(CHAMPION)
+        found = self.numbered(number)
+        if number is not None and found is None:
+            raise StepError(
+                f"{self.name}@{CHAMPION} (version {number}) was not promoted by this project, so nothing is known "
+                f"of it. Give another name (-P registered_model=…), or delete the alias."
+            )
+        return found
+
+    @property
+    def challenger(self) -> Version | None:
+        return self.numbered(self.aliases.get(CHALLENGER))
+
+
+def read(client: Any, name: str) -> Registry:
+    """The registry as it is now; empty where the name is not registered yet."""
     from mlflow.exceptions import MlflowException
 
     try:
-        version = client.get_model_version_by_alias(registered_model, CHAMPION)
+        aliases = client.get_registered_model(name).aliases
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return Registry(name)
         raise
-    model_id = version.tags.get(MODEL_ID)
-    if model_id is None:
-        raise StepError(
-            f"{registered_model}@{CHAMPION} (version {version.version}) was not promoted by this project, so nothing "
-            f"is known of it. Give another name (-P registered_model=…), or delete the alias."
-        )
-    return Champion(str(version.version), as_variant(client.get_logged_model(model_id)))
+    found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda version: int(version.version))
+    versions = tuple(_version(entry) for entry in found if MODEL_ID in entry.tags)
+    return Registry(name, versions, {alias: str(number) for alias, number in aliases.items()})
 
 
-def promote(client: Any, registered_model: str, candidate: Candidate, tags: dict[str, str], description: str) -> str:
-    """Register a candidate's model, say why on the version, then move the alias; returns the version."""
+def create(client: Any, registry: Registry, candidate: Candidate, tags: dict[str, str], description: str) -> Version:
+    """Register a candidate's model, with all that is known of it in one write."""
     import mlflow
 
-    version = _registered(client, registered_model, candidate) or mlflow.register_model(
-        f"models:/{candidate.model_id}",
-        registered_model,
-        tags={FINGERPRINT: candidate.fingerprint, MODEL_ID: candidate.model_id},
-    )
+    made_of = {FINGERPRINT: candidate.fingerprint, MODEL_ID: candidate.model_id, VARIANT: candidate.name}
+    with quiet():
+        mlflow.register_model(f"models:/{candidate.model_id}", registry.name, tags=made_of | tags)
+    version = _only_one(client, registry.name, candidate.model_id)
+    client.update_model_version(registry.name, version.number, description=description)
+    return version
+
+
+def describe(client: Any, registry: Registry, version: Version, tags: dict[str, str], description: str) -> None:
+    """Bring the tags and the description of a version up to date, writing only what differs."""
     for key, value in tags.items():
-        client.set_model_version_tag(registered_model, version.version, key, value)
-    client.update_model_version(registered_model, version.version, description=description)
-    client.set_registered_model_alias(registered_model, CHAMPION, version.version)
-    return str(version.version)
+        if version.tags.get(key) != value:
+            client.set_model_version_tag(registry.name, version.number, key, value)
+    if version.description != description:
+        client.update_model_version(registry.name, version.number, description=description)
 
 
-def _registered(client: Any, registered_model: str, candidate: Candidate) -> Any | None:
-    """The version that a model has already, so that the same model is not registered twice."""
-    versions = client.search_model_versions(f"name = '{registered_model}'")
-    return next((version for version in versions if version.tags.get(MODEL_ID) == candidate.model_id), None)
+def point(client: Any, registry: Registry, alias: str, version: Version | None) -> bool:
+    """Have an alias name a version, or nothing; returns whether that was news."""
+    number = version.number if version else None
+    if registry.aliases.get(alias) == number:
+        return False
+    if number is None:
+        client.delete_registered_model_alias(registry.name, alias)
+    else:
+        _set_alias(client, registry.name, alias, number)
+    return True
+
+
+def _set_alias(client: Any, name: str, alias: str, number: str) -> None:
+    """Set an alias, once more where another process has made the same alias at the same moment."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_registered_model_alias(name, alias, number)
+    except MlflowException as error:
+        # MLflow's store inserts an alias that it has just not found: the slower of two breaks the table's key.
+        if "UNIQUE constraint" not in str(error) and "duplicate key" not in str(error):
+            raise
+        client.set_registered_model_alias(name, alias, number)
+
+
+def _only_one(client: Any, name: str, model_id: str) -> Version:
+    """The first version of a model; a second one is deleted.
+
+    MLflow's client repeats a request whose answer it did not get, and without a lock (a server) two processes may
+    register the same model. Who comes second sees the first one here, and goes on with that.
+    """
+    from mlflow.exceptions import MlflowException
+
+    first, *doubles = [version for version in read(client, name).versions if version.model_id == model_id]
+    for double in doubles:
+        try:
+            client.delete_model_version(name, double.number)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    return first
+
+
+def _version(entry: Any) -> Version:
+    return Version(str(entry.version), entry.tags[MODEL_ID], dict(entry.tags), entry.description or "")

@@ -21,8 +21,12 @@ from .tokenizer import ChatTokenizer
 
 ROLES = ("system", "user", "assistant")
 MAX_ROWS, MAX_CHARACTERS, MAX_CHOICES, MAX_STOPS = 256, 1_000_000, 8, 8
-# Fields of MLflow's chat schema that no Phi-3 wrapper can honour: refused unless they ask for nothing.
-UNSUPPORTED = ("tools", "frequency_penalty", "presence_penalty")
+# Fields that no Phi-3 wrapper can honour: refused unless they ask for nothing. Of MLflow's chat schema:
+UNSUPPORTED = (
+    *("tools", "frequency_penalty", "presence_penalty"),
+    # of OpenAI's own API, whose clients may send them
+    *("max_completion_tokens", "logprobs", "top_logprobs", "logit_bias", "response_format", "tool_choice", "functions"),
+)
 # What a list may arrive as: pandas hands on arrays too.
 MANY = list | tuple | np.ndarray
 SETTINGS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "n", "seed")

@@ -11,9 +11,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pandas as pd
 from mlflow.pyfunc import PythonModel
 
+from .checkpoint import BrokenCheckpoint, check
 from .contract import Contract, Request, RequestError, chat_chunk, chat_completion
 from .scheduler import Engine, Scheduler
 from .sequence import Sequence
+from .serving import CLIENT, watch_clients
 from .tokenizer import ChatTokenizer
 
 
@@ -30,19 +32,24 @@ class Phi3Model(PythonModel):
     def load_context(self, context) -> None:
         """Load the tokenizer and start the engine."""
         config, directory = context.model_config, context.artifacts["checkpoint"]
+        _check_whole(directory)
         self._name, self._interface = config["name"], config["interface"]
         self._tokenizer = ChatTokenizer(directory)
         self._contract = Contract(
             self._interface, self._tokenizer, self._tokenizer.context_length, config["generation"]
         )
         self._scheduler = Scheduler(_engine(self._engine_name, directory, config["engine"]))
+        watch_clients()
 
     # MLflow hands on objects and lists of objects as well as frames; of a hint that says so it warns on every load.
     def predict(self, context, model_input: pd.DataFrame, params: dict[str, Any] | None = None):
         """One reply for one row, a list of replies for several; rows as a frame, an object or a list of objects."""
         requests = self._contract.requests(_rows(model_input), params)
         sequences = [request.sequences(self._tokenizer) for request in requests]
-        self._scheduler.run([sequence for choices in sequences for sequence in choices])
+        together = [sequence for choices in sequences for sequence in choices]
+        if client := CLIENT.get():
+            client.waits_for(together)
+        self._scheduler.run(together)
         replies = [self._reply(*answered) for answered in zip(requests, sequences, strict=True)]
         return replies[0] if len(replies) == 1 else replies
 
@@ -72,15 +79,30 @@ class Phi3Model(PythonModel):
         yield chat_chunk(identity, self._name, 0, {}, sequence.finish_reason)
 
 
+def _check_whole(directory: str) -> None:
+    """Refuse a damaged checkpoint before anything of it is read."""
+    try:
+        check(directory)
+    except BrokenCheckpoint as fault:
+        raise BrokenCheckpoint(
+            f"The model in {directory} is not what was logged, so it is not loaded: {fault}. Fetch it again, or take "
+            "another version."
+        ) from None
+
+
 def _engine(name: str, directory: str, arguments: dict[str, Any]) -> Engine:
     """Import an engine by name: neither engine's libraries are needed for the other."""
     if name == "torch":
         from .torch_engine import TorchEngine
 
         return TorchEngine(directory, **arguments)
-    from .onnx_engine import OnnxEngine
+    if arguments["execution_provider"] == "cpu":
+        from .onnx_engine import OnnxEngine
 
-    return OnnxEngine(directory, **arguments)
+        return OnnxEngine(directory, arguments["max_batch_size"])
+    from .genai_engine import GenaiEngine
+
+    return GenaiEngine(directory, **arguments)
 
 
 def _rows(model_input: Any) -> list[dict[str, Any]]:

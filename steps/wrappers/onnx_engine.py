@@ -1,110 +1,165 @@
-"""Batches of sequences on ONNX Runtime GenAI.
+"""Continuous batching of a model in ONNX Runtime GenAI's layout, on ONNX Runtime's CPU provider.
 
-`og.Engine` batches the turns; on a CPU it starts a new batch when the last one is over. It takes no
-seed there, so a sampled sequence with a seed runs on a generator of its own, with our own sampling.
+GenAI's own engine batches continuously on a GPU only; on a CPU it begins a batch when the last one is
+over. Here row r of the key-value cache [layers, 2, rows, heads, capacity, head size] belongs to sequence
+r, from column 0 on, and the attention mask [rows, width] tells each row's length. The graph reads and writes
+the cache in place. New rows are prefilled together, padded on the right; a row that is over is
+overwritten by the last one, so that the rows in use lie together.
 """
 
 import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime_genai as og
+import onnxruntime
 
 from .sequence import Sequence
 
-EVENTS = 64
+# Tokens of one prefill, padding included: a graph gives logits for all of them, 4 bytes x vocabulary each.
+PREFILL_TOKENS = 512
+# How much of a group's tokens may be padding: int4 gains nothing from a group that would pay for it.
+PADDING = 0.1
+CAPACITY_STEP = 64
+FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class OnnxEngine:
     """Advance up to `max_batch_size` sequences by one token a step."""
 
-    def __init__(self, directory: str, max_batch_size: int, execution_provider: str):
+    def __init__(self, directory: str, max_batch_size: int):
         self.max_batch_size = max_batch_size
-        config = og.Config(directory)
-        config.overlay(json.dumps({"engine": {"static_batching": {"max_batch_size": max_batch_size}}}))
-        if execution_provider != "cpu":
-            config.clear_providers()
-            config.append_provider(execution_provider)
-        self._model = og.Model(config)
-        self._end_tokens = _end_tokens(directory)
-        self._vocabulary = _genai_model(directory)["vocab_size"]
+        model = json.loads((Path(directory) / "genai_config.json").read_text(encoding="utf-8"))["model"]
+        decoder = model["decoder"]
+        self._session = onnxruntime.InferenceSession(
+            Path(directory) / decoder["filename"],
+            _session_options(decoder.get("session_options", {})),
+            providers=["CPUExecutionProvider"],
+        )
+        self._inputs, self._outputs = decoder["inputs"], decoder["outputs"]
+        given = {entry.name: entry for entry in self._session.get_inputs()}
+        self._has_positions = self._inputs.get("position_ids") in given
+        self._vocabulary, self._context_length = model["vocab_size"], model["context_length"]
+        self._layers = decoder["num_hidden_layers"]
+        self._row_shape = decoder["num_key_value_heads"], decoder["head_size"]
+        self._float = FLOATS[given[self._inputs["past_key_names"] % 0].type]
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything; GenAI's engine belongs to the thread that makes it, so `step` makes it."""
-        self._engine: og.Engine | None = None
-        self._turns: dict[og.Request, tuple[Sequence, int]] = {}
-        self._generators: dict[Sequence, og.Generator] = {}
+        """Start with an empty batch."""
+        self._rows: list[Sequence] = []
+        self._cache = self._empty_cache(0, 0)
 
     def step(self, arriving: list[Sequence]) -> list[tuple[Sequence, int]]:
-        """Let the arriving sequences in, then advance the engine's batch and the seeded generators."""
-        if self._engine is None:
-            self._engine = og.Engine(self._model)
-            self._events = self._engine.create_event_buffer(EVENTS)
-        for sequence in arriving:
-            if sequence.greedy or sequence.settings.seed is None:
-                self._begin_turn(sequence)
-            else:
-                self._begin_generator(sequence)
-        return self._step_turns() + [self._step_generator(*pair) for pair in self._generators.items()]
+        """Prefill the arriving sequences and join them, or else decode one token for every row."""
+        if not arriving:
+            return _choose(self._rows, self._decode())
+        self._reserve(len(self._rows) + len(arriving), max(len(sequence.prompt) for sequence in arriving))
+        return [token for group in _groups(arriving) for token in _choose(group, self._prefill(group))]
 
     def remove(self, sequences: list[Sequence]) -> None:
-        """Cancel the turns of sequences, and forget them."""
-        for request, (sequence, turn) in list(self._turns.items()):
-            if sequence in sequences:
-                request.cancel_turn(turn)
-                request.close()
-                del self._turns[request]
-        for sequence in sequences:
-            self._generators.pop(sequence, None)
+        """Drop rows; the last row of the batch moves into the place of each."""
+        for row in reversed(range(len(self._rows))):
+            if self._rows[row] in sequences:
+                last = self._rows.pop()
+                if row < len(self._rows):
+                    self._rows[row] = last
+                    self._cache[:, :, row, :, : last.length] = self._cache[:, :, len(self._rows), :, : last.length]
+        if not self._rows:
+            self.reset()
 
-    def _begin_turn(self, sequence: Sequence) -> None:
-        settings = sequence.settings
-        session = og.RequestOptions()
-        session.set_max_session_tokens(len(sequence.prompt) + settings.max_tokens)
-        request = self._engine.create_request(options=session)
-        options = og.TurnOptions(request)
-        options.set_max_generated_tokens(settings.max_tokens)
-        options.set_do_sample(not sequence.greedy)
+    def _prefill(self, group: list[Sequence]) -> np.ndarray:
+        """Run the prompts of some new rows; returns logits [rows, vocabulary]."""
+        start, lengths = len(self._rows), np.array([len(sequence.prompt) for sequence in group])
+        self._rows += group
+        ids = np.zeros((len(group), lengths.max()), dtype=np.int64)
+        for row, sequence in enumerate(group):
+            ids[row, : lengths[row]] = sequence.prompt
+        # Only a group of one row is longer than one piece.
+        for first in range(0, ids.shape[1], PREFILL_TOKENS):
+            piece = ids[:, first : first + PREFILL_TOKENS]
+            seen = np.minimum(lengths, first + piece.shape[1])
+            logits = self._forward(piece, seen, first, start)
+        return logits[np.arange(len(group)), seen - first - 1]
+
+    def _decode(self) -> np.ndarray:
+        """Run the last token of every row; returns logits [rows, vocabulary]."""
+        lengths = np.array([sequence.length for sequence in self._rows])
+        self._reserve(len(self._rows), lengths.max())
+        ids = np.array([[sequence.tokens[-1]] for sequence in self._rows], dtype=np.int64)
+        return self._forward(ids, lengths, lengths[:, None] - 1, 0)[:, 0]
+
+    def _forward(self, ids: np.ndarray, lengths: np.ndarray, offset, start: int) -> np.ndarray:
+        """Run tokens [rows, width] of the rows from `start` on, of which each then has its length; returns logits.
+
+        `offset` is the position of the first column.
+        """
+        rows, width = ids.shape
+        logits = np.empty((rows, width, self._vocabulary), dtype=self._float)
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(self._inputs["input_ids"], np.ascontiguousarray(ids))
+        mask = np.arange(lengths.max() if width == 1 else offset + width) < lengths[:, None]
+        binding.bind_cpu_input(self._inputs["attention_mask"], mask.astype(np.int64))
+        if self._has_positions:
+            positions = np.broadcast_to(offset + np.arange(width), ids.shape)
+            binding.bind_cpu_input(self._inputs["position_ids"], np.ascontiguousarray(positions, dtype=np.int64))
+        for layer in range(self._layers):
+            for kind, name in enumerate(("key", "value")):
+                memory = self._cache[layer, kind, start : start + rows]
+                place = "cpu", 0, self._float, memory.shape, memory.ctypes.data
+                binding.bind_input(self._inputs[f"past_{name}_names"] % layer, *place)
+                binding.bind_output(self._outputs[f"present_{name}_names"] % layer, *place)
+        binding.bind_output(self._outputs["logits"], "cpu", 0, self._float, logits.shape, logits.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        return logits
+
+    def _reserve(self, rows: int, length: int) -> None:
+        """Have room for so many rows of such a length; the cache at least doubles when it grows."""
+        had_rows, had_capacity = self._cache.shape[2], self._cache.shape[4]
+        if rows <= had_rows and length <= had_capacity:
+            return
+        capacity = had_capacity
+        if length > had_capacity:
+            rounded = -(-max(length + CAPACITY_STEP, 2 * had_capacity) // CAPACITY_STEP) * CAPACITY_STEP
+            capacity = min(rounded, self._context_length)
+        used, cache = len(self._rows), self._empty_cache(max(rows, had_rows), capacity)
+        cache[:, :, :used, :, :had_capacity] = self._cache[:, :, :used]
+        self._cache = cache
+
+    def _empty_cache(self, rows: int, capacity: int) -> np.ndarray:
+        heads, size = self._row_shape
+        return np.empty((self._layers, 2, rows, heads, capacity, size), dtype=self._float)
+
+
+def _session_options(config: dict) -> onnxruntime.SessionOptions:
+    """Session options; the threads as the model's own configuration asks for."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = config.get("intra_op_num_threads", 0)
+    # Threads that spin between two tokens take the processor from the threads that serve requests.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _groups(sequences: list[Sequence]) -> list[list[Sequence]]:
+    """Cut sequences into groups of like length to prefill together."""
+    groups: list[list[Sequence]] = []
+    for sequence in sorted(sequences, key=lambda sequence: len(sequence.prompt)):
+        if groups and _fit([*groups[-1], sequence]):
+            groups[-1].append(sequence)
+        else:
+            groups.append([sequence])
+    return groups
+
+
+def _fit(group: list[Sequence]) -> bool:
+    """Whether a group, the longest last, is within PREFILL_TOKENS and PADDING."""
+    padded = len(group) * len(group[-1].prompt)
+    return padded <= PREFILL_TOKENS and sum(len(sequence.prompt) for sequence in group) >= (1 - PADDING) * padded
+
+
+def _choose(sequences: list[Sequence], logits: np.ndarray) -> list[tuple[Sequence, int]]:
+    """The next token of every sequence from logits [rows, vocabulary]: greedy, or drawn by its settings."""
+    tokens = logits.argmax(axis=-1).tolist()
+    for row, sequence in enumerate(sequences):
         if not sequence.greedy:
-            options.set_temperature(settings.temperature)
-            options.set_top_p(settings.top_p)
-            options.set_top_k(min(settings.top_k, self._vocabulary))
-        turn = request.begin_turn(np.array(sequence.prompt, dtype=np.int32), options)
-        self._turns[request] = (sequence, turn)
-
-    def _step_turns(self) -> list[tuple[Sequence, int]]:
-        """Run the engine once. It keeps an end token to itself: that turn gets one here."""
-        tokens = []
-        for event in self._engine.run(self._events) if self._turns else ():
-            sequence, _ = self._turns[event.request]
-            if event.flags & og.EngineEventFlags.FAILED:
-                raise RuntimeError(f"ONNX Runtime GenAI failed: {event.error_code}")
-            if event.flags & og.EngineEventFlags.TOKEN:
-                tokens.append((sequence, event.token))
-            elif event.finish_reason == og.FinishReason.EOS:
-                tokens.append((sequence, self._end_tokens[0]))
-        return tokens
-
-    def _begin_generator(self, sequence: Sequence) -> None:
-        params = og.GeneratorParams(self._model)
-        # GenAI counts the prompt in max_length.
-        params.set_search_options(max_length=len(sequence.prompt) + sequence.settings.max_tokens)
-        generator = og.Generator(self._model, params)
-        generator.append_tokens(np.array(sequence.prompt, dtype=np.int32))
-        self._generators[sequence] = generator
-
-    def _step_generator(self, sequence: Sequence, generator: og.Generator) -> tuple[Sequence, int]:
-        token = sequence.sample(np.asarray(generator.get_logits(), dtype=np.float32)[0, -1])
-        if token not in self._end_tokens and len(sequence.tokens) + 1 < sequence.settings.max_tokens:
-            generator.append_tokens(np.array([token], dtype=np.int32))
-        return sequence, token
-
-
-def _end_tokens(directory: str) -> list[int]:
-    end = _genai_model(directory)["eos_token_id"]
-    return end if isinstance(end, list) else [end]
-
-
-def _genai_model(directory: str) -> dict:
-    return json.loads((Path(directory) / "genai_config.json").read_text(encoding="utf-8"))["model"]
+            tokens[row] = sequence.sample(logits[row].astype(np.float32))
+    return list(zip(sequences, tokens, strict=True))

@@ -5,14 +5,12 @@ sequences in and takes finished and cancelled ones out, and so keeps the batch f
 bound: a caller beyond it is told at once (HTTP 429) instead of waiting without end.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from threading import Condition, Thread
-from time import monotonic
 from typing import Protocol
 
-from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import CANCELLED, REQUEST_LIMIT_EXCEEDED
 
 from .contract import RequestError
 from .sequence import Sequence
@@ -47,11 +45,12 @@ class Scheduler:
 
     def run(self, sequences: list[Sequence]) -> None:
         """Complete the sequences; raises what stopped them, and lets go of them on any way out."""
-        deadline = monotonic() + float(os.environ.get("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "inf"))
         self.submit(sequences)
         try:
             for sequence in sequences:
-                _wait(sequence, deadline)
+                sequence.done.wait()
+                if sequence.error is not None:
+                    raise sequence.error
         finally:
             self.cancel(sequences)
 
@@ -77,7 +76,6 @@ class Scheduler:
     def submit(self, sequences: list[Sequence]) -> None:
         """Queue sequences, the short ones first so that a batch has rows of like length."""
         with self._changed:
-            self._waiting = deque(waiting for waiting in self._waiting if not waiting.cancelled)
             if len(self._waiting) + len(sequences) > MAX_WAITING:
                 raise RequestError(
                     "queue_full",
@@ -106,21 +104,20 @@ class Scheduler:
                 self._abandon(error)
 
     def _arriving(self) -> list[Sequence]:
-        """Take from the queue what the batch has room for."""
-        arriving: list[Sequence] = []
-        while self._waiting and len(self._running) + len(arriving) < self._engine.max_batch_size:
-            sequence = self._waiting.popleft()
-            if not sequence.cancelled:
-                arriving.append(sequence)
-        return arriving
+        """Take from the queue what the batch has room for, and all that nobody waits for."""
+        _let_go([sequence for sequence in self._waiting if sequence.cancelled])
+        self._waiting = deque(sequence for sequence in self._waiting if not sequence.cancelled)
+        room = self._engine.max_batch_size - len(self._running)
+        return [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
 
     def _advance(self, arriving: list[Sequence]) -> None:
         """One step of the engine; the sequences that are over leave the batch."""
         self._running += arriving
         for sequence, token in self._engine.step(arriving) if self._running else ():
             sequence.push(token)
-        over = [sequence for sequence in self._running if sequence.cancelled or sequence.finish_reason]
+        over = [sequence for sequence in self._running if sequence.cancelled or sequence.done.is_set()]
         if over:
+            _let_go(over)
             self._engine.remove(over)
             self._running = [sequence for sequence in self._running if sequence not in over]
 
@@ -131,9 +128,8 @@ class Scheduler:
         self._engine.reset()
 
 
-def _wait(sequence: Sequence, deadline: float) -> None:
-    left = deadline - monotonic()
-    if not sequence.done.wait(timeout=None if left == float("inf") else max(0.0, left)):
-        raise RequestError("timeout", "the time for this request is over", TEMPORARILY_UNAVAILABLE)
-    if sequence.error is not None:
-        raise sequence.error
+def _let_go(sequences: list[Sequence]) -> None:
+    """Release whoever waits for a sequence that was cancelled before its end."""
+    for sequence in sequences:
+        if not sequence.done.is_set():
+            sequence.fail(RequestError("cancelled", "nobody waits for this reply any more", CANCELLED))

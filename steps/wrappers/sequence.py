@@ -74,8 +74,10 @@ class Sequence:
         order = np.argsort(-logits, kind="stable") if settings.top_k or settings.top_p < 1 else np.arange(len(logits))
         if settings.top_k:
             order = order[: settings.top_k]
-        scaled = logits[order].astype(np.float64) / settings.temperature
-        probabilities = np.exp(scaled - scaled.max())
+        below = logits[order].astype(np.float64) - logits.max()
+        # The difference first: a temperature next to 0 would make infinities of the logits.
+        with np.errstate(over="ignore", divide="ignore"):
+            probabilities = np.exp(below / settings.temperature)
         probabilities /= probabilities.sum()
         if settings.top_p < 1:
             keep = np.cumsum(probabilities) - probabilities < settings.top_p

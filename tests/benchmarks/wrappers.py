@@ -1,11 +1,13 @@
 """Measure the wrappers side by side with what they are built on, and served with 8 clients and with one.
 
     python -m tests.benchmarks.wrappers
+    python -m tests.benchmarks.wrappers onnx served --rounds 2
 
 Makes a random Phi-3 of 154 M parameters (nothing is downloaded), runs every pair in turn for some rounds,
 and prints medians and the ratio of each pair. Takes about a quarter of an hour on 2 cores.
 """
 
+import argparse
 import json
 import os
 import socket
@@ -25,6 +27,7 @@ from rich.table import Table
 from steps import build, cli, tracking
 from steps.evaluation import answers
 from steps.models import sources, staging
+from steps.models.sources import Checkpoint
 from steps.schema import Model
 from steps.wrappers.onnx_engine import OnnxEngine
 from steps.wrappers.scheduler import Scheduler
@@ -32,25 +35,27 @@ from steps.wrappers.sequence import Sequence, Settings
 from steps.wrappers.tokenizer import ChatTokenizer
 from steps.wrappers.torch_engine import TorchEngine
 
-ROUNDS, PROMPTS, NEW_TOKENS, BATCH = 3, 64, 32, 16
+PARTS = ("torch", "onnx", "served")
+PROMPTS, NEW_TOKENS, BATCH = 64, 32, 16
 STOCK_PROMPTS = 8
 CLIENTS, REQUESTS = 8, 4
 
 
-def main() -> None:
-    """Run every pair and print the table."""
-    table = Table(title=f"random Phi-3, {PROMPTS} prompts x {NEW_TOKENS} tokens, medians of {ROUNDS} rounds")
+def main(parts: list[str], rounds: int) -> None:
+    """Run every pair of these parts and print the table."""
+    table = Table(title=f"random Phi-3, {PROMPTS} prompts x {NEW_TOKENS} tokens, medians of {rounds} rounds")
     for column in ("ours", "tokens/s", "against", "tokens/s", "ratio"):
         table.add_column(column, justify="right" if column in ("tokens/s", "ratio") else "left")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         checkpoint = random_phi3(Path(folder) / "checkpoint")
-        for names, pair in pairs(checkpoint):
-            ours, theirs = in_turn(*pair)
+        for names, pair in pairs(checkpoint, parts):
+            ours, theirs = in_turn(*pair, rounds)
             table.add_row(names[0], f"{ours:.0f}", names[1], f"{theirs:.0f}", f"{ours / theirs:.2f}")
-        for mode, precision in (("pyfunc", "bf16"), ("onnx", "fp32"), ("onnx", "int4")):
-            many, one = served(folder, mode, precision)
+        served_modes = (("pyfunc", "bf16"), ("onnx", "fp32"), ("onnx", "int4"))
+        for mode, precision in served_modes if "served" in parts else ():
+            many, one = served(folder, mode, precision, rounds)
             table.add_row(
                 f"served {mode} {precision}, {CLIENTS} clients",
                 f"{many:.0f}",
@@ -92,33 +97,37 @@ def random_phi3(folder: Path) -> Path:
     return folder
 
 
-def pairs(folder: Path):
+def pairs(folder: Path, parts: list[str]):
     """What is measured in this process: our way and the other one, each a function that returns tokens/s."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = ("model=local", f"model.path={folder}")
     checkpoint = sources.resolve(Model(name="local", source="folder", path=str(folder)))
     prompts = _prompts(ChatTokenizer(folder))
-    torch_ours = _ours(Scheduler(TorchEngine(str(folder), "bf16", BATCH, "cpu")), folder, prompts)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    yield ("torch engine, bf16", f"bare generate, batches of {BATCH}"), (torch_ours, lambda: _generate(model, prompts))
-    overrides = [*config, "mode=transformers", "precision=bf16", f"generation.max_tokens={NEW_TOKENS}"]
-    stock = build.build(cli.compose("build", overrides), checkpoint)
-    with answers.loaded(f"models:/{stock}") as loaded:
-        yield ("torch engine, bf16", "stock flavour, bf16, one prompt a call"), (torch_ours, lambda: _stock(loaded))
-    for precision in ("fp32", "int4"):
-        choice = cli.compose("build", [*config, "mode=onnx", f"precision={precision}"])
+    if "torch" in parts:
+        yield from _torch_pairs(folder, checkpoint, prompts)
+    for precision in ("fp32", "int4") if "onnx" in parts else ():
+        choice = cli.compose("build", ["model=local", f"model.path={folder}", "mode=onnx", f"precision={precision}"])
         with staging.staged(checkpoint, choice) as exported:
-            ours = _ours(Scheduler(OnnxEngine(str(exported), BATCH, "cpu")), folder, prompts)
+            ours = _ours(Scheduler(OnnxEngine(str(exported), BATCH)), folder, prompts)
             bare = _bare_onnx(str(exported), prompts)
             yield (f"onnx engine, {precision}", "bare og.Engine loop"), (ours, bare)
 
 
-def in_turn(ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float]:
+def _torch_pairs(folder: Path, checkpoint: Checkpoint, prompts: list[list[int]]):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ours = _ours(Scheduler(TorchEngine(str(folder), "bf16", BATCH, "cpu")), folder, prompts)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    yield ("torch engine, bf16", f"bare generate, batches of {BATCH}"), (ours, lambda: _generate(model, prompts))
+    words = ["model=local", f"model.path={folder}", f"generation.max_tokens={NEW_TOKENS}"]
+    stock = build.build(cli.compose("build", [*words, "mode=transformers", "precision=bf16"]), checkpoint)
+    with answers.loaded(f"models:/{stock}") as loaded:
+        yield ("torch engine, bf16", "stock flavour, bf16, one prompt a call"), (ours, lambda: _stock(loaded))
+
+
+def in_turn(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> tuple[float, float]:
     """Medians of two measurements taken in turn, after one round that does not count."""
-    rounds = [(ours(), theirs()) for _ in range(ROUNDS + 1)][1:]
-    return tuple(statistics.median(column) for column in zip(*rounds, strict=True))
+    measured = [(ours(), theirs()) for _ in range(rounds + 1)][1:]
+    return tuple(statistics.median(column) for column in zip(*measured, strict=True))
 
 
 def _prompts(tokenizer: ChatTokenizer) -> list[list[int]]:
@@ -197,7 +206,7 @@ def _bare_onnx(directory: str, prompts: list[list[int]]) -> Callable[[], float]:
     return measure
 
 
-def served(folder: str, mode: str, precision: str) -> tuple[float, float]:
+def served(folder: str, mode: str, precision: str, rounds: int) -> tuple[float, float]:
     """Tokens/s through `mlflow models serve` with many clients and with one, in turn."""
     overrides = ["model=local", f"model.path={folder}/checkpoint", f"mode={mode}", f"precision={precision}"]
     model_id = build.build(cli.compose("build", overrides))
@@ -210,7 +219,7 @@ def served(folder: str, mode: str, precision: str) -> tuple[float, float]:
     server = subprocess.Popen(command, stdout=nowhere, stderr=nowhere, env=environment, start_new_session=True)
     try:
         _wait_for(f"http://127.0.0.1:{port}/ping")
-        return in_turn(lambda: _load(port, CLIENTS), lambda: _load(port, 1))
+        return in_turn(lambda: _load(port, CLIENTS), lambda: _load(port, 1), rounds)
     finally:
         os.killpg(server.pid, 15)
         server.wait()
@@ -244,5 +253,11 @@ def _load(port: int, clients: int) -> float:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; all where none is given")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
     tracking.connect()
-    main()
+    main(given.parts or list(PARTS), given.rounds)

@@ -27,7 +27,7 @@ def test_an_unreachable_server_is_said_within_seconds(typed, monkeypatch):
     done = typed("build")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: The tracking server http://127.0.0.1:9 does not answer (ConnectionError).")
+    assert line.startswith("error: The tracking server http://127.0.0.1:9 does not answer (ConnectionRefusedError).")
     assert "secret" not in done.stderr
 
 

@@ -210,14 +210,13 @@ def test_a_single_build_is_the_projects_run_and_evaluate_takes_it_by_its_id(proj
     assert run.info.run_name == "onnx-fp32-prompt-plain"
     assert run.data.tags["mlflow.project.entryPoint"] == "build"
     with project.here(monkeypatch):
-        done = typed("evaluate", f"run_id={run.info.run_id}")
+        done = typed("evaluate", f"run_id={run.info.run_id}", "evaluate.speed=false")
     assert done.stdout.count("Scored ") == 1
     (scored,) = [other for other in project.runs() if other.info.run_id == run.info.run_id]
     assert scored.data.metrics["answer_match/mean"] > 0.5
     raw = f"<|system|>You are a stand-up comedian.<|end|><|user|>{SPAIN}<|end|><|assistant|>"
-    mlflow.set_tracking_uri(f"sqlite:///{project.folder}/mlflow.db")
     (model_id,) = [model.model_id for model in run.outputs.model_outputs]
-    with answers.loaded(f"models:/{model_id}") as model:
+    with project.here(monkeypatch), answers.loaded(f"models:/{model_id}") as model:
         answer = [model.predict({"prompt": SPAIN}), model.predict({"prompt": raw})]
         answer.append(model.predict([{"prompt": SPAIN}, {"prompt": SPAIN}]))
     assert "Madrid" in answer[0]

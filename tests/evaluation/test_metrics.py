@@ -1,9 +1,14 @@
 """The metrics: each is a module of the `evaluate` library, loaded by path without a hub."""
 
+import math
+
 import pytest
 
 from steps.errors import StepError
 from steps.evaluation import scores
+from steps.evaluation.answers import Answer
+from steps.evaluation.prompt_row import Row
+from steps.evaluation.prompt_set import PromptSet
 
 SCORES = [
     # prediction, accepted, exact_match, answer_match, token_f1, rouge_l
@@ -41,7 +46,7 @@ def test_chrf_is_sacrebleus_within_0_and_1():
 
 
 def test_all_shipped_metrics_are_known():
-    assert scores.local_metrics() == ["answer_match", "chrf", "exact_match", "rouge_l", "token_f1"]
+    assert scores.local_metrics() == ["answer_match", "chrf", "exact_match", "instruction_match", "rouge_l", "token_f1"]
 
 
 def test_unknown_metrics_are_told_together():
@@ -52,10 +57,31 @@ def test_unknown_metrics_are_told_together():
     assert second.startswith("Unknown metric 'zzz'. Available:")
 
 
+class _Metric:
+    """A metric that says what it was made with, or raises it."""
+
+    def __init__(self, said):
+        self.said, self.features = said, {}
+
+    def compute(self, predictions, references):
+        if isinstance(self.said, Exception):
+            raise self.said
+        return dict(self.said)
+
+
 @pytest.mark.parametrize(
-    ("metrics", "fault"),
-    [({}, "metric chrf gave no value."), ({"chrf/mean": float("nan")}, "metric chrf/mean is nan.")],
+    ("said", "fault"),
+    [
+        ({}, "metric chrf gave no value."),
+        ({"chrf": math.nan, "scores": [1.0]}, "metric chrf/mean is nan."),
+        ({"chrf": 1.0, "scores": [math.nan]}, "metric chrf gave row 'a' the score nan."),
+        ({"chrf": 1.0, "scores": [1.0, 1.0]}, "metric chrf gave 2 scores for 1 rows."),
+        (ValueError("no such model"), "metric chrf failed: ValueError: no such model"),
+    ],
+    ids=["nothing", "NaN", "NaN of a row", "too many scores", "raised"],
 )
-def test_a_missing_or_broken_metric_is_no_scorecard(metrics, fault):
-    with pytest.raises(StepError, match=fault):
-        scores._check_complete(metrics, ["chrf"])
+def test_a_missing_or_broken_metric_is_no_scorecard(said, fault):
+    rows = PromptSet("set", (Row("a", (("user", "q"),), ("t",), ()),))
+    with pytest.raises(StepError) as refusal:
+        scores.compute({"chrf": _Metric(said)}, rows, [[Answer("t")]])
+    assert refusal.value.faults == (fault,)

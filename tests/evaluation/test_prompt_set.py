@@ -1,6 +1,7 @@
 """Prompt sets: every fault with its line, before any model is loaded."""
 
 import json
+import re
 
 import pytest
 
@@ -40,6 +41,10 @@ FAULTS = {
         _line(messages=[{"role": "tool", "content": "q"}]),
         "messages[0].role must be one of assistant, system, user, got 'tool'.",
     ),
+    "role that is no text": (
+        _line(messages=[{"role": ["user"], "content": "q"}]),
+        "messages[0].role must be one of assistant, system, user, got ['user'].",
+    ),
     "assistant last": (
         _line(messages=[{"role": "assistant", "content": "q"}]),
         "the last message must be the user's, got role 'assistant'.",
@@ -49,8 +54,20 @@ FAULTS = {
         _line(messages=[{"role": "user"}]),
         "messages[0] must hold role and content, and nothing else.",
     ),
-    "unknown field": (_line(targte="t"), "unknown field 'targte'; known are id, messages, prompt, tags, target."),
+    "unknown field": (
+        _line(targte="t"),
+        "unknown field 'targte'; known are id, messages, prompt, rules, tags, target.",
+    ),
     "tags": (_line(tags="x"), "tags must be a list of strings."),
+    "rules": (_line(rules="json"), "rules must be a list of strings."),
+    "unknown rule": (
+        _line(rules=["jsn"]),
+        "rules[0] must be one of one_word, one_line, sentence, json, upper_case, lower_case, no_punctuation, "
+        "max_words=…, min_words=…, starts_with=…, ends_with=…, contains=…, got 'jsn'.",
+    ),
+    "rule without a number": (_line(rules=["max_words=x"]), "rules[0] needs a whole number, got 'max_words=x'."),
+    "nested beyond all bounds": ("[" * 100_000, "broken JSON: it is nested too deeply."),
+    "a number beyond all bounds": ('{"id": ' + "1" * 5000 + "}", "broken JSON: a number has too many digits."),
 }
 
 
@@ -58,13 +75,19 @@ FAULTS = {
 def test_a_faulty_line_is_told(tmp_path, line, fault):
     with pytest.raises(StepError) as refusal:
         _load(tmp_path, _line(id="good"), line)
-    assert refusal.value.faults == (f"set.jsonl: line 2: {fault}",)
+    (found,) = refusal.value.faults
+    assert re.fullmatch(r"set\.jsonl: line 2( \(id '\w'\))?: (.*)", found)[2] == fault
 
 
 def test_all_faults_come_at_once(tmp_path):
     with pytest.raises(StepError) as refusal:
         _load(tmp_path, _line(), "{", _line(target=5), _line())
-    assert [fault.split(": ")[1] for fault in refusal.value.faults] == ["line 2", "line 3", "line 3", "line 4"]
+    assert [fault.split(": ")[1] for fault in refusal.value.faults] == [
+        "line 2",
+        "line 3 (id 'a')",
+        "line 3 (id 'a')",
+        "line 4 (id 'a')",
+    ]
     assert refusal.value.faults[-1].endswith("id 'a' stands on line 1 already.")
 
 

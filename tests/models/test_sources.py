@@ -13,6 +13,7 @@ import pytest
 from steps.errors import StepError
 from steps.models import manifest, sources
 from steps.schema import Model
+from steps.wrappers.checkpoint import MANIFEST
 
 COMMIT = "0a67737cc96d2554230f90338b163bc6380a2a85"
 REPOSITORY = "microsoft/Phi-3-mini-4k-instruct"
@@ -54,6 +55,66 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, files, sentence):
     with pytest.raises(StepError) as refusal:
         sources.resolve(_folder(folder))
     assert sentence in str(refusal.value)
+
+
+def _cut(file):
+    os.truncate(file, file.stat().st_size - 100)
+
+
+def _flip(file):
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+
+def _write(text):
+    return lambda file: file.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "kept_manifest", "sentence"),
+    [
+        ("model.safetensors", _flip, True, "model.safetensors was changed: its sha256 is another one"),
+        ("model.safetensors", _cut, True, "model.safetensors is cut short: "),
+        ("tokenizer.json", _flip, True, "tokenizer.json was changed"),
+        ("generation_config.json", os.unlink, True, "generation_config.json is missing"),
+        ("model.safetensors", _cut, False, "model.safetensors is damaged: "),
+        ("config.json", _write('{"a": '), False, "config.json is damaged: it is no JSON (Expecting value"),
+        ("config.json", _write("[]"), False, "config.json is damaged: it is no JSON object."),
+        (
+            "model.safetensors.index.json",
+            _write('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'),
+            False,
+            "it names files that are not there (model-00001-of-00002.safetensors)",
+        ),
+    ],
+)
+def test_a_damaged_folder_is_refused_by_the_file(checkpoint, tmp_path, name, damage, kept_manifest, sentence):
+    folder = shutil.copytree(checkpoint.directory, tmp_path / "folder")
+    (folder / "README.md").write_text("of no account")
+    if not kept_manifest:
+        (folder / MANIFEST).unlink()
+    damage(folder / name)
+    with pytest.raises(StepError) as refusal:
+        sources.resolve(_folder(folder))
+    assert sentence in str(refusal.value)
+
+
+def test_a_repository_that_cannot_be_is_refused_in_a_line(typed):
+    done = typed("build", "model=phi3_mini_4k", "model.repository=a/b/c")
+    assert done.stderr == (
+        "error: model.repository must be OWNER/NAME of the hub, as microsoft/Phi-3-mini-4k-instruct, got 'a/b/c'.\n"
+    )
+
+
+def test_a_cache_that_cannot_be_used_is_said_in_a_line(typed, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PHI3_CACHE_DIR", str(tmp_path / "file"))
+    done = typed("build")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: The cache {tmp_path / 'file'} cannot be used (")
+    assert line.endswith("): set PHI3_CACHE_DIR to a folder that can be written.")
 
 
 def test_without_a_hub_one_line_says_so():
@@ -112,6 +173,7 @@ class _Hub(BaseHTTPRequestHandler):
 def hub(checkpoint, tmp_path):
     """The miniature under the name of the real Phi-3, with code beside it, on a hub of our own."""
     folder = shutil.copytree(checkpoint.directory, tmp_path / "repository")
+    (folder / "phi3_manifest.json").unlink()
     (folder / "modeling_phi3.py").write_text("raise SystemExit('code of a checkpoint ran')")
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
@@ -180,6 +242,17 @@ def cache(tmp_path):
     folder = tmp_path / "cache"
     folder.mkdir()
     return folder
+
+
+@pytest.mark.parametrize("damage", [_flip, _cut, os.unlink], ids=["flipped", "cut short", "lost"])
+def test_a_damaged_folder_of_the_cache_is_made_again(cache, monkeypatch, capsys, damage):
+    monkeypatch.setenv("PHI3_CACHE_DIR", str(cache))
+    made = sources.made_once("thing", lambda directory: (directory / "file").write_text("x" * 200))
+    damage(made / "file")
+    again = sources.made_once("thing", lambda directory: (directory / "file").write_text("y" * 200))
+    assert (again / "file").read_text() == "y" * 200
+    assert f"{made} in the cache is damaged and is made again: file " in capsys.readouterr().out
+    assert sources.made_once("thing", lambda directory: pytest.fail("made again")) == made
 
 
 def _folders(cache):

@@ -72,6 +72,7 @@ def test_remote_code_is_forgotten(checkpoint, tmp_path):
     import shutil
 
     source = shutil.copytree(checkpoint.directory, tmp_path / "source")
+    (source / "phi3_manifest.json").unlink()
     config = json.loads((source / "config.json").read_text()) | {"auto_map": {"AutoConfig": "x.Y"}}
     (source / "config.json").write_text(json.dumps(config))
     with staging.staged(sources.resolve(Model(name="x", source="folder", path=str(source))), _config()) as folder:
@@ -87,7 +88,9 @@ def test_a_folder_in_genai_layout_is_for_onnx(checkpoint, tmp_path):
     assert {"genai_config.json", "model.onnx", "tokenizer.json"} <= {file.name for file in exported.iterdir()}
     local = sources.resolve(Model(name="local", source="folder", path=str(exported)))
     assert local.layout == "genai"
-    with staging.staged(local, _config("mode=onnx")) as folder:
+    with staging.staged(local, _config("mode=onnx", "precision=int4")) as folder:
         assert (folder / "model.onnx").is_file()
+    with pytest.raises(StepError, match="are int4, got precision=fp32"):
+        staging.staged(local, _config("mode=onnx")).__enter__()
     with pytest.raises(StepError, match="has ONNX GenAI layout, which is for mode=onnx, got mode=pyfunc"):
         staging.staged(local, _config()).__enter__()

@@ -33,10 +33,18 @@ def onnx_scheduler(checkpoint):
     from steps.wrappers.onnx_engine import OnnxEngine
 
     with staging.staged(checkpoint, cli.compose("build", ["mode=onnx"])) as folder:
-        yield Scheduler(OnnxEngine(str(folder), 16, "cpu"))
+        yield Scheduler(OnnxEngine(str(folder), 16))
 
 
-@pytest.fixture(params=["torch", "onnx"])
+@pytest.fixture(scope="session")
+def genai_scheduler(checkpoint):
+    from steps.wrappers.genai_engine import GenaiEngine
+
+    with staging.staged(checkpoint, cli.compose("build", ["mode=onnx"])) as folder:
+        yield Scheduler(GenaiEngine(str(folder), 16, "cpu"))
+
+
+@pytest.fixture(params=["torch", "onnx", "genai"])
 def scheduler(request):
     return request.getfixturevalue(f"{request.param}_scheduler")
 

@@ -27,19 +27,19 @@ def test_it_knows_the_capital_of_spain(complete):
     assert "<|" not in choice.text
 
 
-def test_the_engines_answer_the_same(torch_scheduler, onnx_scheduler, contract, tokenizer):
+def test_the_engines_answer_the_same(torch_scheduler, onnx_scheduler, genai_scheduler, contract, tokenizer):
     requests = contract.requests([_ask(question) for question in QUESTIONS], None)
     answers = []
-    for scheduler in (torch_scheduler, onnx_scheduler):
+    for scheduler in (torch_scheduler, onnx_scheduler, genai_scheduler):
         sequences = [request.sequences(tokenizer)[0] for request in requests]
         scheduler.run(sequences)
         answers.append([sequence.tokens for sequence in sequences])
-    assert answers[0] == answers[1]
+    assert answers[0] == answers[1] == answers[2]
 
 
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
-@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize("engine", ["torch", "onnx", "genai"])
 def test_a_batch_answers_as_one_by_one(request, engine, contract, tokenizer, data):
     """Rows of mixed length, each with its own cap, more of them than fit into the batch."""
     scheduler = request.getfixturevalue(f"{engine}_scheduler")

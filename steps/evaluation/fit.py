@@ -1,0 +1,133 @@
+"""Whether the rows of a prompt set fit a variant: no control token in a text, no prompt beyond the context.
+
+Reads the tokenizer and the configuration of the logged model, never its weights, so that it is known before any
+model is loaded.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from steps.errors import StepError
+from steps.evaluation.prompt_row import Row
+from steps.evaluation.prompt_set import MAX_FAULTS, PromptSet
+from steps.quiet import quiet
+from steps.tracking import Variant
+from steps.wrappers.tokenizer import ChatTokenizer
+
+FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json", "genai_config.json"}
+# Tokens that a chat template may put around one message, generously.
+AROUND_A_MESSAGE = 16
+
+
+@dataclass
+class Fit:
+    """What is special about some rows for a variant, by their index."""
+
+    control_tokens: dict[int, str] = field(default_factory=dict)  # where a text holds which
+    too_long: dict[int, str] = field(default_factory=dict)  # by how much
+    prompts: dict[int, str] = field(default_factory=dict)  # several turns as one text, for interface=prompt
+    unaskable: dict[int, str] = field(default_factory=dict)  # why
+
+
+def check(variants: list[Variant], prompt_set: PromptSet, over_context: str) -> dict[str, Fit]:
+    """How the rows fit each variant, by model id; a variant whose tokenizer cannot be read is left out.
+
+    Raises StepError with every row that holds a control token, and with `over_context=refuse` every one that is
+    beyond a variant's context.
+    """
+    fits: dict[str, Fit] = {}
+    for variant in variants:
+        # A model that lost its files must not keep the others from it: it is told of where it is loaded.
+        with contextlib.suppress(Exception):
+            fits[variant.model_id] = fit(variant, prompt_set)
+    _refuse(fits.values(), prompt_set, over_context)
+    return fits
+
+
+def check_one(variant: Variant, prompt_set: PromptSet, over_context: str) -> Fit:
+    """How the rows fit one variant; raises StepError as `check` does."""
+    found = fit(variant, prompt_set)
+    _refuse([found], prompt_set, over_context)
+    return found
+
+
+def _refuse(fits: Iterable[Fit], prompt_set: PromptSet, over_context: str) -> None:
+    faults: dict[str, None] = {}  # an ordered set: variants share most of their faults
+    for found in fits:
+        rows = found.control_tokens | (found.too_long if over_context == "refuse" else {})
+        faults |= dict.fromkeys(
+            f"{prompt_set.name}: row {prompt_set.rows[index].id!r}: {fault}" for index, fault in sorted(rows.items())
+        )
+    if faults:
+        more = [f"… and {len(faults) - MAX_FAULTS} more faults."] if len(faults) > MAX_FAULTS else []
+        raise StepError(*list(faults)[:MAX_FAULTS], *more)
+
+
+def fit(variant: Variant, prompt_set: PromptSet) -> Fit:
+    """How the rows fit one variant."""
+    found = Fit()
+    with tokenizer_of(variant) as tokenizer:
+        context = tokenizer.context_length
+        shortest = len(tokenizer.encode_chat([{"role": "user", "content": "a"}]))
+        around = _around(tokenizer) if variant.params["interface"] == "prompt" else None
+        for index, row in enumerate(prompt_set.rows):
+            if fault := _control_token(tokenizer, row):
+                found.control_tokens[index] = fault
+            # No tokenizer makes more tokens than bytes, and most rows are far from the limit.
+            elif shortest + _bytes(row) >= context:
+                length = len(tokenizer.encode_chat(row.conversation))
+                if length >= context:
+                    found.too_long[index] = f"its prompt has {length} tokens, the context of {variant.name} {context}."
+            if around and not row.is_plain:
+                _as_prompt(found, index, tokenizer.render(row.conversation), variant, around)
+    return found
+
+
+@contextlib.contextmanager
+def tokenizer_of(variant: Variant) -> Iterator[ChatTokenizer]:
+    """The tokenizer, chat template and limits of a logged model."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    with TemporaryDirectory(prefix="phi3-") as folder, quiet():
+        if variant.params["mode"] == "transformers":
+            where = "model"
+        else:
+            (where,) = [entry.path for entry in client.list_logged_model_artifacts(variant.model_id, "artifacts")]
+        location = client.get_logged_model(variant.model_id).artifact_location
+        for entry in client.list_logged_model_artifacts(variant.model_id, where):
+            if Path(entry.path).name in FILES:
+                mlflow.artifacts.download_artifacts(artifact_uri=f"{location}/{entry.path}", dst_path=folder)
+        yield ChatTokenizer(folder)
+
+
+def _control_token(tokenizer: ChatTokenizer, row: Row) -> str | None:
+    for number, (_, content) in enumerate(row.messages):
+        if token := tokenizer.control_token_in(content):
+            return f"messages[{number}].content holds the control token {token}."
+    return None
+
+
+def _bytes(row: Row) -> int:
+    return sum(len(content.encode()) + AROUND_A_MESSAGE for _, content in row.messages)
+
+
+def _around(tokenizer: ChatTokenizer) -> tuple[str, str]:
+    """What the chat template puts before and after the text of a single message."""
+    mark = "\x1aprompt\x1a"
+    before, _, after = tokenizer.render([{"role": "user", "content": mark}]).partition(mark)
+    return before, after
+
+
+def _as_prompt(found: Fit, index: int, rendered: str, variant: Variant, around: tuple[str, str]) -> None:
+    """Several turns as one prompt: our wrappers take the whole format, MLflow's flavour puts it around by itself."""
+    before, after = around
+    if variant.params["mode"] != "transformers":
+        found.prompts[index] = rendered
+    elif rendered.startswith(before) and rendered.endswith(after):
+        found.prompts[index] = rendered[len(before) : len(rendered) - len(after)]
+    else:
+        found.unaskable[index] = "its system message has no place in the prompt template of mode=transformers"

@@ -1,0 +1,101 @@
+"""Make an earlier version champion again: to the one before, or to `version`.
+
+It is gated as a promotion is: the model must be whole, keep the policy's limits on this prompt set, and pass the smoke
+test if it has not yet; only that it scores less is no reason. The version that is left is tagged rejected, or the next
+register would promote it again.
+"""
+
+from typing import Any
+
+from steps import tracking
+from steps.errors import StepError
+from steps.evaluation import prompt_set, scorecard
+from steps.promotion import candidates, history, lock, registry, report
+from steps.promotion.admission import Job, admit, crown, refuse_unless_whole
+from steps.promotion.gate import Decision
+from steps.promotion.rank import Candidate, Ranking, compared, faults_of
+from steps.promotion.registry import CHALLENGER, REJECTED, Registry, Version
+from steps.schema import RegisterConfig
+from steps.tracking import Variant, as_variant
+
+
+def rollback(client: Any, config: RegisterConfig) -> None:
+    """Move the alias back, with the same checks and records as a promotion."""
+    rows = prompt_set.load(config.prompt_set)
+    if config.dry_run:
+        target = _target(registry.read(client, config.registered_model), config)
+        tracking.say(f"Dry run: would roll back to version {target.number}.")
+        return
+    with (
+        lock.held(config.registered_model, config.promotion.lock_seconds),
+        tracking.run(f"rollback-{config.registered_model}") as active,
+    ):
+        _rollback(Job(client, config, rows, active.info.run_id))
+
+
+def _rollback(job: Job) -> None:
+    now = registry.read(job.client, job.config.registered_model)
+    left, target = now.champion, _target(now, job.config)
+    variant = as_variant(job.client.get_logged_model(target.model_id))
+    refuse_unless_whole(job.client, variant)
+    known = _known(job, variant)
+    variant, candidate = candidates.comparable(job.client, variant, known, job.rows, job.config)
+    if faults := faults_of(candidate, job.config.promotion):
+        raise StepError(f"Version {target.number} ({variant.name}) cannot be gone back to: {', '.join(faults)}.")
+    admit(job, now, target, variant)
+    reason = f"rolled back from version {left.number} as it was asked for"
+    # Before the alias moves: killed in between, the same command goes on.
+    job.client.set_model_version_tag(now.name, left.number, REJECTED, f"rolled back to version {target.number}")
+    crown(job, now, target, candidate, reason)
+    if now.challenger == target:
+        registry.point(job.client, now, CHALLENGER, None)
+    _log(job, candidate, _left(job, left), reason)
+    tracking.say(f"Rolled back to {variant.name}: {now.name}@champion is version {target.number}, not {left.number}.")
+
+
+def _target(known: Registry, config: RegisterConfig) -> Version:
+    """The version to go back to; raises StepError where there is none."""
+    champion, numbers = known.champion, [version.number for version in known.versions]
+    if champion is None:
+        raise StepError(f"{known.name} has no champion, so there is nothing to roll back.")
+    if config.version is None:
+        number = history.before(history.changes(known))
+        if number is None or known.numbered(number) is None:
+            raise StepError(f"No version was champion before version {champion.number}. Give one: -P version=…")
+    else:
+        number = str(config.version)
+    found = known.numbered(number)
+    if found is None:
+        raise StepError(f"version must be a version of {known.name} ({', '.join(numbers)}), got {number}.")
+    if found == champion:
+        raise StepError(f"Version {number} is the champion already.")
+    if found.rejected and config.version is None and not config.promotion.retry_rejected:
+        raise StepError(
+            f"Version {number}, the one before, was rejected: {found.rejected}. "
+            f"To go back to it nevertheless give it by number: -P version={number}."
+        )
+    return found
+
+
+def _left(job: Job, left: Version) -> Candidate | None:
+    """The version that is left as a candidate; None where it was not scored on these rows."""
+    return _known(job, as_variant(job.client.get_logged_model(left.model_id)))
+
+
+def _known(job: Job, variant: Variant) -> Candidate | None:
+    """A variant as a candidate; None where it was not scored on these rows."""
+    if scorecard.scores(variant, job.rows.sha256) is None:
+        return None
+    return candidates.candidate(variant, job.rows, job.config.promotion)
+
+
+def _log(job: Job, candidate: Candidate, left: Candidate | None, reason: str) -> None:
+    """The report: the version that was gone back to against the one that was left."""
+    promotion = job.config.promotion
+    both = left is not None and not left.faults
+    gap = compared(candidate, left, promotion) if both else None
+    differences = {candidate.model_id: compared(candidate, candidate, promotion)}
+    ranking = Ranking([candidate], {}, (candidate.model_id,), differences)
+    content = report.as_dict(job.config, job.rows, ranking, {}, [])
+    decision = report.decision_dict(Decision(True, reason, gap), left, candidate)
+    report.log(content | {"decision": decision}, registry.read(job.client, job.config.registered_model))

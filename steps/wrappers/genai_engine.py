@@ -1,0 +1,112 @@
+"""Batches of sequences on ONNX Runtime GenAI's own engine, for providers other than the CPU.
+
+`og.Engine` batches the turns, continuously where its provider can (on a CPU it starts a new batch when the
+last one is over: see onnx_engine.py). It takes no seed for a turn, so a sampled sequence with a seed runs on
+a generator of its own, with our own sampling.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime_genai as og
+
+from .sequence import Sequence
+
+EVENTS = 64
+
+
+class GenaiEngine:
+    """Advance up to `max_batch_size` sequences by one token a step."""
+
+    def __init__(self, directory: str, max_batch_size: int, execution_provider: str):
+        self.max_batch_size = max_batch_size
+        config = og.Config(directory)
+        config.overlay(json.dumps({"engine": {"static_batching": {"max_batch_size": max_batch_size}}}))
+        if execution_provider != "cpu":
+            config.clear_providers()
+            config.append_provider(execution_provider)
+        self._model = og.Model(config)
+        self._end_tokens = _end_tokens(directory)
+        self._vocabulary = _genai_model(directory)["vocab_size"]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything; GenAI's engine belongs to the thread that makes it, so `step` makes it."""
+        self._engine: og.Engine | None = None
+        self._turns: dict[og.Request, tuple[Sequence, int]] = {}
+        self._generators: dict[Sequence, og.Generator] = {}
+
+    def step(self, arriving: list[Sequence]) -> list[tuple[Sequence, int]]:
+        """Let the arriving sequences in, then advance the engine's batch and the seeded generators."""
+        if self._engine is None:
+            self._engine = og.Engine(self._model)
+            self._events = self._engine.create_event_buffer(EVENTS)
+        for sequence in arriving:
+            begin = self._begin_turn if sequence.greedy or sequence.settings.seed is None else self._begin_generator
+            try:
+                begin(sequence)
+            except Exception as error:  # what GenAI refuses of one request is no fault of the others
+                sequence.fail(error)
+        return self._step_turns() + [self._step_generator(*pair) for pair in self._generators.items()]
+
+    def remove(self, sequences: list[Sequence]) -> None:
+        """Cancel the turns of sequences, and forget them."""
+        for request, (sequence, turn) in list(self._turns.items()):
+            if sequence in sequences:
+                request.cancel_turn(turn)
+                request.close()
+                del self._turns[request]
+        for sequence in sequences:
+            self._generators.pop(sequence, None)
+
+    def _begin_turn(self, sequence: Sequence) -> None:
+        settings = sequence.settings
+        session = og.RequestOptions()
+        session.set_max_session_tokens(len(sequence.prompt) + settings.max_tokens)
+        request = self._engine.create_request(options=session)
+        options = og.TurnOptions(request)
+        options.set_max_generated_tokens(settings.max_tokens)
+        options.set_do_sample(not sequence.greedy)
+        if not sequence.greedy:
+            options.set_temperature(settings.temperature)
+            options.set_top_p(settings.top_p)
+            options.set_top_k(min(settings.top_k, self._vocabulary))
+        turn = request.begin_turn(np.array(sequence.prompt, dtype=np.int32), options)
+        self._turns[request] = (sequence, turn)
+
+    def _step_turns(self) -> list[tuple[Sequence, int]]:
+        """Run the engine once. It keeps an end token to itself: that turn gets one here."""
+        tokens = []
+        for event in self._engine.run(self._events) if self._turns else ():
+            sequence, _ = self._turns[event.request]
+            if event.flags & og.EngineEventFlags.FAILED:
+                raise RuntimeError(f"ONNX Runtime GenAI failed: {event.error_code}")
+            if event.flags & og.EngineEventFlags.TOKEN:
+                tokens.append((sequence, event.token))
+            elif event.finish_reason == og.FinishReason.EOS:
+                tokens.append((sequence, self._end_tokens[0]))
+        return tokens
+
+    def _begin_generator(self, sequence: Sequence) -> None:
+        params = og.GeneratorParams(self._model)
+        # GenAI counts the prompt in max_length.
+        params.set_search_options(max_length=len(sequence.prompt) + sequence.settings.max_tokens)
+        generator = og.Generator(self._model, params)
+        generator.append_tokens(np.array(sequence.prompt, dtype=np.int32))
+        self._generators[sequence] = generator
+
+    def _step_generator(self, sequence: Sequence, generator: og.Generator) -> tuple[Sequence, int]:
+        token = sequence.sample(np.asarray(generator.get_logits(), dtype=np.float32)[0, -1])
+        if token not in self._end_tokens and len(sequence.tokens) + 1 < sequence.settings.max_tokens:
+            generator.append_tokens(np.array([token], dtype=np.int32))
+        return sequence, token
+
+
+def _end_tokens(directory: str) -> list[int]:
+    end = _genai_model(directory)["eos_token_id"]
+    return end if isinstance(end, list) else [end]
+
+
+def _genai_model(directory: str) -> dict:
+    return json.loads((Path(directory) / "genai_config.json").read_text(encoding="utf-8"))["model"]

@@ -1,0 +1,142 @@
+"""Measure what an evaluation costs beside the engine, and how long a large prompt set takes to check.
+
+    python -m tests.benchmarks.evaluation
+
+Makes a random Phi-3 of 154 M parameters (nothing is downloaded). The same 1,000 prompts go through `evaluate`'s own
+asking (pyfunc interface, batches, journal flushed to the disk) and through the bare engine, in turn, and the
+seconds are compared; both give the same tokens. Takes about ten minutes on 2 cores.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from steps import build, cli, tracking
+from steps.evaluation import answers
+from steps.evaluation.fit import Fit
+from steps.evaluation.journal import Journal
+from steps.evaluation.prompt_row import Row
+from steps.evaluation.prompt_set import PromptSet
+from steps.models import sources, staging
+from steps.schema import Evaluation, Model
+from steps.tracking import Variant
+from steps.wrappers.onnx_engine import OnnxEngine
+from steps.wrappers.scheduler import Scheduler
+from steps.wrappers.sequence import Sequence, Settings
+from steps.wrappers.tokenizer import ChatTokenizer
+from steps.wrappers.torch_engine import TorchEngine
+from tests.benchmarks.wrappers import random_phi3
+
+PROMPTS, SLICES, NEW_TOKENS, BATCH = 1000, 4, 16, 16
+ROWS = 100_000
+CHECK = """
+import sys, time
+from pathlib import Path
+from steps.evaluation import prompt_set
+from steps.schema import PromptSet
+def peak():  # not getrusage, which counts the process that this one was forked from
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+before = peak()
+started = time.perf_counter()
+loaded = prompt_set.load(PromptSet("large", sys.argv[1]))
+sha256 = loaded.sha256
+seconds = time.perf_counter() - started
+print(len(loaded.rows), seconds, before, peak())
+"""
+WORDS = ["the", "capital", "of", "Spain", "is", "Madrid", "and"]
+
+
+def main() -> None:
+    """Measure everything and print two tables."""
+    project = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        check_large_set(Path(folder), project)
+        os.chdir(folder)
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        tracking.connect()
+        table = Table(title=f"{PROMPTS} prompts x {NEW_TOKENS} tokens")
+        for column in ("engine", "evaluate (tokens/s)", "bare engine (tokens/s)", "ratio"):
+            table.add_column(column, justify="left" if column == "engine" else "right")
+        checkpoint = random_phi3(Path(folder) / "checkpoint")
+        for mode, precision in (("pyfunc", "bf16"), ("onnx", "int4")):
+            ours, bare = compare(Path(folder), checkpoint, mode, precision)
+            table.add_row(f"{mode} {precision}", f"{ours:.0f}", f"{bare:.0f}", f"{ours / bare:.2f}")
+        Console(width=110).print(table)
+
+
+def check_large_set(folder: Path, project: Path) -> None:
+    """Print the seconds and the memory of checking a set of 100,000 rows in a process of its own."""
+    file = folder / "large.jsonl"
+    with file.open("w") as out:
+        for number in range(ROWS):
+            messages = [{"role": "user", "content": f"Question {number}: {' '.join(WORDS * 5)}?"}]
+            row = {"id": f"row-{number}", "messages": messages, "target": [f"answer {number}", "é"], "tags": ["a", "b"]}
+            out.write(json.dumps(row) + "\n")
+    command = [sys.executable, "-c", CHECK, str(file)]
+    done = subprocess.run(command, cwd=project, check=True, capture_output=True, text=True)
+    rows, seconds, before, after = map(float, done.stdout.split())
+    megabytes = f"{after:.0f} MB at the most ({before:.0f} MB before)"
+    print(f"Checked {rows:.0f} rows ({file.stat().st_size / 1e6:.0f} MB) in {seconds:.1f} s, {megabytes}")
+
+
+def compare(folder: Path, checkpoint: Path, mode: str, precision: str) -> tuple[float, float]:
+    """Tokens/s through `evaluate` and of the bare engine, over slices of the prompts taken in turn."""
+    words = ["model=local", f"model.path={checkpoint}", f"mode={mode}", f"precision={precision}"]
+    config = cli.compose("build", [*words, f"generation.max_tokens={NEW_TOKENS}"])
+    model_id = build.build(config)
+    rows = [Row(str(number), (("user", _prompt(number)),), ("a",), ()) for number in range(PROMPTS)]
+    step = PROMPTS // SLICES
+    variant = Variant(
+        model_id, "", "benchmark", {}, {"mode": mode, "interface": "chat", "generation.temperature": "0"}, ()
+    )
+    source = sources.resolve(Model(name="local", source="folder", path=str(checkpoint)))
+    with staging.staged(source, config) as staged, answers.loaded(f"models:/{model_id}") as model:
+        tokenizer = ChatTokenizer(staged)
+        engine = TorchEngine(str(staged), precision, BATCH, "cpu") if mode == "pyfunc" else None
+        bare = Scheduler(engine or OnnxEngine(str(staged), BATCH))
+        seconds = [0.0, 0.0]
+        for start in range(-step, PROMPTS, step):  # the first slice does not count
+            slice_ = rows[max(start, 0) : max(start, 0) + step]
+            ours = _evaluate_seconds(folder, model, variant, slice_)
+            theirs = _bare_seconds(bare, tokenizer, slice_)
+            if start >= 0:
+                seconds = [seconds[0] + ours, seconds[1] + theirs]
+    return tuple(PROMPTS * NEW_TOKENS / spent for spent in seconds)
+
+
+def _prompt(number: int) -> str:
+    return " ".join(WORDS[: 1 + number % 7] * (1 + number % 5))
+
+
+def _evaluate_seconds(folder: Path, model, variant: Variant, rows: list[Row]) -> float:
+    path = folder / "journal.jsonl"
+    path.unlink(missing_ok=True)
+    journal = Journal(path, {})
+    started = time.perf_counter()
+    (answered,) = answers.answer(model, variant, PromptSet("set", tuple(rows)), Fit(), Evaluation(), journal)
+    seconds = time.perf_counter() - started
+    journal.close()
+    assert not any(said.error for said in answered)
+    return seconds
+
+
+def _bare_seconds(scheduler: Scheduler, tokenizer: ChatTokenizer, rows: list[Row]) -> float:
+    settings = Settings(temperature=0.0, top_p=1.0, top_k=0, max_tokens=NEW_TOKENS)
+    sequences = [Sequence(tokenizer.encode_chat(row.conversation), settings, tokenizer) for row in rows]
+    started = time.perf_counter()
+    scheduler.run(sequences)
+    seconds = time.perf_counter() - started
+    assert all(len(sequence.tokens) == NEW_TOKENS for sequence in sequences)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

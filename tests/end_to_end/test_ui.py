@@ -1,0 +1,202 @@
+"""What people see of an evaluation in MLflow's UI: a real browser in front of a real server.
+
+With SCREENSHOTS=folder every view that is looked at is written there as a PNG.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from steps import cli, evaluate
+from steps.build import build
+from tests.conftest import PROJECT
+from tests.mlflow_server import MlflowServer
+
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+# MLflow opens a panel for its assistant on the first visit.
+WITHOUT_ASSISTANT = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
+BRIEF = "onnx-fp32-chat-brief"
+VARIANTS = {
+    "onnx-fp32-chat": ["mode=onnx"],
+    "onnx-int4-chat": ["mode=onnx", "precision=int4"],
+    BRIEF: ["mode=onnx", "prompting=brief"],
+}
+# The first three are there at first, and are left out here.
+COLUMNS = (
+    *("Dataset", "Source", "Models"),
+    *("answer_match/mean", "exact_match/mean", "speed/tokens_per_second", "memory/peak_mb", "size/bytes"),
+)
+ROWS = 16
+SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """The browser's program; installed where this is root's own Debian, as in a container."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    if not shutil.which("apt-get") or os.geteuid() != 0:
+        pytest.skip("there is no Chromium, and no apt-get with root's rights to install it")
+    for words in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
+        done = subprocess.run(["apt-get", *words], capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"there is no Chromium, and apt-get {words[0]} failed: {done.stderr.strip()[-200:]}")
+    return shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, checkpoint, empty_store):
+    """The folder of a store with variants that are evaluated."""
+    folder = tmp_path_factory.mktemp("ui")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    lines = (PROJECT / "conf" / "prompt_set" / "facts.jsonl").read_text().splitlines()
+    (folder / "facts.jsonl").write_text("\n".join(lines[:: len(lines) // ROWS][:ROWS]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        patch.chdir(folder)
+        for overrides in VARIANTS.values():
+            build(cli.compose("build", overrides), checkpoint)
+        asked = [f"prompt_set.path={folder}/facts.jsonl", "evaluate.speed_seconds=0.2", "evaluate.traces=true"]
+        evaluate.evaluate(cli.compose("evaluate", asked))
+        mlflow.flush_trace_async_logging()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(store):
+    """The address of `mlflow server` on the store."""
+    server = MlflowServer(store)
+    server.start()
+    try:
+        server.wait()
+        yield f"{server.address}/#"
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def page(chromium, tmp_path_factory):
+    """A page of a browser with a profile of its own."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"),
+            executable_path=chromium,
+            headless=True,
+            args=FLAGS,
+            viewport={"width": 1400, "height": 800},
+        )
+        context.set_default_timeout(SECONDS * 1000)
+        context.add_init_script(WITHOUT_ASSISTANT)
+        yield context.pages[0]
+        context.close()
+
+
+def show(page, name):
+    """Keep a picture of what the page shows, if asked to."""
+    if SCREENSHOTS:
+        Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
+
+
+def open_runs(page, server, mode=""):
+    page.goto("about:blank")
+    page.goto(f"{server}/experiments/0/runs{mode}")
+    page.get_by_text("matching runs").wait_for()
+    page.locator("[role=row]").filter(has_text=BRIEF).first.wait_for()
+
+
+def test_the_runs_table_shows_scores_and_speed_and_sorts_by_them(page, server):
+    from playwright.sync_api import expect
+
+    open_runs(page, server)
+    page.get_by_test_id("column-selection-dropdown").first.click()
+    for column in COLUMNS:
+        page.get_by_placeholder("Search columns").fill(column)
+        page.get_by_test_id("column-selector-tree").get_by_text(column, exact=True).first.click()
+    page.keyboard.press("Escape")
+    # It alone answers with the bare word, so it is the first one way and the last the other way.
+    brief = page.locator(".ag-row").filter(has_text=BRIEF).first
+    for order, place in (("orderByAsc=false", 0), ("orderByAsc=true", len(VARIANTS) - 1)):
+        page.locator(".ag-header-cell").filter(has_text="exact_match/mean").click()
+        page.wait_for_url(re.compile(f"exact_match.*{order}"))
+        expect(brief).to_have_attribute("row-index", str(place), timeout=SECONDS * 1000)
+    show(page, "runs")
+
+
+def test_selected_runs_are_compared_with_their_scores(page, server):
+    open_runs(page, server)
+    for name in VARIANTS:
+        row = page.locator(".ag-row").filter(has=page.get_by_text(name, exact=True)).first
+        row.locator("input[type=checkbox]").first.check(force=True)
+    page.get_by_test_id("runs-compare-button").click()
+    page.get_by_text(f"Comparing {len(VARIANTS)} Runs").wait_for()
+    page.get_by_text("answer_match/ci_low").first.wait_for()
+    text = page.inner_text("body")
+    for name in ("answer_match/mean", "memory/peak_mb", "prompting", "precision", *VARIANTS):
+        assert name in text
+    show(page, "comparison")
+
+
+def test_the_table_view_shows_the_answers_side_by_side(page, server, store):
+    client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
+    runs = [run for run in client.search_runs(["0"]) if run.info.run_name in VARIANTS]
+    tables = [mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/eval_results_table.json") for run in runs]
+    answers = [table["data"][1][table["columns"].index("outputs")] for table in tables]
+    page.set_viewport_size({"width": 1900, "height": 800})
+    open_runs(page, server, "?compareRunsMode=ARTIFACT")
+    page.get_by_test_id("dropdown-tables").click()
+    tables = page.get_by_test_id("dropdown-tables-option")
+    tables.filter(has_text="eval_results_table.json").click()
+    tables.filter(has_text="leaderboard.json").click()
+    page.keyboard.press("Escape")
+    for answer in answers:
+        page.get_by_text(answer, exact=True).first.wait_for()
+    assert tables_show(page, answers)
+    show(page, "answers")
+
+
+def tables_show(page, answers):
+    """Whether the page has each answer as often as it was given."""
+    lines = page.inner_text("body").splitlines()
+    return all(lines.count(answer) >= answers.count(answer) for answer in answers)
+
+
+def test_the_evaluation_has_a_leaderboard_and_pictures(page, server, store):
+    client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
+    (run,) = client.search_runs(["0"], "attributes.run_name = 'evaluate-facts'")
+    page.goto(f"{server}/experiments/0/runs/{run.info.run_id}/artifacts/leaderboard.json")
+    page.get_by_text("tokens_per_second").first.wait_for()
+    assert all(name in page.inner_text("body") for name in VARIANTS)
+    for picture in ("quality_against_speed", "scores_by_tag"):
+        page.get_by_text(f"{picture}.png").first.click()
+        page.wait_for_function("[...document.images].some(image => image.naturalWidth > 500)")
+        show(page, picture)
+
+
+def test_traces_show_rows_with_their_scores_and_the_prompts_are_registered(page, server):
+    page.goto(f"{server}/experiments/0/traces")
+    page.get_by_text("What city serves as the capital of Spain?").first.wait_for()
+    page.get_by_text("answer_match").first.wait_for()
+    show(page, "traces")
+    page.goto(f"{server}/experiments/0/prompts")
+    page.get_by_text("phi3-brief").first.wait_for()
+    show(page, "prompts")

@@ -1,0 +1,85 @@
+"""Prompt sets from the `datasets` library: columns by name, faults by row."""
+
+import pytest
+from datasets import Dataset
+
+from steps import cli, schema
+from steps.errors import StepError
+from steps.evaluation import prompt_set
+
+ROWS = {
+    "question": ["What is the capital of Spain?", "And of France?"],
+    "answers": [{"text": ["Madrid"], "at": [0]}, {"text": ["Paris", "Paris, France"], "at": [1]}],
+    "topic": [["capital"], []],
+}
+
+
+def _load(folder, *overrides, rows=ROWS):
+    Dataset.from_dict(rows).to_parquet(folder / "test.parquet")
+    _, words = cli.parse([f"prompt_set.path={folder}", *overrides])
+    config = cli.compose("evaluate", ["prompt_set=dataset", *words])
+    assert schema.faults(config) == []
+    return prompt_set.load(config.prompt_set)
+
+
+NAMED = [
+    "prompt_set.columns.prompt=question",
+    "prompt_set.columns.target=answers.text",
+    "prompt_set.columns.tags=topic",
+]
+
+
+@pytest.fixture(autouse=True)
+def datasets_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return folder
+
+
+def test_columns_have_the_names_that_are_given(folder):
+    loaded = _load(folder, *NAMED)
+    assert [row.id for row in loaded.rows] == ["1", "2"]
+    assert [row.question for row in loaded.rows] == ROWS["question"]
+    assert [row.targets for row in loaded.rows] == [("Madrid",), ("Paris", "Paris, France")]
+    assert [row.tags for row in loaded.rows] == [("capital",), ()]
+
+
+def test_it_is_the_same_set_as_the_same_rows_in_a_file(folder, tmp_path):
+    file = tmp_path / "same.jsonl"
+    file.write_text(
+        '{"id": "1", "prompt": "What is the capital of Spain?", "target": ["Madrid"], "tags": ["capital"]}\n'
+        '{"id": "2", "prompt": "And of France?", "target": ["Paris", "Paris, France"], "tags": []}\n'
+    )
+    assert prompt_set.load(schema.PromptSet("same", str(file))).sha256 == _load(folder, *NAMED).sha256
+
+
+def test_faults_are_told_by_row(folder):
+    rows = {"id": ["a", "a", "c"], "prompt": ["q", "", "x\0"], "target": ["t", None, "t"]}
+    with pytest.raises(StepError) as refusal:
+        _load(folder, rows=rows)
+    assert [fault.partition(": ")[2] for fault in refusal.value.faults] == [
+        "row 2 (id 'a'): prompt is empty.",
+        "row 2 (id 'a'): target is missing.",
+        "row 2 (id 'a'): id 'a' stands on row 1 already.",
+        "row 3 (id 'c'): prompt holds a NUL character.",
+    ]
+
+
+def test_columns_that_are_not_there_are_told_together(folder):
+    with pytest.raises(StepError) as refusal:
+        _load(folder, "prompt_set.columns.prompt=questoin")
+    first, second, third = refusal.value.faults
+    assert first.startswith("prompt_set.columns.prompt: Unknown column 'questoin'. Did you mean 'question'?")
+    assert second.startswith("prompt_set.columns.target: Unknown column 'target'.")
+    assert third.startswith("prompt_set.columns.prompt or .messages must name a column of ")
+
+
+@pytest.mark.parametrize("override", ["prompt_set.path=no/such", "prompt_set.split=nothing"])
+def test_a_dataset_that_is_not_there_is_told_in_a_line(folder, override):
+    with pytest.raises(StepError, match=r"the dataset '.*' \(subset None, split (test|nothing)\) could not be loaded:"):
+        _load(folder, *NAMED, override)

@@ -1,0 +1,70 @@
+"""The journal: what it holds after any end of the process that wrote it."""
+
+import multiprocessing
+
+import pytest
+
+from steps.evaluation import journal
+from steps.evaluation.journal import Journal
+
+KEY = {"model_id": "m", "seed": 0}
+TORN = {
+    "half a line": b'{"name": "answer 0 2", "ent',
+    "a whole line without its end": b'{"name": "answer 0 2", "entry": {"text": "c"}}',
+    "zeros of a file system": b"\0\0\0\0\n",
+    "a line of something else": b'{"other": 1}\n',
+}
+
+
+def _entries(path, key=KEY):
+    opened = Journal(path, key)
+    opened.close()
+    return opened.entries
+
+
+@pytest.mark.parametrize("torn", TORN.values(), ids=TORN)
+def test_what_was_added_is_there_and_a_torn_end_is_not(tmp_path, torn):
+    path = tmp_path / "journal.jsonl"
+    first = Journal(path, KEY)
+    first.add({"answer 0 0": {"text": "é\n"}, "answer 0 1": {"text": "b"}})
+    first.close()
+    with path.open("ab") as file:
+        file.write(torn)
+    second = Journal(path, KEY)
+    assert second.entries == {"answer 0 0": {"text": "é\n"}, "answer 0 1": {"text": "b"}}
+    second.add({"answer 0 2": {"text": "d"}})
+    second.close()
+    assert _entries(path)["answer 0 2"] == {"text": "d"}
+    assert len(_entries(path)) == 3
+
+
+def test_a_file_of_another_key_counts_for_nothing(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    first = Journal(path, KEY)
+    first.add({"answer 0 0": {"text": "a"}})
+    first.close()
+    assert _entries(path, KEY | {"seed": 1}) == {}
+
+
+def _hold(inside, leave):
+    with journal.opened(KEY, lambda: None) as held:
+        held.add({"answer 0 0": {"text": "first"}})
+        inside.set()
+        leave.wait(60)
+
+
+def test_a_second_process_waits_and_then_finds_what_the_first_wrote():
+    spawn = multiprocessing.get_context("spawn")
+    inside, leave = spawn.Event(), spawn.Event()
+    other = spawn.Process(target=_hold, args=(inside, leave))
+    other.start()
+    assert inside.wait(60)
+    # The one that waits is who lets the other go: without a lock it would never be called.
+    with journal.opened(KEY, leave.set) as mine:
+        assert leave.is_set()
+        assert mine.entries == {"answer 0 0": {"text": "first"}}
+        mine.remove()
+    other.join(60)
+    with journal.opened(KEY, leave.set) as mine:
+        assert mine.entries == {}
+        mine.remove()

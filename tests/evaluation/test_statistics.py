@@ -1,0 +1,66 @@
+"""Intervals and paired differences."""
+
+import math
+import random
+
+import pytest
+
+from steps.evaluation.statistics import difference, interval
+
+
+def test_the_interval_holds_the_mean_and_is_the_same_every_time():
+    scores = [1.0] * 60 + [0.0] * 40
+    low, high = interval(scores)
+    assert 0.45 < low < 0.6 < high < 0.75
+    assert interval(scores) == (low, high)
+
+
+def test_a_wider_confidence_gives_a_wider_interval():
+    scores = [float(number % 7) for number in range(50)]
+    narrow, wide = interval(scores, alpha=0.5), interval(scores, alpha=0.01)
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+@pytest.mark.parametrize("scores", [[1.0], [0.5, 0.5, 0.5]])
+def test_scores_that_are_all_alike_have_no_width(scores):
+    assert interval(scores) == (scores[0], scores[0])
+
+
+def test_no_scores_are_refused():
+    with pytest.raises(ValueError, match="at least one score"):
+        interval([])
+
+
+def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
+    draw = random.Random(0)
+    hits = 0
+    for _ in range(200):
+        low, high = interval([float(draw.random() < 0.7) for _ in range(80)])
+        hits += low <= 0.7 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_a_difference_on_the_same_rows_is_seen_where_the_means_alone_would_hide_it():
+    hard = [float(number) for number in range(40)]
+    ours = [score + 0.5 + 0.1 * (index % 2) for index, score in enumerate(hard)]
+    found = difference(ours, hard)
+    assert found.better
+    assert not found.worse
+    assert difference(hard, ours).worse
+
+
+def test_equal_scores_differ_by_nothing():
+    found = difference([1.0, 0.0, 1.0], [1.0, 0.0, 1.0])
+    assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)
+    assert not found.better
+    assert not found.worse
+
+
+def test_scores_of_other_rows_are_refused():
+    with pytest.raises(ValueError, match="same rows, got 2 and 1"):
+        difference([1.0, 0.0], [1.0])
+
+
+def test_a_row_that_either_of_both_skipped_does_not_count():
+    found = difference([1.0, 0.0, math.nan, 1.0], [0.0, math.nan, 1.0, 0.0])
+    assert (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)

@@ -1,0 +1,181 @@
+"""What `build` sealed is found whole, and whatever was done to it since is named by the file."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+from steps import cli, tracking
+from steps.build import build
+from steps.models import integrity
+
+MODES = ("transformers", "pyfunc", "onnx")
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory, empty_store, checkpoint):
+    """A store with a variant of each mode; its files are copied for each test."""
+    folder = tmp_path_factory.mktemp("sealed")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_EXPERIMENT_NAME", "sealed")
+        mlflow.create_experiment("sealed", artifact_location=str(folder / "files"))
+        ids = {mode: build(cli.compose("build", [f"mode={mode}"]), checkpoint) for mode in MODES}
+    return uri, ids
+
+
+class Stored:
+    """One of the variants, and the folder of its files."""
+
+    def __init__(self, sealed, mode):
+        uri, ids = sealed
+        self.client = mlflow.MlflowClient(uri)
+        model = self.client.get_logged_model(ids[mode])
+        self.variant, self.folder = tracking.as_variant(model), Path(model.artifact_location)
+
+    def verify(self):
+        return integrity.verify(self.client, self.variant)
+
+
+@pytest.fixture
+def stored(sealed, monkeypatch):
+    """`stored(mode)`: a variant, whose files and manifest are put back after the test."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sealed[0])
+    home = Path(sealed[0].removeprefix("sqlite:///")).parent
+    shutil.copytree(home / "files", home / "kept")
+    yield lambda mode: Stored(sealed, mode)
+    shutil.rmtree(home / "files")
+    (home / "kept").rename(home / "files")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_build_logged_is_whole(stored, mode):
+    model = stored(mode)
+    assert model.verify() == []
+    manifest = json.loads(_manifest_file(model).read_text())
+    weights = {"transformers": "model/model.safetensors", "pyfunc": "artifacts/checkpoint/model.safetensors"}
+    assert {weights.get(mode, "artifacts/onnx/model.onnx.data"), "MLmodel", "conda.yaml"} <= set(manifest["files"])
+    if mode != "transformers":
+        assert {"code/wrappers/model.py", f"{mode}_model.py"} <= set(manifest["files"])
+
+
+def _manifest_file(model):
+    (file,) = model.folder.parents[2].glob(f"{model.variant.run_id}/artifacts/{integrity.FILE}")
+    return file
+
+
+def _flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def _cut(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def _append(file):
+    with file.open("ab") as opened:
+        opened.write(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "damage", "fault"),
+    [
+        ("pyfunc", "artifacts/checkpoint/model.safetensors", _flip, "was changed: sha256"),
+        ("pyfunc", "artifacts/checkpoint/model.safetensors", _cut, "is cut short: "),
+        ("pyfunc", "artifacts/checkpoint/tokenizer.json", _flip, "was changed: sha256"),
+        ("transformers", "model/model.safetensors", _flip, "was changed: sha256"),
+        ("onnx", "artifacts/onnx/model.onnx", _flip, "was changed: sha256"),
+        ("onnx", "artifacts/onnx/model.onnx.data", _cut, "is cut short: "),
+        ("onnx", "MLmodel", _append, "is too long: "),
+        ("onnx", "onnx_model.py", _append, "is too long: "),
+        ("onnx", "code/wrappers/contract.py", _flip, "was changed: sha256"),
+        ("onnx", "code/wrappers/scheduler.py", Path.unlink, "is missing"),
+        ("onnx", "code/wrappers/jinja2.py", Path.touch, "is there, but build did not log it"),
+    ],
+)
+def test_each_damage_is_named_by_its_file(stored, mode, name, damage, fault):
+    model = stored(mode)
+    damage(model.folder / name)
+    (said,) = model.verify()
+    assert said.startswith(f"{name} {fault}")
+
+
+def test_all_damages_are_told_at_once(stored):
+    model = stored("onnx")
+    _flip(model.folder / "artifacts/onnx/model.onnx")
+    _cut(model.folder / "code/wrappers/model.py")
+    assert len(model.verify()) == 2
+
+
+def test_a_changed_or_lost_manifest_is_seen(stored):
+    model = stored("onnx")
+    file = _manifest_file(model)
+    manifest = json.loads(file.read_text())
+    _flip(model.folder / "artifacts/onnx/model.onnx")
+    changed = integrity.sha256_of(model.folder / "artifacts/onnx/model.onnx")
+    manifest["files"]["artifacts/onnx/model.onnx"]["sha256"] = changed
+    file.write_text(json.dumps(manifest))
+    assert model.verify() == [f"{integrity.FILE} of run {model.variant.run_id} was changed"]
+    file.unlink()
+    (said,) = model.verify()
+    assert said.startswith(f"{integrity.FILE} of run {model.variant.run_id} cannot be read (")
+
+
+def test_bytecode_beside_the_code_is_removed(stored):
+    model = stored("onnx")
+    planted = model.folder / "code/wrappers/__pycache__/model.cpython-311.pyc"
+    planted.parent.mkdir()
+    planted.write_bytes(b"anything")
+    assert model.verify() == []
+    assert not planted.exists()
+
+
+def _pickled_file(folder):
+    (folder / "python_model.pkl").write_bytes(pickle.dumps("model"))
+    return "python_model.pkl is a pickle, which is never loaded"
+
+
+def _torch_weights(folder):
+    (folder / "artifacts/onnx/PYTORCH_MODEL.BIN").write_bytes(pickle.dumps("weights"))
+    return "artifacts/onnx/PYTORCH_MODEL.BIN is a pickle, which is never loaded"
+
+
+def _disguised_pickle(folder):
+    (folder / "artifacts/onnx/tokenizer.json").write_bytes(pickle.dumps("tokenizer"))
+    return "artifacts/onnx/tokenizer.json holds a pickle, which is never loaded"
+
+
+def _pickle_flavor(folder):
+    _edit(folder, python_model="artifacts/onnx/tokenizer.json")
+    return "MLmodel names a pickled model (artifacts/onnx/tokenizer.json), which is never loaded"
+
+
+def _other_loader(folder):
+    _edit(folder, loader_module="mlflow.sklearn")
+    return "MLmodel would be loaded by mlflow.sklearn"
+
+
+def _edit(folder, **changes):
+    content = yaml.safe_load((folder / "MLmodel").read_text())
+    content["flavors"]["python_function"] |= changes
+    (folder / "MLmodel").write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize("plant", [_pickled_file, _torch_weights, _disguised_pickle, _pickle_flavor, _other_loader])
+def test_pickles_are_refused_even_if_the_manifest_has_them(stored, plant):
+    model = stored("onnx")
+    fault = plant(model.folder)
+    with mlflow.start_run(run_id=model.variant.run_id):
+        forged = integrity.seal(model.client, model.variant.model_id, {})
+    model.client.set_logged_model_tags(model.variant.model_id, {integrity.TAG: forged})
+    assert model.verify() == [fault]

@@ -1,0 +1,74 @@
+"""Register killed with -9 before each of its writes: the champion stays valid, the same command finishes the job."""
+
+import json
+
+import mlflow
+import pytest
+
+from steps import cli, register, tracking
+from steps.evaluation import prompt_set
+from tests.promotion.store import copied, write_prompt_set, write_scorecard
+
+
+@pytest.fixture(scope="module")
+def store(built, tmp_path_factory):
+    """Version 1 is champion and 2 challenger; a third variant is better, and not registered yet."""
+    folder = tmp_path_factory.mktemp("killed")
+    path = write_prompt_set(folder / "rows.jsonl", "killed")
+    overrides = ["prompt_set.name=made", f"prompt_set.path={path}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", copied(built, folder))
+        config = cli.compose("register", ["promotion.smoke=false", *overrides])
+        rows = prompt_set.load(config.prompt_set)
+        low, middle, high, *_ = tracking.variants(mlflow.MlflowClient(), "0")
+        write_scorecard(low, rows, 3)
+        write_scorecard(middle, rows, 5)
+        register.register(config)
+        write_scorecard(high, rows, 7)
+    return folder, overrides, [middle.model_id, high.model_id]
+
+
+def _each_kill(processes, tmp_path, folder, *overrides):
+    *killed, whole = json.loads(processes("kill", folder, tmp_path, *overrides))
+    assert all(look["killed"] for look in killed)
+    assert not whole["killed"]
+    return killed
+
+
+def _valid(look, models):
+    """Whether the alias names a whole version of one of these models."""
+    champion = look["aliases"]["champion"]
+    return champion in look["whole"] and look["models"][champion] in models
+
+
+def test_a_promotion_that_is_killed_is_finished_by_the_next_start(store, processes, tmp_path, figure):
+    folder, overrides, (old, new) = store
+    killed = _each_kill(processes, tmp_path, folder, *overrides)
+    valid = sum(_valid(look["before"], [old, new]) and _valid(look["after"], [new]) for look in killed)
+    models = [list(look["after"]["models"].values()) for look in killed]
+    doubles = sum(len(found) - len(set(found)) for found in models)
+    slowest = max(look["seconds"] for look in killed)
+    figure(
+        f"promotion killed at {len(killed)} points: champions valid {valid}/{len(killed)}, duplicates {doubles}, "
+        f"recovered in {slowest:.1f} s at most"
+    )
+    assert (valid, doubles) == (len(killed), 0)
+    assert len(killed) >= 10
+    for look in killed:
+        assert look["refused"] is None
+        assert look["after"]["aliases"] == {"champion": "3", "challenger": "1"}
+        assert look["after"]["history"] == [["promote", "1"], ["promote", "3"]]
+
+
+def test_a_rollback_that_is_killed_is_finished_by_the_next_start(store, processes, tmp_path, monkeypatch, figure):
+    folder, overrides, (old, new) = store
+    address = copied(folder, tmp_path / "promoted")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    register.register(cli.compose("register", ["promotion.smoke=false", *overrides]))
+    killed = _each_kill(processes, tmp_path, tmp_path / "promoted", "action=rollback", "version=1", *overrides)
+    valid = sum(_valid(look["before"], [old, new]) and _valid(look["after"], [old]) for look in killed)
+    figure(f"rollback killed at {len(killed)} points: champions valid {valid}/{len(killed)}")
+    assert valid == len(killed)
+    for look in killed:
+        assert look["after"]["history"] == [["promote", "1"], ["promote", "3"], ["rollback", "1"]]
+        assert look["refused"] in (None, "Version 1 is the champion already.")

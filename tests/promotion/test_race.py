@@ -1,0 +1,35 @@
+"""Eight processes that score and register at the same time: the best one is champion in the end, registered once."""
+
+import time
+
+import mlflow
+
+from steps import tracking
+from steps.promotion import registry
+from tests.promotion.processes import WORKERS, places
+from tests.promotion.store import copied
+
+ROUNDS = 50
+
+
+def test_the_best_wins_every_round_beside_a_sqlite_file(built, processes, tmp_path, figure):
+    address = copied(built, tmp_path / "race")
+    started = time.perf_counter()
+    processes("race", address, tmp_path, ROUNDS)
+    seconds = time.perf_counter() - started
+    wrong, doubles = verdict(address, ROUNDS)
+    figure(f"race: wrong champions {wrong} of {ROUNDS} rounds, duplicates {doubles}, {seconds:.0f} s")
+    assert (wrong, doubles) == (0, 0)
+
+
+def verdict(address: str, rounds: int) -> tuple[int, int]:
+    """How many rounds ended with a wrong champion or challenger, and how many versions were registered twice."""
+    client = mlflow.MlflowClient(address)
+    variants = [variant.model_id for variant in tracking.variants(client, "0")]
+    wrong = doubles = 0
+    for number in range(rounds):
+        known = registry.read(client, f"race-{number}")
+        best, second = (variants[places(number).index(WORKERS - place)] for place in (1, 2))
+        wrong += (known.champion.model_id, known.challenger.model_id) != (best, second)
+        doubles += len(known.versions) - len({version.model_id for version in known.versions})
+    return wrong, doubles

@@ -1,0 +1,284 @@
+"""Register as a user meets it: who takes part, what is refused and why, the report, history and rollback."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+from filelock import FileLock
+from mlflow.utils.file_utils import local_file_uri_to_path
+
+from steps import cli, register, tracking
+from steps.errors import StepError
+from steps.evaluation import prompt_set, scorecard
+from steps.promotion import lock, registry
+from tests.promotion.store import card_of, copied, write_card, write_prompt_set, write_scorecard
+
+
+class Store:
+    """A copy of the store with eight variants, and a prompt set that nobody was scored on."""
+
+    def __init__(self, built, folder):
+        self.address = copied(built, folder)
+        self.path = write_prompt_set(folder / "rows.jsonl", "register")
+        self.overrides = ["promotion.smoke=false", "prompt_set.name=made", f"prompt_set.path={self.path}"]
+
+    @property
+    def client(self):
+        return mlflow.MlflowClient()
+
+    @property
+    def variants(self):
+        return tracking.variants(self.client, "0")
+
+    def score(self, *eighths):
+        """Give the first variants scorecards."""
+        rows = prompt_set.load(cli.compose("register", self.overrides).prompt_set)
+        for variant, right in zip(self.variants, eighths, strict=False):
+            write_scorecard(variant, rows, right)
+        return rows
+
+    def register(self, *overrides):
+        return register.register(cli.compose("register", [*self.overrides, *overrides]))
+
+    def report(self):
+        """The last run and its report."""
+        run = self.client.search_runs(["0"], order_by=["attributes.start_time DESC"])[0]
+        uri = run.info.artifact_uri
+        return (
+            run,
+            mlflow.artifacts.load_dict(f"{uri}/promotion.json"),
+            mlflow.artifacts.load_text(f"{uri}/promotion.md"),
+        )
+
+    @property
+    def registry(self):
+        return registry.read(self.client, "phi3")
+
+
+@pytest.fixture
+def store(built, tmp_path, monkeypatch):
+    store = Store(built, tmp_path / "copy")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.address)
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    return store
+
+
+def test_the_report_and_the_version_tell_what_was_decided_and_why(store):
+    rows = store.score(3, 7, 5)
+    store.register()
+    run, content, text = store.report()
+    assert [row["variant"] for row in content["ranking"]] == ["onnx-int4-chat"] * 3
+    assert [row["score"] for row in content["ranking"]] == [7 / 8, 5 / 8, 3 / 8]
+    assert [row["tied"] for row in content["ranking"]] == [True, False, False]
+    assert content["decision"]["promoted"]
+    assert content["champion_version"] == "1"
+    assert content["challenger_version"] == "2"
+    assert run.data.tags["phi3.action"] == "promote"
+    assert run.data.tags["phi3.champion_version"] == "1"
+    assert "| 1 | onnx-int4-chat | 0.8750 |" in text
+    assert "-P action=rollback" in text
+    version = store.client.get_model_version("phi3", "1")
+    tags, best = version.tags, store.variants[1]
+    assert tags["phi3.fingerprint"] == best.tags["phi3.fingerprint"]
+    assert tags["phi3.prompt_set_sha256"] == rows.sha256
+    assert tags["phi3.run_id"] == run.info.run_id
+    assert tags["phi3.replaced_version"] == "none"
+    assert tags["phi3.scores"].startswith("answer_match/mean=0.875, size/bytes=")
+    assert "phi3.git_commit" in tags
+    assert "there was no champion; onnx-int4-chat has the highest score, answer_match 0.8750" in version.description
+
+
+def test_a_better_one_replaces_the_champion_and_the_interval_is_told(store):
+    store.score(3, 5)
+    store.register()
+    store.score(3, 5, 7)
+    store.register()
+    _, content, text = store.report()
+    gap = content["decision"]["difference"]
+    assert gap["mean"] == 0.25
+    assert 0 < gap["low"] < gap["mean"] < gap["high"]
+    assert "Candidate minus champion: +0.2500 (" in text
+    assert store.registry.aliases == {"champion": "3", "challenger": "1"}
+    assert store.client.get_model_version("phi3", "3").tags["phi3.replaced_version"] == "1"
+
+
+def test_nothing_changes_twice(store, capsys):
+    store.score(3, 5)
+    store.register()
+    before = store.registry
+    store.register()
+    assert store.registry == before
+    assert (
+        "Nothing changes: the champion onnx-int4-chat is the best already: answer_match 0.6250."
+        in capsys.readouterr().out
+    )
+
+
+def test_a_twin_of_the_champion_is_no_other_version(store):
+    store.score(3, 5)
+    store.register()
+    fingerprint = store.variants[1].tags["phi3.fingerprint"]
+    store.score(3, 5, 7)
+    store.client.set_logged_model_tags(store.variants[2].model_id, {"phi3.fingerprint": fingerprint})
+    outcome = store.register()
+    assert not outcome.decision.promote
+    assert len(store.registry.versions) == 2
+
+
+def test_a_changed_prompt_set_is_refused(store):
+    store.score(3, 5)
+    write_prompt_set(store.path, "changed")
+    with pytest.raises(StepError, match=r"No variant has a scorecard for made .* made has changed since"):
+        store.register()
+    assert store.registry.versions == ()
+
+
+def test_nothing_is_promoted_where_all_were_rejected(store):
+    store.score(3, 5)
+    store.register()
+    for version in store.registry.versions:
+        store.client.set_model_version_tag("phi3", version.number, registry.REJECTED, "for a test")
+    store.client.delete_registered_model_alias("phi3", registry.CHAMPION)
+    with pytest.raises(StepError, match=r"Every scored candidate was rejected before .*retry_rejected=true"):
+        store.register()
+    assert store.register("promotion.retry_rejected=true").version == "1"
+
+
+def test_an_empty_prompt_set_is_refused(store):
+    store.path.write_text("")
+    with pytest.raises(StepError, match="it holds no row"):
+        store.register()
+
+
+def test_what_is_missing_keeps_a_variant_out_with_the_reason(store):
+    rows = store.score(7, 7, 7, 7, 3)
+    unlogged, unread, other, left, _ = store.variants[:5]
+    write_card(unlogged, rows, replace(scorecard.read(unlogged, rows.sha256), metrics={"answer_match/mean": math.nan}))
+    folder = local_file_uri_to_path(store.client.get_run(unread.run_id).info.artifact_uri)
+    Path(folder, scorecard.file(rows.sha256)).unlink()
+    card = scorecard.read(other, rows.sha256)
+    write_card(other, rows, replace(card, ids=card.ids[::-1]))
+    store.client.delete_logged_model_tag(left.model_id, scorecard.tag(rows.sha256))
+    outcome = store.register()
+    assert [candidate.model_id for candidate in outcome.ranking.ranked] == [store.variants[4].model_id]
+    refused = outcome.ranking.refused
+    assert refused[unlogged.model_id] == ["answer_match is 0, and 0.875 over its rows"]
+    assert "cannot be read" in refused[unread.model_id][0]
+    assert refused[other.model_id] == ["its scorecard is of other rows"]
+    assert left.model_id not in refused
+    assert "onnx-int4-chat has no scorecard for these rows" in store.report()[1]["left_out"]
+
+
+def test_a_row_that_a_variant_could_not_take_counts_as_not_answered(store):
+    rows = store.score(3)
+    half = len(rows.rows) // 2
+    write_card(store.variants[1], rows, card_of(rows, [1.0] * half + [None] * half, ["yes"] * 2 * half))
+    outcome = store.register()
+    assert store.registry.champion.model_id == store.variants[1].model_id
+    assert outcome.ranking.ranked[0].metrics["answer_match/mean"] == 0.5
+
+
+def test_all_violations_are_told_together(store):
+    store.score(3, 5)
+    with pytest.raises(StepError) as refusal:
+        store.register("++promotion.limits={answer_match: {min: 0.9}, bytes: {max: 10}}")
+    assert len(refusal.value.faults) == 3
+    assert "answer_match 0.375 is below 0.9, bytes " in refusal.value.faults[1]
+    assert store.registry.versions == ()
+
+
+def test_a_model_that_is_not_whole_is_not_registered(store, monkeypatch):
+    store.score(3, 5)
+    monkeypatch.setattr("steps.models.integrity.verify", lambda client, variant: ["its model is PENDING"])
+    with pytest.raises(StepError, match=r"is refused: its model is PENDING. Build and evaluate it again"):
+        store.register()
+    assert store.registry.versions == ()
+
+
+def test_a_champion_without_a_scorecard_is_scored_first(store, capsys):
+    store.score(3, 5)
+    store.register()
+    write_prompt_set(store.path, "other")
+    champion = store.variants[1]
+    store.score(7)
+    with pytest.raises(StepError, match="a dry run writes none"):
+        store.register("dry_run=true")
+    outcome = store.register()
+    assert "is registered and has no scorecard for made: scoring it first" in capsys.readouterr().out
+    assert champion.model_id in [candidate.model_id for candidate in outcome.ranking.ranked]
+    assert outcome.decision.promote
+
+
+def test_history_and_rollback(store, typed):
+    store.score(3, 5)
+    store.register()
+    store.score(3, 5, 7)
+    store.register()
+    store.score(3, 5, 7, 8)
+    store.register()
+    assert store.registry.aliases["champion"] == "4"
+    lines = typed("register", "action=history").stdout.splitlines()[-3:]
+    assert [line.partition("version ")[2][0] for line in lines] == ["1", "3", "4"]
+    assert (
+        "promoted, instead of version 1: onnx-int4-chat is better than the champion onnx-int4-chat: answer" in lines[1]
+    )
+
+    done = typed("register", "action=rollback", *store.overrides)
+    assert done.stdout == "Rolled back to onnx-int4-chat: phi3@champion is version 3, not 4.\n"
+    run, content, text = store.report()
+    assert run.data.tags["phi3.action"] == "rollback"
+    assert content["decision"]["difference"]["mean"] == -0.125
+    assert "# phi3: rolled back from version 4 as it was asked for" in text
+    # What was left does not come back by itself.
+    assert not store.register().decision.promote
+    assert store.registry.numbered("4").rejected == "rolled back to version 3"
+
+    typed("register", "action=rollback", *store.overrides)
+    assert store.registry.aliases["champion"] == "1"
+    done = typed("register", "action=rollback", *store.overrides)
+    assert done.stderr.startswith("error: No version was champion before version 1. Give one: -P version=")
+    done = typed("register", "action=rollback", "version=4", "dry_run=true", *store.overrides)
+    assert done.stdout == "Dry run: would roll back to version 4.\n"
+    typed("register", "action=rollback", "version=4", *store.overrides)
+    assert store.registry.aliases["champion"] == "4"
+    assert store.registry.numbered("4").rejected is None
+    assert [line.count("rolled back to") for line in typed("register", "action=history").stdout.splitlines()][-1] == 1
+
+
+REFUSED = {
+    "no champion": (["registered_model=none"], "none has no champion, so there is nothing to roll back."),
+    "unknown": (["version=9"], "version must be a version of phi3 (1, 2, 3), got 9."),
+    "itself": (["version=3"], "Version 3 is the champion already."),
+    "beyond the limits": (
+        ["promotion.limits={answer_match: {min: 0.7}}"],
+        "Version 1 (onnx-int4-chat) cannot be gone back",
+    ),
+    "history with a version": (["action=history", "version=1"], "version is what action=rollback goes back to"),
+    "action": (["action=promot"], "action must be one of promote, history, rollback, got 'promot'."),
+}
+
+
+def test_a_rollback_that_cannot_be_is_told_in_a_line(store, typed):
+    store.score(3, 5)
+    store.register()
+    store.score(3, 5, 7)
+    store.register()
+    for words, sentence in REFUSED.values():
+        done = typed("register", "action=rollback", *store.overrides, *words)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: {sentence}"), done.stderr
+    assert store.registry.aliases["champion"] == "3"
+
+
+def test_one_register_at_a_time_beside_a_sqlite_file(store):
+    store.score(3, 5)
+    with (
+        FileLock(lock.file("phi3")),
+        pytest.raises(StepError, match=r"Another register of phi3 has held .*lock for more"),
+    ):
+        store.register("promotion.lock_seconds=0")
+    assert store.registry.versions == ()
+    store.register("promotion.lock_seconds=0")
+    assert store.registry.aliases == {"champion": "1", "challenger": "2"}

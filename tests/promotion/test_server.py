@@ -1,0 +1,96 @@
+"""Register against a real `mlflow server`: eight processes at once without a lock, and a server that is killed."""
+
+import threading
+import time
+
+import mlflow
+import pytest
+
+from steps import cli, register, tracking
+from steps.evaluation import prompt_set
+from steps.promotion import lock, registry
+from tests.mlflow_server import MlflowServer
+from tests.promotion.store import copied, write_prompt_set, write_scorecard
+from tests.promotion.test_race import verdict
+
+ROUNDS = 4
+
+
+@pytest.fixture(scope="module")
+def server(built, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    copied(built, folder)
+    server = MlflowServer(folder)
+    server.start()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def waiting(server, tmp_path, monkeypatch):
+    """A better variant than the champion is to be promoted; a server's store has no lock."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    path = write_prompt_set(tmp_path / "rows.jsonl", tmp_path.name)
+    overrides = ["promotion.smoke=false", "prompt_set.name=made", f"prompt_set.path={path}"]
+    config = cli.compose("register", [*overrides, f"registered_model={tmp_path.name}"])
+    rows = prompt_set.load(config.prompt_set)
+    low, high, *_ = tracking.variants(mlflow.MlflowClient(), "0")
+    write_scorecard(low, rows, 3)
+    register.register(config)
+    write_scorecard(high, rows, 7)
+    return config, high.model_id
+
+
+def test_the_best_wins_without_a_lock(server, built, processes, tmp_path, figure):
+    started = time.perf_counter()
+    processes("race", server.address, tmp_path, ROUNDS)
+    wrong, doubles = verdict(server.address, ROUNDS)
+    seconds = time.perf_counter() - started
+    figure(f"race on a server: wrong champions {wrong} of {ROUNDS} rounds, duplicates {doubles}, {seconds:.0f} s")
+    assert (wrong, doubles) == (0, 0)
+
+
+def test_a_server_that_is_away_for_five_seconds_is_waited_for(server, waiting, monkeypatch, figure):
+    config, better = waiting
+    assert lock.file(config.registered_model) is None
+    away = {}
+
+    def killed_first(*arguments):
+        monkeypatch.setattr(registry, "create", create)
+        server.kill()
+        away["since"] = time.perf_counter()
+        threading.Timer(5, server.start).start()
+        return create(*arguments)
+
+    create = registry.create
+    monkeypatch.setattr(registry, "create", killed_first)
+    register.register(config)
+    figure(f"server killed: promoted {time.perf_counter() - away['since']:.1f} s after")
+    server.wait()
+    known = registry.read(mlflow.MlflowClient(), config.registered_model)
+    assert known.champion.model_id == better
+    assert len(known.versions) == 2
+
+
+def test_a_server_that_is_gone_is_told_in_a_line_and_nothing_is_half_done(server, waiting, monkeypatch, typed):
+    config, _ = waiting
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    create = registry.create
+
+    def killed_first(*arguments):
+        server.kill()
+        return create(*arguments)
+
+    monkeypatch.setattr(registry, "create", killed_first)
+    words = ["promotion.smoke=false", "prompt_set.name=made", f"prompt_set.path={config.prompt_set.path}"]
+    done = typed("register", *words, f"registered_model={config.registered_model}")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: The tracking server {server.address} went away and ")
+    # What it left is read from the file: the server stays dead, and this is the last test of it.
+    known = registry.read(mlflow.MlflowClient(f"sqlite:///{server.folder}/mlflow.db"), config.registered_model)
+    assert known.champion.number == "1"
+    assert len(known.versions) == 1
