@@ -37,17 +37,17 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
         mlflow.log_dict(tracking.environment(), "environment.json")
         if commit := tracking.git_commit():
             mlflow.set_tag("mlflow.source.git.commit", commit)
-        with staging.staged(checkpoint, config) as folder:
+        place = integrity.local_folder(run.info.artifact_uri)
+        with room.needed(checkpoint.bytes, place), staging.staged(checkpoint, config) as folder:
             size = sum(file.stat().st_size for file in folder.iterdir())
             staged = read_manifest(folder)
-            with room.needed(size, integrity.local_folder(run.info.artifact_uri)):
-                model_id = flavors.log_variant(
-                    config,
-                    folder,
-                    name=variant_name(config),
-                    params={key: tracking.text(value) for key, value in params.items()},
-                    tags={"phi3.checkpoint_sha256": checkpoint.sha256},
-                )
+            model_id = flavors.log_variant(
+                config,
+                folder,
+                name=variant_name(config),
+                params={key: tracking.text(value) for key, value in params.items()},
+                tags={"phi3.checkpoint_sha256": checkpoint.sha256},
+            )
         mlflow.log_metrics({"size/bytes": size, "build/seconds": perf_counter() - started}, model_id=model_id)
         at = flavors.stored_at(config, folder)
         manifest = integrity.seal(client, model_id, {f"{at}/{name}": entry for name, entry in staged.items()})

@@ -19,28 +19,52 @@ LONGEST_STEP = 7 * 24 * 3600
 def identity() -> str:
     """This process."""
     pid = os.getpid()
-    return json.dumps({"place": _place(), "pid": pid, "began": _began(pid), "seen": int(time.time())})
+    content = {"machine": _machine(), "boot": _boot(), "namespace": _namespace(), "pid": pid, "began": _began(pid)}
+    return json.dumps(content | {"seen": int(time.time())})
 
 
 def is_gone(identity: str) -> bool:
     """Whether a process has ended; of another machine's it is said only after LONGEST_STEP seconds."""
     try:
         process = json.loads(identity)
-        if process["place"] == _place():
-            return _began(process["pid"]) != process["began"]
+        if process["machine"] == _machine() and process["boot"] != _boot():
+            return True
+        if (process["machine"], process["namespace"]) == (_machine(), _namespace()):
+            return not _is_unseen(process["pid"]) and _began(process["pid"]) != process["began"]
         return time.time() - process["seen"] > LONGEST_STEP
     except (ValueError, KeyError, TypeError):
         return False  # somebody else's words: nothing is known of it
 
 
-def _place() -> str:
-    """Where a process number means something: this machine since it started, and this container."""
-    place = socket.gethostname()
-    # Where there is no /proc, there are no namespaces of numbers either.
-    if Path("/proc/self/ns/pid").is_symlink():
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        place += f" {boot} {Path('/proc/self/ns/pid').readlink()}"
-    return place
+def _machine() -> str:
+    """This machine, or this container."""
+    number = Path("/etc/machine-id")
+    return f"{socket.gethostname()} {number.read_text(encoding='ascii').strip() if number.is_file() else ''}"
+
+
+def _boot() -> str:
+    """What differs each time that the machine starts; nothing where the system does not tell."""
+    number = Path("/proc/sys/kernel/random/boot_id")
+    return number.read_text(encoding="ascii").strip() if number.is_file() else ""
+
+
+def _namespace() -> str:
+    """Within which process numbers mean something: where there is no /proc, there is only one."""
+    link = Path("/proc/self/ns/pid")
+    return str(link.readlink()) if link.is_symlink() else ""
+
+
+def _is_unseen(pid: int) -> bool:
+    """Whether a process is there of which the system tells this user nothing (Linux can be set to)."""
+    if not Path("/proc/self/stat").is_file():
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}/stat").exists()
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def _began(pid: int) -> str | None:

@@ -17,7 +17,7 @@ from steps import cli, tracking
 from steps.errors import StepError
 from steps.evaluation import prompt_set
 from steps.promotion import candidates, gate, history, lock, registry, report, rollback
-from steps.promotion.admission import Job, Rejected, admit, crown, registered
+from steps.promotion.admission import Job, Rejected, admit, crown, faults, refusal, registered
 from steps.promotion.candidates import Field
 from steps.promotion.gate import Decision
 from steps.promotion.rank import Candidate, Ranking, rank
@@ -45,7 +45,6 @@ class Survey:
     registry: Registry
     field: Field
     ranking: Ranking
-    champion: Candidate | None
     decision: Decision
 
     @property
@@ -69,7 +68,7 @@ def promote(client: Any, config: RegisterConfig) -> Outcome:
     """Rank, decide, and unless `dry_run` smoke and promote; one register of a name at a time where there is a lock."""
     rows = prompt_set.load(config.prompt_set)
     if config.dry_run:
-        found = survey(client, config, rows)
+        found = survey(client, config, rows, {})
         verdict = f"would promote {found.best.name}" if found.decision.promote else "nothing would change"
         tracking.say(f"Dry run: {verdict}: {found.decision.reason}.")
         return _outcome(found, found.registry)
@@ -87,16 +86,21 @@ def promote(client: Any, config: RegisterConfig) -> Outcome:
     return _outcome(found, now)
 
 
-def survey(client: Any, config: RegisterConfig, rows: prompt_set.PromptSet) -> Survey:
-    """Read the registry and the candidates, rank them, decide; raises StepError where nobody can be promoted."""
+def survey(client: Any, config: RegisterConfig, rows: prompt_set.PromptSet, checked: dict[str, list[str]]) -> Survey:
+    """Read the registry and the candidates, rank them, decide; raises StepError where nobody can be promoted.
+
+    The files of the best are read (`checked` has what was found): one that is broken leaves its place to the next.
+    """
     known = registry.read(client, config.registered_model)
-    field = candidates.gather(client, config, rows, known)
-    ranking = rank(field.candidates, config.promotion)
-    if not ranking.ranked:
-        refused = [f"{field.of(model_id).name}: {', '.join(why)}." for model_id, why in ranking.refused.items()]
-        raise StepError("No variant is within the limits of the promotion policy:", *refused)
-    champion = field.of(known.champion.model_id) if known.champion else None
-    return Survey(known, field, ranking, champion, gate.decide(ranking, champion, config.promotion))
+    while True:
+        field = candidates.gather(client, config, rows, known, checked)
+        ranking = rank(field.candidates, config.promotion)
+        if not ranking.ranked:
+            refused = [f"{field.of(model_id).name}: {', '.join(why)}." for model_id, why in ranking.refused.items()]
+            raise StepError("No variant is within the limits of the promotion policy:", *refused)
+        if not faults(client, field.variants[ranking.ranked[0].model_id], checked):
+            decision = gate.decide(ranking, field.champion, config.promotion, field.vacant)
+            return Survey(known, field, ranking, decision)
 
 
 def tell_history(client: Any, config: RegisterConfig) -> None:
@@ -110,23 +114,29 @@ def _settle(job: Job, alone: bool) -> tuple[Survey, Registry]:
     """Promote, and name the challenger; without a lock look again until nothing is left to write."""
     acted = None
     for _ in range(ROUNDS):
-        found = survey(job.client, job.config, job.rows)
+        found = survey(job.client, job.config, job.rows, job.checked)
         now = found.registry
         if found.decision.promote:
             now, acted = _promote(job, found), found
         wrote = _name_challenger(job, found, now) or found.decision.promote
         if alone or not wrote:
-            return acted or found, registry.read(job.client, now.name) if wrote else now
+            now = registry.read(job.client, now.name) if wrote else now
+            return acted if acted and _is_champion(now, acted.best) else found, now
     raise StepError(
         f"Others keep changing {job.config.registered_model} at the same time: nothing was settled in {ROUNDS} rounds. "
         "Run register again when they are done."
     )
 
 
+def _is_champion(now: Registry, candidate: Candidate) -> bool:
+    """Whether it is champion still: without a lock a better one may have come since."""
+    return now.champion is not None and now.champion.model_id == candidate.model_id
+
+
 def _promote(job: Job, found: Survey) -> Registry:
     """Register the best, smoke it, move the alias; returns the registry after that."""
     variant = found.field.variants[found.best.model_id]
-    version = registered(job, found.registry, found.best, variant, found.decision.reason)
+    version = registered(job, found.registry, found.best, found.decision.reason)
     try:
         admit(job, found.registry, version, variant)
     except Rejected as rejection:
@@ -140,9 +150,14 @@ def _name_challenger(job: Job, found: Survey, now: Registry) -> bool:
     """Have the alias `challenger` name the best that is not champion; returns whether that was news."""
     others = [entry for entry in found.ranking.ranked if now.champion and entry.model_id != now.champion.model_id]
     version = None
-    if others:
+    for candidate in others:
+        variant = found.field.variants[candidate.model_id]
+        if not now.of_model(candidate.model_id) and (wrong := faults(job.client, variant, job.checked)):
+            found.field.left_out.append(refusal(variant, wrong).rstrip("."))
+            continue
         reason = f"the best beside the champion (version {now.champion.number})"
-        version = registered(job, now, others[0], found.field.variants[others[0].model_id], reason)
+        version = registered(job, now, candidate, reason)
+        break
     return registry.point(job.client, now, CHALLENGER, version)
 
 
@@ -150,7 +165,7 @@ def _log(job: Job, found: Survey, now: Registry, decision: Decision) -> None:
     """The report on the run, and its essence as tags."""
     names = {candidate.model_id: candidate.name for candidate in found.field.candidates}
     content = report.as_dict(job.config, job.rows, found.ranking, names, found.field.left_out)
-    report.log(content | {"decision": report.decision_dict(decision, found.champion, found.best)}, now)
+    report.log(content | {"decision": report.decision_dict(decision, found.field.champion, found.best)}, now)
 
 
 def _outcome(found: Survey, now: Registry) -> Outcome:

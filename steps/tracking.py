@@ -51,6 +51,8 @@ def connect():
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow's links to a run hold the password of the server's address.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     # A server that restarts is waited for, for two minutes in all; MLflow's own settings wait for four.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
@@ -69,7 +71,7 @@ def connect():
             "./mlflow.db."
         ) from None
     check_server()
-    _check_project_run(client, mlflow.get_tracking_uri())
+    _claim_project_run(client, mlflow.get_tracking_uri())
     return client
 
 
@@ -91,8 +93,10 @@ def plain_errors() -> Iterator[None]:
     except (MlflowException, RequestException) as error:
         check_server("went away and has not come back")
         said = str(error).strip().splitlines()[0][:500]
-        if re.match("API request to .* failed with", said):
+        if re.match("API request to .* failed with exception", said):
             raise StepError(_gone()) from error
+        if refused := re.match(r"API request to .* failed with error code (40[13])\b", said):
+            raise StepError(_refused(refused[1])) from error
         raise StepError(f"MLflow: {said}") from error
 
 
@@ -105,6 +109,10 @@ def run(name: str, tags: dict[str, str] | None = None) -> Iterator[Any]:
     tags = {PROCESS: processes.identity()} | (tags or {})
     with mlflow.start_run(run_name=name, nested=nested, tags=tags) as active:
         mlflow.set_tags({"mlflow.runName": name} | _cleaned(active.data.tags))
+        if not nested and mlflow.get_tracking_uri().startswith("http"):
+            say(
+                f"Run {name}: {interface_address()}/#/experiments/{active.info.experiment_id}/runs/{active.info.run_id}"
+            )
         yield active
 
 
@@ -115,11 +123,16 @@ def _cleaned(tags: dict[str, str]) -> dict[str, str]:
 
 def redacted(text: str) -> str:
     """A text without the user names and passwords of addresses, and without the environment's secrets."""
-    text = re.sub(r"://[^/\s'\"]*@", "://", text)
-    secrets = {value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8}
-    for secret in sorted(secrets, key=len, reverse=True):
+    for secret in sorted(_secrets(), key=len, reverse=True):
         text = text.replace(secret, "***")
-    return text
+    return re.sub(r"://[^/\s'\"]*@", "://", text)
+
+
+def _secrets() -> set[str]:
+    """The environment's secrets: values by the names of their variables, and what stands before the @ of addresses."""
+    named = {value for name, value in os.environ.items() if SECRET.search(name)}
+    inside = {found[1] for value in os.environ.values() if (found := re.match(r"[\w+.-]+://(\S+)@", value))}
+    return {secret for secret in named | inside if len(secret) >= 8}
 
 
 @contextlib.contextmanager
@@ -315,6 +328,15 @@ def _gone() -> str:
     )
 
 
+def _refused(status: str) -> str:
+    import mlflow
+
+    return (
+        f"The tracking server {_without_secrets(mlflow.get_tracking_uri())} refused the request (HTTP {status}): set "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to what it accepts."
+    )
+
+
 def _reason(error: BaseException) -> str:
     """The name of the error at the root: what MLflow says of it holds addresses."""
     while error.__cause__ or error.__context__:
@@ -330,15 +352,15 @@ def interface_address() -> str:
     return _without_secrets(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
 
 
-def _check_project_run(client, uri: str) -> None:
-    """Refuse to start where the run that `mlflow run` made is not in the store that this step sees."""
+def _claim_project_run(client, uri: str) -> None:
+    """Say on the run that `mlflow run` made which process is at work on it; refuse to start where it is not there."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if not run_id:
         return
     from mlflow.exceptions import MlflowException
 
     try:
-        client.get_run(run_id)
+        client.set_tag(run_id, PROCESS, processes.identity())
     except MlflowException:
         raise StepError(
             f"The run {run_id} that `mlflow run` started is not in {_without_secrets(uri)}, seen from "

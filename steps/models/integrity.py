@@ -116,9 +116,10 @@ def _loader_faults(location: str, listed: dict[str, int]) -> list[str]:
 
     if "MLmodel" not in listed:
         return []
+    safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where there is one
     with _opened(location, "MLmodel") as file:
         try:
-            flavors = yaml.safe_load(file.read_text(encoding="utf-8"))["flavors"]
+            flavors = yaml.load(file.read_text(encoding="utf-8"), safe)["flavors"]
             faults = [
                 f"MLmodel has the flavor {name}" for name in flavors if name not in ("python_function", "transformers")
             ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,28 +10,29 @@ from pathlib import Path
 
 from steps.errors import StepError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Some libraries tell the number of the system's error only in words.
+FULL = re.compile(rf"(\[Errno |os error )({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\b")
 
 
 @contextlib.contextmanager
-def needed(size: int, place: Path | None) -> Iterator[None]:
-    """Raise StepError if what is done within fills a disk: it writes `size` bytes to `place` (None: a server's)."""
+def needed(size: int, place: Path | None = None) -> Iterator[None]:
+    """Raise StepError if what is done within fills a disk: it writes about `size` bytes to `place` or to TMPDIR."""
     free = {folder: _free(folder) for folder in (Path(tempfile.gettempdir()), place) if folder}
     try:
         yield
-    except OSError as error:
-        if not _is_full(error):
+    except Exception as error:
+        if not is_full(error):
             raise
-        folder = min(free, key=_free)
+        folder = min(free, key=free.get)
         raise StepError(
             f"{folder} is full: the model needs {size / 1e6:.1f} MB, {free[folder] / 1e6:.1f} MB were free. "
-            "Make room, or take another place for artifacts. Nothing was left over."
+            "Make room, or take another place for artifacts (or TMPDIR for what is temporary). Nothing was left over."
         ) from error
 
 
-def _is_full(error: OSError) -> bool:
-    """Also of shutil's error, which tells only in words what went wrong with each of many files."""
-    return error.errno in FULL or any(f"[Errno {number}]" in str(error) for number in FULL)
+def is_full(error: Exception) -> bool:
+    """Whether an error says that there is no room on a disk."""
+    return bool(FULL.search(str(error)))
 
 
 def _free(folder: Path) -> int:

@@ -36,6 +36,10 @@ class Checkpoint:
     def sha256(self) -> str:
         return digest(self.manifest)
 
+    @property
+    def bytes(self) -> int:
+        return sum((self.directory / name).stat().st_size for name in self.manifest)
+
 
 def resolve(model: Model) -> Checkpoint:
     """Have the checkpoint on this machine, training or downloading it where it is not yet."""
@@ -92,9 +96,13 @@ def _make_whole(target: Path, make: Callable[[Path], None]) -> None:
     for left_over in target.parent.glob(f"{target.name}.making-*"):
         shutil.rmtree(left_over, ignore_errors=True)
     making = Path(tempfile.mkdtemp(prefix=f"{target.name}.making-", dir=target.parent))
-    make(making)
-    whole.write_manifest(making)
-    making.rename(target)
+    try:
+        make(making)
+        whole.write_manifest(making)
+        making.rename(target)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
 
 
 def _is_whole(directory: Path) -> bool:

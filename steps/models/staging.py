@@ -1,9 +1,9 @@
 """Stage the files that go into a logged model: a checkpoint, its prompting, and its precision.
 
 A staged folder is temporary and has hard links to the checkpoint's weights where the file system lets it
-(MLflow does not log through symbolic ones), so that nothing is copied needlessly. The
-prompting (system prompt and few-shot examples) is written into the chat template: whoever renders a
-conversation with this tokenizer, in whichever mode, gets it.
+(MLflow does not log through symbolic ones), so that nothing is copied needlessly. An export to ONNX is made
+once and kept in the cache. The prompting (system prompt and few-shot examples) is written into the chat template:
+whoever renders a conversation with this tokenizer, in whichever mode, gets it.
 """
 
 import contextlib
@@ -11,16 +11,21 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from steps.errors import StepError
 from steps.models import exported
-from steps.models.sources import FILES, Checkpoint
+from steps.models.manifest import digest
+from steps.models.sources import FILES, Checkpoint, made_once
 from steps.quiet import quiet
 from steps.schema import BuildConfig, Precision, Prompting
 from steps.wrappers import checkpoint as whole
 
+# What decides over an export, beside the checkpoint and the precision.
+EXPORTERS = ("onnxruntime-genai", "onnx", "onnx-ir", "torch", "transformers")
 _PRESET = """\
 {%%- set given = messages -%%}
 {%%- if given and given[0]['role'] == 'system' -%%}
@@ -36,15 +41,12 @@ _PRESET = """\
 def staged(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Path]:
     """A temporary folder with everything that the variant's model needs, in its mode's layout."""
     _check_layout(checkpoint, config)
+    exporting = config.mode.name == "onnx" and checkpoint.layout == "huggingface"
+    source = _exported(checkpoint, config.precision) if exporting else checkpoint.directory
     with TemporaryDirectory(prefix="phi3-") as temporary:
-        folder = Path(temporary) / "checkpoint"
-        folder.mkdir()
-        _link_all(checkpoint.directory, folder)
-        _drop_remote_code(folder)
+        folder = _linked(source, Path(temporary) / "checkpoint")
         set_prompting(folder, config.prompting)
-        if config.mode.name == "onnx" and checkpoint.layout == "huggingface":
-            folder = _export(folder, Path(temporary) / "onnx", config.precision)
-        elif config.mode.name != "onnx" and config.precision.name == "bf16":
+        if config.mode.name != "onnx" and config.precision.name == "bf16":
             folder = _narrow(folder, Path(temporary) / "bf16")
         whole.write_manifest(folder)
         yield folder
@@ -93,10 +95,14 @@ def _check_layout(checkpoint: Checkpoint, config: BuildConfig) -> None:
         )
 
 
-def _link_all(source: Path, folder: Path) -> None:
+def _linked(source: Path, folder: Path) -> Path:
+    """A new folder with what a checkpoint may hold, less where its own code would be loaded from."""
+    folder.mkdir()
     for pattern in FILES:
         for file in source.glob(pattern):
             _link(file, folder / file.name)
+    _drop_remote_code(folder)
+    return folder
 
 
 def _link(file: Path, target: Path) -> None:
@@ -136,7 +142,18 @@ def _narrow(folder: Path, target: Path) -> Path:
     return target
 
 
-def _export(folder: Path, target: Path, precision: Precision) -> Path:
+def _exported(checkpoint: Checkpoint, precision: Precision) -> Path:
+    """The checkpoint in ONNX GenAI layout, kept in the cache: variants that differ in other things share an export."""
+    made_of = [checkpoint.sha256, asdict(precision), [version(package) for package in EXPORTERS], whole.MANIFEST]
+
+    def export(target: Path) -> None:
+        with TemporaryDirectory(prefix="phi3-") as temporary:
+            _export(_linked(checkpoint.directory, Path(temporary) / "checkpoint"), target, precision)
+
+    return made_once(f"onnx-{precision.name}-{digest(made_of)[:16]}", export)
+
+
+def _export(folder: Path, target: Path, precision: Precision) -> None:
     """Export to ONNX with ONNX Runtime GenAI's model builder."""
     with quiet(), TemporaryDirectory(prefix="phi3-") as cache:
         from onnxruntime_genai.models import builder
@@ -146,4 +163,3 @@ def _export(folder: Path, target: Path, precision: Precision) -> Path:
             options += [f"int4_block_size={precision.block_size}", f"int4_accuracy_level={precision.accuracy_level}"]
         arguments = ("", str(folder), str(target), precision.name, "cpu", cache)
         builder.create_model(*arguments, **builder.parse_extra_options(*arguments, options))
-    return target

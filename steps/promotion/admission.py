@@ -4,7 +4,7 @@ A version that passed the smoke test is not smoked again; one that failed is tag
 does not take part again until it is asked for (`promotion.retry_rejected=true`, or a rollback to it by number).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from steps import tracking
@@ -27,25 +27,37 @@ class Job:
     config: RegisterConfig
     rows: PromptSet
     run_id: str
+    checked: dict[str, list[str]] = field(default_factory=dict)  # by model id, as `faults` has found them
 
 
 class Rejected(StepError):
     """The version failed the smoke test and was tagged so."""
 
 
-def refuse_unless_whole(client: Any, variant: Variant) -> None:
+def faults(client: Any, variant: Variant, checked: dict[str, list[str]]) -> list[str]:
+    """What is wrong with a variant's files, nothing if it is whole; `checked` spares reading them again."""
+    if variant.model_id not in checked:
+        checked[variant.model_id] = integrity.verify(client, variant)
+    return checked[variant.model_id]
+
+
+def refusal(variant: Variant, found: list[str]) -> str:
+    """Say that a model is not what `build` logged, and what to do."""
+    return (
+        f"{variant.name} ({variant.uri}) is refused: {', '.join(found)}. Build and evaluate it again, or delete "
+        f"it: `python -c \"import mlflow; mlflow.MlflowClient().delete_logged_model('{variant.model_id}')\"`."
+    )
+
+
+def refuse_unless_whole(client: Any, variant: Variant, checked: dict[str, list[str]]) -> None:
     """Raise StepError where a model is not what `build` logged: nothing of it is loaded or registered."""
-    if found := integrity.verify(client, variant):
-        raise StepError(
-            f"{variant.name} ({variant.uri}) is refused: {', '.join(found)}. Build and evaluate it again, or delete "
-            f"it: `python -c \"import mlflow; mlflow.MlflowClient().delete_logged_model('{variant.model_id}')\"`."
-        )
+    if found := faults(client, variant, checked):
+        raise StepError(refusal(variant, found))
 
 
-def registered(job: Job, known: Registry, candidate: Candidate, variant: Variant, reason: str) -> Version:
+def registered(job: Job, known: Registry, candidate: Candidate, reason: str) -> Version:
     """The version of a candidate, registered now if it is not yet."""
-    refuse_unless_whole(job.client, variant)
-    if found := known.of_model(candidate.model_id):
+    if found := registry.only_one(job.client, known, candidate.model_id):
         return found
     tags = report.essence(candidate, job.config, job.rows, None, reason, job.run_id)
     return registry.create(job.client, known, candidate, tags, report.description(candidate, tags))
@@ -58,7 +70,14 @@ def admit(job: Job, known: Registry, version: Version, variant: Variant) -> None
     if promotion.smoke and (SMOKE not in version.tags or version.rejected):
         tracking.say(f"Smoke test of {name} version {number} ({variant.name}): serving it …")
         card = scorecard.read(variant, job.rows.sha256)
-        if found := smoke.fault(f"models:/{name}/{number}", variant, job.rows, card, promotion):
+        try:
+            found = smoke.fault(f"models:/{name}/{number}", variant, job.rows, card, promotion)
+        except smoke.NotServed as error:
+            raise StepError(
+                f"{variant.name} (version {number} of {name}) could not be smoked: {error}. Nothing is said against "
+                "it, and the champion stays: mend that, and run the same command again."
+            ) from error
+        if found:
             reason = f"smoke test: {found}"
             job.client.set_model_version_tag(name, number, REJECTED, reason)
             raise Rejected(
@@ -72,6 +91,8 @@ def admit(job: Job, known: Registry, version: Version, variant: Variant) -> None
 
 def crown(job: Job, known: Registry, version: Version, candidate: Candidate, reason: str) -> None:
     """Write the change on the version, then move the alias: that one write makes it the champion."""
+    # As it is now: without a lock another may have been made champion since.
+    known = registry.read(job.client, known.name)
     replaced = known.champion.number if known.champion else None
     tags = report.essence(candidate, job.config, job.rows, replaced, reason, job.run_id)
     registry.describe(

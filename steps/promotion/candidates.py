@@ -11,7 +11,7 @@ from steps.errors import StepError
 from steps.evaluation import scorecard, scores
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
-from steps.promotion.admission import refuse_unless_whole
+from steps.promotion import admission
 from steps.promotion.rank import Candidate, metric_key, policy_faults, row_metric
 from steps.promotion.registry import Registry
 from steps.schema import EvaluateConfig, Evaluation, Promotion, RegisterConfig
@@ -23,42 +23,84 @@ BUILD_ONE = "Make one with `mlflow run . -e build` (or `python -m steps.build`).
 
 @dataclass(frozen=True)
 class Field:
-    """The candidates, their variants by model id, and why other variants do not take part."""
+    """The candidates, their variants by model id, and why other variants do not take part.
+
+    `champion` is the candidate that is champion now; `vacant` says why there is none.
+    """
 
     candidates: list[Candidate]
     variants: dict[str, Variant]
     left_out: list[str]
+    champion: Candidate | None
+    vacant: str
 
-    def of(self, model_id: str | None) -> Candidate | None:
-        return next((candidate for candidate in self.candidates if candidate.model_id == model_id), None)
+    def of(self, model_id: str) -> Candidate:
+        return next(candidate for candidate in self.candidates if candidate.model_id == model_id)
 
 
-def gather(client: Any, config: RegisterConfig, rows: PromptSet, registry: Registry) -> Field:
-    """Read every candidate as it is now; scores the champion first where it has no scorecard for these rows."""
+def gather(
+    client: Any, config: RegisterConfig, rows: PromptSet, registry: Registry, checked: dict[str, list[str]]
+) -> Field:
+    """Read every candidate as it is now; scores the champion first where it has no scorecard for these rows.
+
+    `checked` has the faults of the models whose files were read already: what is broken does not take part.
+    """
     variants = {variant.model_id: variant for variant in tracking.variants(client, tracking.experiment_id())}
-    champion = registry.champion.model_id if registry.champion else None
-    if champion and champion not in variants:
-        variants[champion] = as_variant(client.get_logged_model(champion))
-    if not variants:
-        raise StepError(f"There is no variant to register in this experiment. {BUILD_ONE}")
-    allowed, left_out = _without_rejected(list(variants.values()), registry, config.promotion)
+    champion, vacant = _champion(client, registry, variants, checked)
+    if champion:
+        variants[champion.model_id] = champion
+    whole, left_out = _without_broken(list(variants.values()), checked)
+    if not whole:
+        raise StepError(f"There is no variant to register in this experiment. {BUILD_ONE}", *_sentences(left_out))
+    allowed, rejected = _without_rejected(whole, registry, champion, config.promotion)
+    left_out += rejected
     known = {
         variant.model_id: candidate(variant, rows, config.promotion)
-        for variant in _one_of_each(_scored(allowed, rows), registry)
+        for variant in _one_of_each(_scored(allowed, rows), registry, champion)
     }
     if known and (faults := policy_faults(list(known.values()), config.promotion)):
         raise StepError(*faults)
     if champion:
-        variants[champion], known[champion] = comparable(client, variants[champion], known.get(champion), rows, config)
+        champion, found = comparable(client, champion, known.get(champion.model_id), rows, config, checked)
+        variants[champion.model_id], known[champion.model_id] = champion, found
     if not known:
         raise StepError(*_nobody(rows, allowed, left_out))
-    without = [variant for variant in allowed if variant not in _scored(allowed, rows) and variant.model_id != champion]
-    left_out += [f"{variant.name} has no scorecard for these rows" for variant in without]
-    return Field(list(known.values()), variants, left_out)
+    left_out += [
+        f"{variant.name} has no scorecard for these rows"
+        for variant in allowed
+        if variant.model_id not in known and variant not in _scored(allowed, rows)
+    ]
+    return Field(list(known.values()), variants, left_out, known.get(champion.model_id) if champion else None, vacant)
+
+
+def _champion(
+    client: Any, registry: Registry, variants: dict[str, Variant], checked: dict[str, list[str]]
+) -> tuple[Variant | None, str]:
+    """The variant that is champion; None where nobody is, or its model is lost or broken, and why."""
+    from mlflow.exceptions import MlflowException
+
+    version = registry.champion
+    if version is None:
+        return None, "there was no champion"
+    try:
+        found = variants.get(version.model_id) or as_variant(client.get_logged_model(version.model_id))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None, f"the model of the champion (version {version.number}) was deleted"
+    if wrong := admission.faults(client, found, checked):
+        variants[found.model_id] = found
+        return None, f"the champion {found.name} (version {version.number}) is broken: {', '.join(wrong)}"
+    return found, ""
 
 
 def comparable(
-    client: Any, variant: Variant, known: Candidate | None, rows: PromptSet, config: RegisterConfig
+    client: Any,
+    variant: Variant,
+    known: Candidate | None,
+    rows: PromptSet,
+    config: RegisterConfig,
+    checked: dict[str, list[str]],
 ) -> tuple[Variant, Candidate]:
     """A registered variant as a candidate; scores it first where it has no scorecard that the policy can use."""
     if known and not _unusable(known, config.promotion):
@@ -68,6 +110,7 @@ def comparable(
             f"{variant.name} has no scorecard for this prompt set that the policy can use, and a dry run "
             f"writes none. Score it: `python -m steps.evaluate run_id={variant.run_id}`."
         )
+    admission.refuse_unless_whole(client, variant, checked)
     _score(client, variant, rows, config)
     variant = as_variant(client.get_logged_model(variant.model_id))
     known = candidate(variant, rows, config.promotion)
@@ -108,34 +151,46 @@ def _row_faults(card: Scorecard, metrics: dict[str, float], rows: PromptSet, pro
 
 def _score(client: Any, variant: Variant, rows: PromptSet, config: RegisterConfig) -> None:
     """Have evaluate score one variant, in the policy's metric beside the usual ones."""
-    refuse_unless_whole(client, variant)
-    usual = Evaluation()
-    names = list(dict.fromkeys([*usual.metrics, row_metric(config.promotion.metric)]))
+    metrics = list(dict.fromkeys([*Evaluation().metrics, row_metric(config.promotion.metric)]))
     tracking.say(f"{variant.name} is registered and has no scorecard for {rows.name}: scoring it first.")
-    settings = EvaluateConfig(config.prompt_set, Evaluation(metrics=names), variant.run_id)
-    evaluate.score_variant(client, variant, rows, scores.load_metrics(names), settings)
+    settings = EvaluateConfig(config.prompt_set, Evaluation(metrics=metrics), variant.run_id)
+    evaluate.score_variant(client, variant, rows, scores.load_metrics(scores.names(settings)), settings)
+
+
+def _without_broken(variants: list[Variant], checked: dict[str, list[str]]) -> tuple[list[Variant], list[str]]:
+    """The variants whose files are whole, as far as they were read, and what to do with the others."""
+    broken = {variant.model_id: found for variant in variants if (found := checked.get(variant.model_id))}
+    refused = [
+        admission.refusal(variant, broken[variant.model_id]).rstrip(".")
+        for variant in variants
+        if variant.model_id in broken
+    ]
+    return [variant for variant in variants if variant.model_id not in broken], refused
 
 
 def _without_rejected(
-    variants: list[Variant], registry: Registry, promotion: Promotion
+    variants: list[Variant], registry: Registry, champion: Variant | None, promotion: Promotion
 ) -> tuple[list[Variant], list[str]]:
-    """The variants whose version was not rejected, and what was wrong with the others; the champion stays."""
-    allowed, rejected = [], []
+    """The variants of which no version was rejected, and what was wrong with the others; the champion stays.
+
+    A variant that was built again has the same fingerprint and is rejected with the first one.
+    """
+    rejected = {version.tags.get(FINGERPRINT): version for version in registry.versions if version.rejected}
+    allowed, reasons = [], []
     for variant in variants:
-        version = registry.of_model(variant.model_id)
-        if version is None or not version.rejected or version == registry.champion or promotion.retry_rejected:
+        version = rejected.get(variant.tags[FINGERPRINT])
+        if version is None or variant == champion or promotion.retry_rejected:
             allowed.append(variant)
         else:
-            rejected.append(f"{variant.name} (version {version.number}) was rejected: {version.rejected}")
-    return allowed, rejected
+            reasons.append(f"{variant.name} (version {version.number}) was rejected: {version.rejected}")
+    return allowed, reasons
 
 
-def _one_of_each(variants: list[Variant], registry: Registry) -> list[Variant]:
+def _one_of_each(variants: list[Variant], registry: Registry, champion: Variant | None) -> list[Variant]:
     """One variant of each fingerprint, oldest first: the champion's, else a registered one, else the newest."""
-    champion = registry.champion.model_id if registry.champion else None
 
     def preference(variant: Variant) -> tuple[bool, bool]:
-        return variant.model_id == champion, registry.of_model(variant.model_id) is not None
+        return variant == champion, bool(registry.of_model(variant.model_id))
 
     chosen: dict[str, Variant] = {}
     for variant in variants:
@@ -155,10 +210,17 @@ def _unusable(known: Candidate, promotion: Promotion) -> list[str]:
     return [*known.faults, *(f"it has no {name}" for name in asked if metric_key(name) not in known.metrics)]
 
 
-def _nobody(rows: PromptSet, variants: list[Variant], rejected: list[str]) -> list[str]:
-    """Nobody is left; who was scored was rejected, or was scored on other rows."""
-    if rejected:
-        return ["Every scored candidate was rejected before (promotion.retry_rejected=true asks again):", *rejected]
+def _nobody(rows: PromptSet, variants: list[Variant], left_out: list[str]) -> list[str]:
+    """Nobody is left; who was scored was rejected or is broken, or was scored on other rows."""
+    if left_out:
+        return [
+            "No scored candidate is left (promotion.retry_rejected=true asks rejected ones again):",
+            *_sentences(left_out),
+        ]
     before = any(key.startswith(scorecard.TAG) for variant in variants for key in variant.tags)
     changed = f" The scorecards there are of other rows: {rows.name} has changed since." if before else ""
     return [f"No variant has a scorecard for {rows.name} (sha256 {rows.sha256[:16]}…).{changed} {SCORE_ONE}"]
+
+
+def _sentences(left_out: list[str]) -> list[str]:
+    return [f"{sentence}." for sentence in left_out]

@@ -16,11 +16,16 @@ class Decision:
     difference: Difference | None = None
 
 
-def decide(ranking: Ranking, champion: Candidate | None, promotion: Promotion) -> Decision:
-    """Promote the best unless the champion is it, is significantly better, or is as good by the whole policy."""
+def decide(
+    ranking: Ranking, champion: Candidate | None, promotion: Promotion, vacant: str = "there was no champion"
+) -> Decision:
+    """Promote the best unless the champion is it, is significantly better, or is as good by the whole policy.
+
+    `vacant` says why there is no champion to compare with, where there is none.
+    """
     best = ranking.ranked[0]
     if champion is None:
-        return Decision(True, f"there was no champion; {best.name} has {_first(ranking, promotion)}")
+        return Decision(True, f"{vacant}; {best.name} has {_first(ranking, promotion)}")
     if best.fingerprint == champion.fingerprint:
         return Decision(False, f"the champion {champion.name} is the best already: {_score(champion, promotion)}")
     if faults := ranking.refused.get(champion.model_id):

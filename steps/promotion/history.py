@@ -39,7 +39,7 @@ def changes(registry: Registry) -> list[Change]:
     champion = registry.aliases.get("champion")
     numbers = {version.number for version in registry.versions}
     kept = []
-    for change, following in zip(found, [*found[1:], None], strict=True):
+    for change, following in _with_following(found):
         # What a deleted version replaced is not known any more.
         after = champion if following is None else following.replaced
         if change.version == after or (following is not None and after not in {*numbers, None}):
@@ -61,7 +61,7 @@ def lines(registry: Registry) -> list[str]:
     """The history as people read it, the newest last."""
     found = changes(registry)
     told = []
-    for change, following in zip(found, [*found[1:], None], strict=True):
+    for change, following in _with_following(found):
         until = _moment(following.since) if following else "now"
         how = "rolled back to" if change.action == "rollback" else "promoted"
         instead = f", instead of version {change.replaced}" if change.replaced else ""
@@ -70,6 +70,11 @@ def lines(registry: Registry) -> list[str]:
             f"{change.reason}. Run {change.run_id}."
         )
     return told
+
+
+def _with_following(found: list[Change]) -> list[tuple[Change, Change | None]]:
+    """Each change with the one after it."""
+    return list(zip(found, [*found, None][1:], strict=True))
 
 
 def _all(registry: Registry) -> list[Change]:

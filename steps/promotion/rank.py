@@ -19,8 +19,10 @@ SHORT = {
     "bytes": "size/bytes",
     "contract": "contract/rate",
 }
-# Of every other metric that is no mean, less is better.
-MORE_IS_BETTER = ("speed/tokens_per_second", "contract/rate", "contract/passed")
+# Of every other metric less is better.
+MORE_IS_BETTER = ("/mean", "/ci_low", "/ci_high", "tokens_per_second", "/bandwidth_fraction", "/rate", "/passed")
+# What has these is never 0: MLflow keeps a NaN on a model as 0.
+MEASURED = ("speed/", "memory/", "size/")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def faults_of(candidate: Candidate, promotion: Promotion) -> list[str]:
             faults.append(f"it has no {name}")
         elif not math.isfinite(value):
             faults.append(f"{name} is {value}")
+        elif value == 0 and metric_key(name).startswith(MEASURED):
+            faults.append(f"{name} is 0, so it was not measured")
     scores = candidate.rows.get(row_metric(promotion.metric), [])
     if not candidate.faults and (not scores or not all(map(math.isfinite, scores))):
         faults.append(f"not every row has a score of {promotion.metric}")
@@ -149,7 +153,7 @@ def _keeps(value: float, bound: float, at_least: bool) -> bool:
 
 
 def _more_is_better(key: str) -> bool:
-    return key.endswith("/mean") or key in MORE_IS_BETTER
+    return key.endswith(MORE_IS_BETTER)
 
 
 def _cheapest(promotion: Promotion) -> Callable[[Candidate], list[float]]:

@@ -47,9 +47,10 @@ class Registry:
     def numbered(self, number: str | None) -> Version | None:
         return next((version for version in self.versions if version.number == number), None)
 
-    def of_model(self, model_id: str) -> Version | None:
-        """The first version of a LoggedModel, so that the same model is not registered twice."""
-        return next((version for version in self.versions if version.model_id == model_id), None)
+    def of_model(self, model_id: str) -> list[Version]:
+        """The versions of a LoggedModel, the one to keep first: that an alias names, or that was made first."""
+        found = [version for version in self.versions if version.model_id == model_id]
+        return sorted(found, key=lambda version: version.number not in self.aliases.values())
 
     @property
     def champion(self) -> Version | None:
@@ -78,7 +79,7 @@ def read(client: Any, name: str) -> Registry:
             return Registry(name)
         raise
     found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda version: int(version.version))
-    versions = tuple(_version(entry) for entry in found if MODEL_ID in entry.tags)
+    versions = tuple(_version(entry) for entry in found if _is_ours(entry))
     return Registry(name, versions, {alias: str(number) for alias, number in aliases.items()})
 
 
@@ -89,7 +90,7 @@ def create(client: Any, registry: Registry, candidate: Candidate, tags: dict[str
     made_of = {FINGERPRINT: candidate.fingerprint, MODEL_ID: candidate.model_id, VARIANT: candidate.name}
     with quiet():
         mlflow.register_model(f"models:/{candidate.model_id}", registry.name, tags=made_of | tags)
-    version = _only_one(client, registry.name, candidate.model_id)
+    version = only_one(client, read(client, registry.name), candidate.model_id)
     client.update_model_version(registry.name, version.number, description=description)
     return version
 
@@ -128,22 +129,27 @@ def _set_alias(client: Any, name: str, alias: str, number: str) -> None:
         client.set_registered_model_alias(name, alias, number)
 
 
-def _only_one(client: Any, name: str, model_id: str) -> Version:
-    """The first version of a model; a second one is deleted.
+def only_one(client: Any, registry: Registry, model_id: str) -> Version | None:
+    """The version of a model, None where it has none; a second one is deleted.
 
     MLflow's client repeats a request whose answer it did not get, and without a lock (a server) two processes may
     register the same model. Who comes second sees the first one here, and goes on with that.
     """
     from mlflow.exceptions import MlflowException
 
-    first, *doubles = [version for version in read(client, name).versions if version.model_id == model_id]
+    kept, *doubles = registry.of_model(model_id) or [None]
     for double in doubles:
         try:
-            client.delete_model_version(name, double.number)
+            client.delete_model_version(registry.name, double.number)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-    return first
+    return kept
+
+
+def _is_ours(entry: Any) -> bool:
+    """Whether a version is of the LoggedModel that it says: a tag can be written on any version."""
+    return entry.tags.get(MODEL_ID) is not None and entry.source == f"models:/{entry.tags[MODEL_ID]}"
 
 
 def _version(entry: Any) -> Version:

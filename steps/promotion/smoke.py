@@ -5,6 +5,7 @@ A fresh process outside of the project's directory loads the version from the re
 """
 
 import contextlib
+import re
 import socket
 import subprocess
 import sys
@@ -24,20 +25,29 @@ from steps.tracking import Variant
 
 WATCHER = Path(__file__).with_name("watcher.py")
 REQUEST_SECONDS = 300
+# What a server says last that had no room, no memory or no port, or was killed.
+MACHINE = re.compile(r"No space left|[Cc]annot allocate memory|MemoryError|address already in use|exit code: -\d")
 
 
 class NotServed(Exception):
-    """The server ended or was not up in time; the message says how."""
+    """The machine did not let it be served; the message says how. Of the model this says nothing."""
+
+
+class NotLoaded(Exception):
+    """The model cannot be loaded; the message is what the server said last."""
 
 
 def fault(uri: str, variant: Variant, rows: PromptSet, card: Scorecard, promotion: Promotion) -> str | None:
-    """Why a version must not be served, None if it may; the card has its answers to `rows`."""
+    """Why a version must not be served, None if it may; the card has its answers to `rows`.
+
+    Raises NotServed where that could not be found out.
+    """
     recorded = _sample(rows, card, promotion.smoke_rows)
     try:
         with served(uri, promotion.smoke_seconds) as server:
             found = _answer_fault(server, variant, recorded)
             return found or _contract_fault(server, variant)
-    except NotServed as error:
+    except NotLoaded as error:
         return str(error)
 
 
@@ -90,15 +100,15 @@ def served(uri: str, seconds: float) -> Iterator[Served]:
     with TemporaryDirectory(prefix="phi3-smoke-", ignore_cleanup_errors=True) as name:
         folder, port = Path(name), _free_port()
         log = folder / "serve.log"
-        serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local"]
         with log.open("w") as output:
             watcher = subprocess.Popen(
-                [sys.executable, str(WATCHER), *serve, "--port", str(port)],
+                [sys.executable, str(WATCHER), *_command(uri, port)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                env=tracking.child_environment(folder),
+                env=tracking.child_environment(folder)
+                | {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(REQUEST_SECONDS)},
                 start_new_session=True,
             )
         try:
@@ -110,11 +120,17 @@ def served(uri: str, seconds: float) -> Iterator[Served]:
             watcher.wait()
 
 
+def _command(uri: str, port: int) -> list[str]:
+    serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local"]
+    return [*serve, "--port", str(port)]
+
+
 def _wait_until_up(server: Served, watcher: subprocess.Popen, log: Path, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not server.is_up():
         if watcher.poll() is not None:
-            raise NotServed(f"it could not be served: {_last_line(log)}")
+            said = _last_line(log)
+            raise (NotServed if MACHINE.search(said) else NotLoaded)(f"it could not be served: {said}")
         if time.monotonic() > deadline:
             raise NotServed(f"it was not up within promotion.smoke_seconds={seconds:g}")
         time.sleep(0.2)

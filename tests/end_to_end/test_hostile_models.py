@@ -116,7 +116,7 @@ def test_a_step_never_unpickles_even_what_it_is_made_to_load(variant, typed, tmp
 )
 def test_a_damaged_model_is_not_served(variant, tmp_path, damage, fault):
     found, folder = variant
-    weights = folder / "artifacts/onnx/model.onnx.data"
+    weights = folder / "artifacts/checkpoint/model.onnx.data"
     if damage == "cut":
         os.truncate(weights, 1000)
     else:
@@ -134,6 +134,6 @@ def test_a_damaged_model_is_not_served(variant, tmp_path, damage, fault):
 
 def test_a_damaged_model_is_not_loaded_by_its_users_either(variant):
     _, folder = variant
-    (folder / "artifacts/onnx/tokenizer.json").unlink()
+    (folder / "artifacts/checkpoint/tokenizer.json").unlink()
     with pytest.raises(Exception, match=r"tokenizer\.json is missing\. Fetch it again, or take another version"):
         mlflow.pyfunc.load_model(str(folder))

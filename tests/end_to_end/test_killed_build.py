@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from steps import cli, tracking
+from steps import cli, processes, tracking
 from steps.models import leftovers
 from tests.conftest import PROJECT
 
@@ -22,9 +22,9 @@ def half_built(checkpoint, isolated):
     with subprocess.Popen(words, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             for _ in range(6000):
+                assert process.poll() is None
                 if _models("PENDING"):
                     break
-                assert process.poll() is None
                 time.sleep(0.02)
             process.send_signal(signal.SIGSTOP)
             yield process
@@ -40,7 +40,9 @@ def _runs(status):
     return [run for run in mlflow.MlflowClient().search_runs(["0"]) if run.info.status == status]
 
 
-def test_a_build_that_lives_is_left_alone_and_one_that_was_killed_is_marked(half_built, typed, checkpoint):
+def test_a_build_that_lives_is_left_alone_and_one_that_was_killed_is_marked(
+    half_built, typed, checkpoint, record_property
+):
     client = mlflow.MlflowClient()
     leftovers.sweep(client, "0")
     assert len(_models("PENDING")) == len(_runs("RUNNING")) == 1
@@ -53,7 +55,7 @@ def test_a_build_that_lives_is_left_alone_and_one_that_was_killed_is_marked(half
     os.waitid(os.P_PID, half_built.pid, os.WEXITED | os.WNOWAIT)
     begun = time.perf_counter()
     done = typed("evaluate", "evaluate.speed=false")
-    print(f"seconds to recover: {time.perf_counter() - begun:.1f}")
+    record_property("figure", f"build killed: its run and model are marked {time.perf_counter() - begun:.1f} s after")
     assert done.returncode == 1  # there is no variant to evaluate
     assert f"({model.source_run_id}) was killed: it is marked FAILED." in done.stdout
     assert [run.info.run_id for run in _runs("FAILED")] == [model.source_run_id]
@@ -92,7 +94,7 @@ def test_a_pending_model_is_marked_although_mlflow_run_has_marked_its_run(killed
 
 def test_the_run_of_a_whole_variant_whose_evaluation_was_killed_is_finished(killed_run):
     client = mlflow.MlflowClient()
-    run = killed_run()
+    run = killed_run(**{tracking.FINGERPRINT: "f"})
     model = client.create_logged_model(
         "0", name="whole", source_run_id=run.info.run_id, tags={tracking.FINGERPRINT: "f"}
     )
@@ -146,3 +148,12 @@ def test_the_model_of_a_deleted_run_is_no_variant():
     assert [variant.name for variant in tracking.variants(client, "0")] == ["deleted"]
     client.delete_run(run.info.run_id)
     assert tracking.variants(client, "0") == []
+
+
+def test_the_run_of_mlflow_run_is_claimed_before_the_step_has_one_of_its_own(monkeypatch):
+    """A step that is killed while it trains or fetches a checkpoint has not begun a run yet."""
+    client = mlflow.MlflowClient()
+    run = client.create_run("0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    tracking.connect()
+    assert not processes.is_gone(client.get_run(run.info.run_id).data.tags[tracking.PROCESS])

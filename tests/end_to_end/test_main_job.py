@@ -191,12 +191,11 @@ def test_a_dry_run_of_register_writes_nothing(project):
 def test_a_sweep_has_a_parent_and_a_child_for_each_point(project):
     before = {run.info.run_id for run in project.runs()}
     text = "Answer briefly, please: $(touch marker) ${oc.env:HOME} 'yes'; `id`"
-    project.run(
-        "-e", "build", "-P", "mode=pyfunc,onnx", "-P", f"prompting.system={text}", "-P", "generation.temperature=0"
-    )
+    words = ("mode=onnx", "precision=fp32,int4", f"prompting.system={text}", "generation.temperature=0")
+    project.run("-e", "build", *(word for value in words for word in ("-P", value)))
     parent, *children = [run for run in project.runs() if run.info.run_id not in before]
     assert parent.info.run_name == "build-sweep"
-    assert [child.data.params["mode"] for child in children] == ["pyfunc", "onnx"]
+    assert [child.data.params["precision"] for child in children] == ["fp32", "int4"]
     assert all(child.data.tags["mlflow.parentRunId"] == parent.info.run_id for child in children)
     assert all(child.data.params["prompting.system"] == text for child in children)
     assert not (project.folder / "marker").exists()

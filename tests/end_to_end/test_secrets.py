@@ -100,3 +100,10 @@ def test_a_secret_of_the_environment_is_cut_out_of_what_libraries_say(monkeypatc
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     said = tracking.redacted(f"401 for https://u:p@host/x?token=1, false, {CANARY}")
     assert said == "401 for https://host/x?token=1, false, ***"
+
+
+def test_a_password_that_no_address_should_hold_is_cut_out_too(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:a/{CANARY}@host/mlflow")
+    assert CANARY not in tracking.redacted(
+        f"could not connect to postgresql://me:a/{CANARY}@host/mlflow as me:a/{CANARY}"
+    )

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.conftest import PROJECT
-from tests.mlflow_server import MlflowServer
+from tests.mlflow_server import SECONDS, MlflowServer
 
 
 @pytest.fixture
@@ -41,10 +41,13 @@ def building(server, checkpoint):
         process = subprocess.Popen(
             words, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        while not _statuses(server):
+        for _ in range(SECONDS * 50):
+            if _statuses(server):
+                return process
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
-        return process
+        process.kill()
+        return pytest.fail(f"no model after {SECONDS} s")
 
     return start
 

@@ -62,7 +62,9 @@ def test_what_build_logged_is_whole(stored, mode):
     assert model.verify() == []
     manifest = json.loads(_manifest_file(model).read_text())
     weights = {"transformers": "model/model.safetensors", "pyfunc": "artifacts/checkpoint/model.safetensors"}
-    assert {weights.get(mode, "artifacts/onnx/model.onnx.data"), "MLmodel", "conda.yaml"} <= set(manifest["files"])
+    assert {weights.get(mode, "artifacts/checkpoint/model.onnx.data"), "MLmodel", "conda.yaml"} <= set(
+        manifest["files"]
+    )
     if mode != "transformers":
         assert {"code/wrappers/model.py", f"{mode}_model.py"} <= set(manifest["files"])
 
@@ -94,8 +96,8 @@ def _append(file):
         ("pyfunc", "artifacts/checkpoint/model.safetensors", _cut, "is cut short: "),
         ("pyfunc", "artifacts/checkpoint/tokenizer.json", _flip, "was changed: sha256"),
         ("transformers", "model/model.safetensors", _flip, "was changed: sha256"),
-        ("onnx", "artifacts/onnx/model.onnx", _flip, "was changed: sha256"),
-        ("onnx", "artifacts/onnx/model.onnx.data", _cut, "is cut short: "),
+        ("onnx", "artifacts/checkpoint/model.onnx", _flip, "was changed: sha256"),
+        ("onnx", "artifacts/checkpoint/model.onnx.data", _cut, "is cut short: "),
         ("onnx", "MLmodel", _append, "is too long: "),
         ("onnx", "onnx_model.py", _append, "is too long: "),
         ("onnx", "code/wrappers/contract.py", _flip, "was changed: sha256"),
@@ -112,7 +114,7 @@ def test_each_damage_is_named_by_its_file(stored, mode, name, damage, fault):
 
 def test_all_damages_are_told_at_once(stored):
     model = stored("onnx")
-    _flip(model.folder / "artifacts/onnx/model.onnx")
+    _flip(model.folder / "artifacts/checkpoint/model.onnx")
     _cut(model.folder / "code/wrappers/model.py")
     assert len(model.verify()) == 2
 
@@ -121,9 +123,9 @@ def test_a_changed_or_lost_manifest_is_seen(stored):
     model = stored("onnx")
     file = _manifest_file(model)
     manifest = json.loads(file.read_text())
-    _flip(model.folder / "artifacts/onnx/model.onnx")
-    changed = integrity.sha256_of(model.folder / "artifacts/onnx/model.onnx")
-    manifest["files"]["artifacts/onnx/model.onnx"]["sha256"] = changed
+    _flip(model.folder / "artifacts/checkpoint/model.onnx")
+    changed = integrity.sha256_of(model.folder / "artifacts/checkpoint/model.onnx")
+    manifest["files"]["artifacts/checkpoint/model.onnx"]["sha256"] = changed
     file.write_text(json.dumps(manifest))
     assert model.verify() == [f"{integrity.FILE} of run {model.variant.run_id} was changed"]
     file.unlink()
@@ -146,18 +148,18 @@ def _pickled_file(folder):
 
 
 def _torch_weights(folder):
-    (folder / "artifacts/onnx/PYTORCH_MODEL.BIN").write_bytes(pickle.dumps("weights"))
-    return "artifacts/onnx/PYTORCH_MODEL.BIN is a pickle, which is never loaded"
+    (folder / "artifacts/checkpoint/PYTORCH_MODEL.BIN").write_bytes(pickle.dumps("weights"))
+    return "artifacts/checkpoint/PYTORCH_MODEL.BIN is a pickle, which is never loaded"
 
 
 def _disguised_pickle(folder):
-    (folder / "artifacts/onnx/tokenizer.json").write_bytes(pickle.dumps("tokenizer"))
-    return "artifacts/onnx/tokenizer.json holds a pickle, which is never loaded"
+    (folder / "artifacts/checkpoint/tokenizer.json").write_bytes(pickle.dumps("tokenizer"))
+    return "artifacts/checkpoint/tokenizer.json holds a pickle, which is never loaded"
 
 
 def _pickle_flavor(folder):
-    _edit(folder, python_model="artifacts/onnx/tokenizer.json")
-    return "MLmodel names a pickled model (artifacts/onnx/tokenizer.json), which is never loaded"
+    _edit(folder, python_model="artifacts/checkpoint/tokenizer.json")
+    return "MLmodel names a pickled model (artifacts/checkpoint/tokenizer.json), which is never loaded"
 
 
 def _other_loader(folder):

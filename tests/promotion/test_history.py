@@ -20,6 +20,7 @@ def _registry(champion, *changes, missing=()):
 
 P, R = "promote", "rollback"
 TOLD = {
+    "none": (Registry("phi3"), [], None),
     "one": (_registry("1", ("1", None, P)), ["1"], None),
     "three": (_registry("3", ("1", None, P), ("2", "1", P), ("3", "2", P)), ["1", "2", "3"], "2"),
     "killed before the alias moved": (_registry("1", ("1", None, P), ("2", "1", P)), ["1"], None),

@@ -61,14 +61,18 @@ def test_a_promotion_that_is_killed_is_finished_by_the_next_start(store, process
 
 
 def test_a_rollback_that_is_killed_is_finished_by_the_next_start(store, processes, tmp_path, monkeypatch, figure):
-    folder, overrides, (old, new) = store
-    address = copied(folder, tmp_path / "promoted")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    register.register(cli.compose("register", ["promotion.smoke=false", *overrides]))
-    killed = _each_kill(processes, tmp_path, tmp_path / "promoted", "action=rollback", "version=1", *overrides)
-    valid = sum(_valid(look["before"], [old, new]) and _valid(look["after"], [old]) for look in killed)
+    """Asked again it finishes what was begun, and does not go back once more."""
+    folder, overrides, (_, new) = store
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", copied(folder, tmp_path / "promoted"))
+    config = cli.compose("register", ["promotion.smoke=false", *overrides])
+    register.register(config)
+    best = tracking.variants(mlflow.MlflowClient(), "0")[3]
+    write_scorecard(best, prompt_set.load(config.prompt_set), 8)
+    register.register(config)
+    killed = _each_kill(processes, tmp_path, tmp_path / "promoted", "action=rollback", *overrides)
+    valid = sum(_valid(look["before"], [new, best.model_id]) and _valid(look["after"], [new]) for look in killed)
     figure(f"rollback killed at {len(killed)} points: champions valid {valid}/{len(killed)}")
     assert valid == len(killed)
     for look in killed:
-        assert look["after"]["history"] == [["promote", "1"], ["promote", "3"], ["rollback", "1"]]
-        assert look["refused"] in (None, "Version 1 is the champion already.")
+        assert look["after"]["history"] == [["promote", "1"], ["promote", "3"], ["promote", "4"], ["rollback", "3"]]
+        assert look["refused"] is None

@@ -12,6 +12,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from steps import cli, register, tracking
 from steps.errors import StepError
 from steps.evaluation import prompt_set, scorecard
+from steps.models import integrity
 from steps.promotion import lock, registry
 from tests.promotion.store import card_of, copied, write_card, write_prompt_set, write_scorecard
 
@@ -141,7 +142,7 @@ def test_nothing_is_promoted_where_all_were_rejected(store):
     for version in store.registry.versions:
         store.client.set_model_version_tag("phi3", version.number, registry.REJECTED, "for a test")
     store.client.delete_registered_model_alias("phi3", registry.CHAMPION)
-    with pytest.raises(StepError, match=r"Every scored candidate was rejected before .*retry_rejected=true"):
+    with pytest.raises(StepError, match=r"No scored candidate is left .*retry_rejected=true"):
         store.register()
     assert store.register("promotion.retry_rejected=true").version == "1"
 
@@ -189,12 +190,122 @@ def test_all_violations_are_told_together(store):
     assert store.registry.versions == ()
 
 
-def test_a_model_that_is_not_whole_is_not_registered(store, monkeypatch):
-    store.score(3, 5)
-    monkeypatch.setattr("steps.models.integrity.verify", lambda client, variant: ["its model is PENDING"])
-    with pytest.raises(StepError, match=r"is refused: its model is PENDING. Build and evaluate it again"):
+@pytest.fixture
+def broken(monkeypatch):
+    """The models whose files are said to be changed: add their ids."""
+    ids, verify = set(), integrity.verify
+    monkeypatch.setattr(
+        integrity,
+        "verify",
+        lambda client, variant: ["model.onnx was changed"] if variant.model_id in ids else verify(client, variant),
+    )
+    return ids
+
+
+def test_a_model_that_is_not_whole_leaves_its_place_to_the_next(store, broken):
+    store.score(3, 7, 5)
+    low, best, middle = (variant.model_id for variant in store.variants[:3])
+    broken.add(best)
+    store.register()
+    assert store.registry.champion.model_id == middle
+    assert store.registry.challenger.model_id == low
+    (left_out,) = store.report()[1]["left_out"][:1]
+    assert "is refused: model.onnx was changed. Build and evaluate it again, or delete it: `python -c" in left_out
+    broken |= {low, middle}
+    with pytest.raises(StepError, match="No scored candidate is left") as refusal:
         store.register()
-    assert store.registry.versions == ()
+    assert len([fault for fault in refusal.value.faults if "is refused: model.onnx was changed" in fault]) == 3
+
+
+@pytest.mark.parametrize("loss", ["broken", "deleted"])
+def test_a_champion_that_is_lost_is_replaced_with_the_reason(store, broken, loss):
+    store.score(3, 7, 5)
+    store.register()
+    champion = store.registry.champion
+    if loss == "broken":
+        broken.add(champion.model_id)
+    else:
+        store.client.delete_logged_model(champion.model_id)
+    store.register()
+    assert store.registry.champion.model_id == store.variants[2 if loss == "broken" else 1].model_id
+    reason = {
+        "broken": "the champion onnx-int4-chat (version 1) is broken: model.onnx was changed; onnx-int4-chat has",
+        "deleted": "the model of the champion (version 1) was deleted; onnx-int4-chat has the highest score",
+    }[loss]
+    assert store.report()[1]["decision"]["reason"].startswith(reason)
+    assert store.registry.champion.tags["phi3.replaced_version"] == "1"
+
+
+def test_a_broken_challenger_does_not_hide_a_promotion(store, broken):
+    store.score(7, 5)
+    broken.add(store.variants[1].model_id)
+    store.register()
+    assert store.registry.aliases == {"champion": "1"}
+    assert store.report()[0].info.status == "FINISHED"
+
+
+def test_a_version_of_something_else_is_never_taken_for_a_variants(store, tmp_path):
+    """Whoever can write a tag could else have another model smoked and promoted."""
+    store.score(3, 7)
+    best = store.variants[1]
+    mlflow.register_model(
+        store.variants[2].uri, "phi3", tags={registry.MODEL_ID: best.model_id, registry.FINGERPRINT: "f"}
+    )
+    store.register()
+    champion = store.client.get_model_version_by_alias("phi3", "champion")
+    assert champion.source == best.uri
+    assert champion.version != "1"
+
+
+def test_a_second_version_of_a_model_that_a_kill_has_left_is_deleted(store):
+    store.score(3, 7)
+    best = store.variants[1]
+    for _ in range(2):
+        mlflow.register_model(best.uri, "phi3", tags={registry.MODEL_ID: best.model_id, registry.FINGERPRINT: "f"})
+    store.register()
+    assert [version.model_id for version in store.registry.versions].count(best.model_id) == 1
+    assert store.registry.champion.model_id == best.model_id
+
+
+def test_a_variant_that_was_rejected_and_built_again_is_rejected_still(store):
+    store.score(3, 5)
+    store.register()
+    fingerprint = store.variants[1].tags["phi3.fingerprint"]
+    store.score(3, 5, 4)
+    store.client.set_registered_model_alias("phi3", "champion", "2")
+    store.client.set_model_version_tag("phi3", "1", registry.REJECTED, "for a test")
+    store.client.set_logged_model_tags(store.variants[2].model_id, {"phi3.fingerprint": fingerprint})
+    assert not store.register().decision.promote
+    assert store.registry.champion.number == "2"
+
+
+def test_a_cost_that_was_not_measured_does_not_win(store):
+    """MLflow keeps a NaN on a model as 0."""
+    rows = store.score(7, 7)
+    for variant, latency in zip(store.variants, (5.0, math.nan), strict=False):
+        store.client.log_metric(
+            variant.run_id,
+            "speed/latency_p95_ms",
+            latency,
+            model_id=variant.model_id,
+            dataset_digest=rows.sha256[:16],
+            dataset_name="made",
+        )
+    outcome = store.register("promotion.prefer=[latency]")
+    assert outcome.champion_model_id == store.variants[0].model_id
+    assert outcome.ranking.refused[store.variants[1].model_id] == ["latency is 0, so it was not measured"]
+
+
+def test_a_report_that_cannot_be_whole_does_not_keep_a_rollback_from_it(store, typed):
+    store.score(3, 5)
+    store.register()
+    store.score(3, 5, 7)
+    store.register()
+    store.client.delete_logged_model(store.registry.champion.model_id)
+    done = typed("register", "action=rollback", *store.overrides)
+    assert done.returncode == 0, done.stderr
+    assert store.registry.aliases["champion"] == "1"
+    assert store.report()[1]["decision"]["difference"] is None
 
 
 def test_a_champion_without_a_scorecard_is_scored_first(store, capsys):

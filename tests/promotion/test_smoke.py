@@ -102,12 +102,31 @@ def _wait_for(found):
     return result
 
 
-def test_a_model_that_cannot_be_served_is_told_with_what_the_server_said():
+def test_a_model_that_cannot_be_loaded_is_told_with_what_the_server_said():
     with (
-        pytest.raises(smoke.NotServed, match=r"it could not be served: .*nowhere"),
+        pytest.raises(smoke.NotLoaded, match=r"it could not be served: .*nowhere"),
         smoke.served("models:/nowhere/1", 90),
     ):
         pass
+
+
+@pytest.mark.parametrize("ends", ["never up", "no room"])
+def test_what_is_the_machines_fault_is_not_held_against_a_version(store, typed, monkeypatch, tmp_path, ends):
+    folder, overrides, _ = store
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", copied(folder, tmp_path / "copy"))
+    if ends == "no room":
+        command = [sys.executable, "-c", "raise OSError(28, 'No space left on device')"]
+        monkeypatch.setattr(smoke, "_command", lambda uri, port: command)
+    client = mlflow.MlflowClient()
+    for version in registry.read(client, "phi3").versions:
+        client.delete_model_version("phi3", version.number)
+    done = typed("register", *overrides, "promotion.smoke_seconds=1")
+    said = {"never up": "it was not up within promotion.smoke_seconds=1", "no room": "No space left on device"}[ends]
+    assert done.returncode == 1
+    assert f"could not be smoked: {said}" in done.stderr.replace("it could not be served: OSError: [Errno 28] ", "")
+    (version,) = registry.read(client, "phi3").versions
+    assert version.rejected is None
+    assert registry.read(client, "phi3").aliases == {}
 
 
 def test_a_served_model_is_read_whatever_its_shape(monkeypatch):
