@@ -3,6 +3,7 @@
 A check asks one request and holds the reply against an expectation; a user adds one by a row of the table.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -127,7 +128,8 @@ def _refusal_fault(error: Exception, check: dict[str, Any]) -> str | None:
         return f"refused with {type(error).__name__}, which is no HTTP 400"
     if QUESTION in said:
         return "the refusal repeats the prompt"
-    return None if named.lower() in said.lower() else f"the refusal does not name {named}"
+    whole_words = rf"(?<!\w){re.escape(named)}(?!\w)"
+    return None if re.search(whole_words, said, re.IGNORECASE) else f"the refusal does not name {named}"
 
 
 def _reply_fault(replies: list[Reply], expect: dict[str, Any], answered: dict[str, list[Reply]]) -> str | None:

@@ -141,11 +141,13 @@ def _checked_by_the_contract(signature):
 
 
 def chat_signature():
-    """MLflow's own chat schemas, as they are."""
+    """MLflow's own chat schemas, as they are; the seed, which they have not, as a param."""
     from mlflow.models import ModelSignature
+    from mlflow.types import ParamSchema, ParamSpec
     from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
-    return ModelSignature(inputs=CHAT_MODEL_INPUT_SCHEMA, outputs=CHAT_MODEL_OUTPUT_SCHEMA)
+    params = ParamSchema([ParamSpec("seed", "long", None)])
+    return ModelSignature(inputs=CHAT_MODEL_INPUT_SCHEMA, outputs=CHAT_MODEL_OUTPUT_SCHEMA, params=params)
 
 
 def prompt_signature(generation: Generation | None = None):

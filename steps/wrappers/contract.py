@@ -5,22 +5,23 @@ A request that breaks a limit raises `RequestError` (HTTP 400 when served), whic
 the value and the limit, and never repeats the prompt.
 """
 
-import math
 import time
 import uuid
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+import pandas as pd
 
+from .body import MAX_BYTES
+from .errors import RequestError
 from .sequence import Sequence, Settings
 from .tokenizer import ChatTokenizer
 
 ROLES = ("system", "user", "assistant")
-MAX_ROWS, MAX_CHARACTERS, MAX_CHOICES, MAX_STOPS = 256, 1_000_000, 8, 8
+MAX_ROWS, MAX_CHOICES, MAX_STOPS = 256, 8, 8
 # Fields that no Phi-3 wrapper can honour: refused unless they ask for nothing. Of MLflow's chat schema:
 UNSUPPORTED = (
     *("tools", "frequency_penalty", "presence_penalty"),
@@ -30,23 +31,11 @@ UNSUPPORTED = (
 # What a list may arrive as: pandas hands on arrays too.
 MANY = list | tuple | np.ndarray
 SETTINGS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "n", "seed")
-
-
-class RequestError(MlflowException):
-    """A request that the contract refuses; `code` is stable, the message is for people."""
-
-    def __init__(self, code: str, message: str, error_code: int = INVALID_PARAMETER_VALUE):
-        super().__init__(f"[{code}] {message}", error_code=error_code)
-        self.code = code
-
-    @property
-    def message(self) -> str:
-        return self._message
-
-    @message.setter
-    def message(self, value: str) -> None:
-        # MLflow's scoring server rewrites the message to repeat the whole input: keep the first one.
-        self.__dict__.setdefault("_message", value)
+CUSTOM = ("seed", "top_k")
+OPTIONS = (*SETTINGS, "stream", "custom_inputs")
+# OpenAI's clients always may send these, which change nothing here.
+IGNORED = ("model", "user")
+SUBJECT = {"chat": "messages", "prompt": "prompt"}
 
 
 @dataclass(frozen=True)
@@ -74,17 +63,20 @@ class Contract:
     def requests(self, rows: Many[dict[str, Any]], params: dict[str, Any] | None) -> list[Request]:
         """Check a batch of rows; `params` of the call stand in for what a row does not give."""
         _check_size(rows)
-        # Among several rows a missing cell is NaN; in a single row a NaN is what the caller wrote.
-        alone = len(rows) == 1
-        return [self._request(_given(row, alone), params or {}) for row in rows]
+        return [self._request(_given(row), params or {}) for row in rows]
+
+    def frame_rows(self, rows: Many[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of a frame: a NaN cell is not given, and a frame may have columns of its owner's own."""
+        known = {SUBJECT[self.interface], *OPTIONS, *UNSUPPORTED}
+        return [{key: cell for key, cell in row.items() if key in known and not _is_missing(cell)} for row in rows]
 
     def _request(self, row: dict[str, Any], params: dict[str, Any]) -> Request:
-        _refuse_unsupported(row)
+        _refuse_unsupported(row, (SUBJECT[self.interface], *OPTIONS))
         given = {key: value for key, value in params.items() if key in SETTINGS and value is not None}
         given |= _custom_inputs(row) | {key: row[key] for key in SETTINGS if key in row}
         prompt = self._encode(row)
-        room = self.context_length - len(prompt)
-        settings, n = _settings(self.defaults | given, explicit="max_tokens" in given, room=room)
+        explicit = "max_tokens" in given
+        settings, n = _settings(self.defaults | given, explicit, self.context_length, len(prompt))
         return Request(prompt, settings, n)
 
     def _encode(self, row: dict[str, Any]) -> list[int]:
@@ -139,45 +131,84 @@ def _check_size(rows: Many[dict[str, Any]]) -> None:
         raise RequestError("no_rows", "a request needs at least one row, got 0")
     if len(rows) > MAX_ROWS:
         raise RequestError("too_many_rows", f"a request holds at most {MAX_ROWS} rows, got {len(rows)}")
-    size = sum(len(str(row.get("messages", row.get("prompt", "")))) for row in rows)
-    if size > MAX_CHARACTERS:
-        raise RequestError("too_large", f"a request holds at most {MAX_CHARACTERS} characters, got {size}")
+    if _is_larger(list(rows), MAX_BYTES):
+        raise RequestError("too_large", f"a request holds at most {MAX_BYTES} bytes of UTF-8, got more")
 
 
-def _given(row: dict[str, Any], alone: bool) -> dict[str, Any]:
+def _is_larger(content: Any, limit: int) -> bool:
+    """Whether all texts in lists and objects, and whatever else is in them, have more bytes than so many."""
+    size, open_ = 0, [content]
+    # An end also for an object that holds itself: every piece counts for a byte at least.
+    while open_ and size <= limit:
+        piece = open_.pop()
+        size += _bytes(piece)
+        if isinstance(piece, dict):
+            open_ += [*piece.keys(), *piece.values()]
+        elif isinstance(piece, list | tuple) or (isinstance(piece, np.ndarray) and piece.dtype == object):
+            open_ += piece if isinstance(piece, list | tuple) else piece.ravel().tolist()
+    return size > limit
+
+
+def _bytes(piece: Any) -> int:
+    """How many bytes a piece counts for, beside what it holds."""
+    if isinstance(piece, str):
+        return len(piece.encode("utf-8", "surrogatepass"))
+    if isinstance(piece, int):
+        return 1 + piece.bit_length() // 8
+    return max(1, len(piece) if isinstance(piece, bytes) else getattr(piece, "nbytes", 1))
+
+
+def _given(row: dict[str, Any]) -> dict[str, Any]:
     """The fields of a row that hold a value."""
-    return {key: value for key, value in row.items() if not (value is None or (_is_nan(value) and not alone))}
+    return {key: value for key, value in row.items() if value is not None}
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _is_missing(cell: Any) -> bool:
+    return pd.api.types.is_scalar(cell) and bool(pd.isna(cell))
 
 
-def _refuse_unsupported(row: dict[str, Any]) -> None:
+def _refuse_unsupported(row: dict[str, Any], known: tuple[str, ...]) -> None:
     for field in UNSUPPORTED:
         value = row.get(field)
-        empty = len(value) == 0 if hasattr(value, "__len__") else value is None or _is_nan(value) or value == 0
-        if not empty:
-            raise RequestError("unsupported_field", f"{field} is not supported by this model: leave it out")
-    if row.get("stream"):
+        if not _asks_for_nothing(value):
+            got = f", got {_short(value)}" if isinstance(value, Real) else ""
+            raise RequestError("unsupported_field", f"{field} is not supported by this model: leave it out{got}")
+    if unknown := [key for key in row if key not in (*known, *UNSUPPORTED, *IGNORED)]:
+        raise RequestError("unsupported_field", f"{_name(unknown[0])} is not known: known are {', '.join(known)}")
+    stream = row.get("stream", False)
+    if not isinstance(stream, Real | np.bool_):
+        raise RequestError("stream", f"stream must be true or false, got {_short(stream)}")
+    if stream:
         raise RequestError("stream", "stream: predict answers whole; call predict_stream for a stream")
+
+
+def _asks_for_nothing(value: Any) -> bool:
+    if isinstance(value, str | dict) or _is_many(value):
+        return len(value) == 0
+    return value is None or (isinstance(value, Real | np.bool_) and not value)
+
+
+def _is_many(value: Any) -> bool:
+    """Whether a value is a list, or an array that can be taken for one."""
+    return isinstance(value, MANY) and not (isinstance(value, np.ndarray) and value.ndim == 0)
 
 
 def _custom_inputs(row: dict[str, Any]) -> dict[str, Any]:
     custom = row.get("custom_inputs")
-    if custom is None or _is_nan(custom):
+    if custom is None:
         return {}
     if not isinstance(custom, dict):
         raise RequestError("invalid_custom_inputs", f"custom_inputs must be an object, got {type(custom).__name__}")
-    if unknown := sorted(set(map(str, custom)) - {"seed", "top_k"}):
-        raise RequestError("unsupported_field", f"custom_inputs.{unknown[0]} is not known: known are seed, top_k")
-    return dict(custom)
+    if unknown := [key for key in custom if key not in CUSTOM]:
+        said = f"custom_inputs.{_name(unknown[0])} is not known: known are {', '.join(CUSTOM)}"
+        raise RequestError("unsupported_field", said)
+    return _given(custom)
 
 
 def _messages(messages: Any, tokenizer: ChatTokenizer) -> list[dict[str, str]]:
     if messages is None:
         raise RequestError("empty_conversation", "messages is missing: it must hold at least one message")
-    if not isinstance(messages, MANY):
+    if not _is_many(messages):
         raise RequestError("not_messages", f"messages must be a list of messages, got {type(messages).__name__}")
     if len(messages) == 0:
         raise RequestError("empty_conversation", "messages must hold at least one message, got none")
@@ -192,11 +223,10 @@ def _message(index: int, message: Any, tokenizer: ChatTokenizer) -> dict[str, st
     if not isinstance(message, dict):
         raise RequestError("not_a_message", f"{where} must be an object with role and content")
     role = message.get("role")
-    if role not in ROLES:
-        raise RequestError("unknown_role", f"{where}.role must be one of {', '.join(ROLES)}, got {str(role)[:40]!r}")
-    for field, value in message.items():
-        if field not in ("role", "content") and value is not None and not _is_nan(value):
-            raise RequestError("unsupported_field", f"{where}.{str(field)[:40]} is not supported: leave it out")
+    if not isinstance(role, str) or role not in ROLES:
+        raise RequestError("unknown_role", f"{where}.role must be one of {', '.join(ROLES)}, got {_short(role)}")
+    if others := [field for field in _given(message) if field not in ("role", "content")]:
+        raise RequestError("unsupported_field", f"{where}.{_name(others[0])} is not supported: leave it out")
     content = _text(f"{where}.content", message.get("content"))
     if token := tokenizer.control_token_in(content):
         raise RequestError("control_token", f"{where}.content must not hold the control token {token}")
@@ -216,13 +246,19 @@ def _text(field: str, value: Any) -> str:
     return value
 
 
-def _settings(values: dict[str, Any], explicit: bool, room: int) -> tuple[Settings, int]:
+def _settings(values: dict[str, Any], explicit: bool, context: int, used: int) -> tuple[Settings, int]:
     """Check the settings; a default max_tokens shrinks to the room in the context, a given one must fit."""
+    room = context - used
     if room < 1:
-        raise RequestError("context_exceeded", f"the prompt fills the context: {1 - room} token(s) too many")
+        raise RequestError(
+            "context_exceeded",
+            f"the prompt fills the context of {context} tokens: it must be {1 - room} token(s) shorter",
+        )
     max_tokens = _integer("max_tokens", values["max_tokens"], 1, None)
     if max_tokens > room and explicit:
-        raise RequestError("context_exceeded", f"max_tokens must be at most {room} after this prompt, got {max_tokens}")
+        raise RequestError(
+            "context_exceeded", f"max_tokens must be at most {room} after this prompt, got {_short(max_tokens)}"
+        )
     seed = values.get("seed")
     settings = Settings(
         temperature=_number("temperature", values["temperature"], 0.0, 2.0),
@@ -237,31 +273,36 @@ def _settings(values: dict[str, Any], explicit: bool, room: int) -> tuple[Settin
 
 def _number(field: str, value: Any, low: float, high: float, open_low: bool = False) -> float:
     bounds = f"{'above' if open_low else 'at least'} {low:g} and at most {high:g}"
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise RequestError(f"invalid_{field}", f"{field} must be a number {bounds}, got {_short(value)}") from None
-    if isinstance(value, bool) or not (low < number if open_low else low <= number) or not number <= high:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise RequestError(f"invalid_{field}", f"{field} must be a number {bounds}, got {_short(value)}")
+    # Written so that a NaN fails too.
+    if not (low < value if open_low else low <= value) or not value <= high:
         raise RequestError(f"invalid_{field}", f"{field} must be {bounds}, got {_short(value)}")
-    return number
+    return float(value)
 
 
 def _integer(field: str, value: Any, low: int, high: int | None) -> int:
     bounds = f"at least {low}" + (f" and at most {high}" if high is not None else "")
-    try:
-        whole = int(value)
-        exact = whole == float(value) and not isinstance(value, bool)
-    except (TypeError, ValueError, OverflowError):
-        whole, exact = 0, False
-    if not exact or whole < low or (high is not None and whole > high):
+    whole = _whole(value)
+    if whole is None or whole < low or (high is not None and whole > high):
         raise RequestError(f"invalid_{field}", f"{field} must be a whole number, {bounds}, got {_short(value)}")
     return whole
+
+
+def _whole(value: Any) -> int | None:
+    """A number as the integer that it equals exactly, None if there is none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        return int(value) if value == int(value) else None
+    except (OverflowError, ValueError):  # infinite, or not a number
+        return None
 
 
 def _stop(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
-    if not isinstance(value, str | MANY):
+    if not isinstance(value, str) and not _is_many(value):
         raise RequestError("invalid_stop", f"stop must be a list of strings, got {type(value).__name__}")
     strings = [value] if isinstance(value, str) else list(value)
     if len(strings) > MAX_STOPS:
@@ -272,4 +313,12 @@ def _stop(value: Any) -> tuple[str, ...]:
 
 
 def _short(value: Any) -> str:
-    return repr(value)[:40]
+    try:
+        return repr(value)[:40]
+    except Exception:  # an integer of too many digits, or an object of the caller's own
+        return f"a {type(value).__name__}"
+
+
+def _name(field: Any) -> str:
+    """A field's name as a message can show it."""
+    return repr(field[:40])[1:-1] if isinstance(field, str) else _short(field)

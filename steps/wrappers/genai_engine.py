@@ -46,9 +46,9 @@ class GenaiEngine:
             begin = self._begin_turn if sequence.greedy or sequence.settings.seed is None else self._begin_generator
             try:
                 begin(sequence)
-            except Exception as error:  # what GenAI refuses of one request is no fault of the others
-                sequence.fail(error)
-        return self._step_turns() + [self._step_generator(*pair) for pair in self._generators.items()]
+            except Exception as fault:  # what GenAI refuses of one request is no fault of the others
+                sequence.break_off(fault)
+        return self._step_turns() + self._step_generators()
 
     def remove(self, sequences: list[Sequence]) -> None:
         """Cancel the turns of sequences, and forget them."""
@@ -81,8 +81,8 @@ class GenaiEngine:
         for event in self._engine.run(self._events) if self._turns else ():
             sequence, _ = self._turns[event.request]
             if event.flags & og.EngineEventFlags.FAILED:
-                raise RuntimeError(f"ONNX Runtime GenAI failed: {event.error_code}")
-            if event.flags & og.EngineEventFlags.TOKEN:
+                sequence.break_off(RuntimeError(f"ONNX Runtime GenAI failed: {event.error_code}"))
+            elif event.flags & og.EngineEventFlags.TOKEN:
                 tokens.append((sequence, event.token))
             elif event.finish_reason == og.FinishReason.EOS:
                 tokens.append((sequence, self._end_tokens[0]))
@@ -95,6 +95,15 @@ class GenaiEngine:
         generator = og.Generator(self._model, params)
         generator.append_tokens(np.array(sequence.prompt, dtype=np.int32))
         self._generators[sequence] = generator
+
+    def _step_generators(self) -> list[tuple[Sequence, int]]:
+        tokens = []
+        for sequence, generator in self._generators.items():
+            try:
+                tokens.append(self._step_generator(sequence, generator))
+            except Exception as fault:  # whatever it is, the others go on
+                sequence.break_off(fault)
+        return tokens
 
     def _step_generator(self, sequence: Sequence, generator: og.Generator) -> tuple[Sequence, int]:
         token = sequence.sample(np.asarray(generator.get_logits(), dtype=np.float32)[0, -1])

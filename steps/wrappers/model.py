@@ -12,7 +12,8 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 from .checkpoint import BrokenCheckpoint, check
-from .contract import Contract, Request, RequestError, chat_chunk, chat_completion
+from .contract import Contract, Request, chat_chunk, chat_completion
+from .errors import RequestError
 from .scheduler import Engine, Scheduler
 from .sequence import Sequence
 from .serving import CLIENT, watch_clients
@@ -39,12 +40,12 @@ class Phi3Model(PythonModel):
             self._interface, self._tokenizer, self._tokenizer.context_length, config["generation"]
         )
         self._scheduler = Scheduler(_engine(self._engine_name, directory, config["engine"]))
-        watch_clients()
+        watch_clients(self._contract.frame_rows, self._scheduler.is_well)
 
     # MLflow hands on objects and lists of objects as well as frames; of a hint that says so it warns on every load.
     def predict(self, context, model_input: pd.DataFrame, params: dict[str, Any] | None = None):
         """One reply for one row, a list of replies for several; rows as a frame, an object or a list of objects."""
-        requests = self._contract.requests(_rows(model_input), params)
+        requests = self._contract.requests(self._rows(model_input), params)
         sequences = [request.sequences(self._tokenizer) for request in requests]
         together = [sequence for choices in sequences for sequence in choices]
         if client := CLIENT.get():
@@ -57,7 +58,7 @@ class Phi3Model(PythonModel):
         self, context, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> Iterator[dict[str, Any] | str]:
         """Yield the reply to one row in pieces: OpenAI's chunks (chat) or strings (prompt)."""
-        rows = [{key: value for key, value in row.items() if key != "stream"} for row in _rows(model_input)]
+        rows = [{key: value for key, value in row.items() if key != "stream"} for row in self._rows(model_input)]
         requests = self._contract.requests(rows, params)
         if len(requests) != 1 or requests[0].n != 1:
             raise RequestError("stream", "predict_stream answers one conversation with n = 1")
@@ -73,10 +74,25 @@ class Phi3Model(PythonModel):
 
     def _chunks(self, sequence: Sequence, pieces: Iterator[str]) -> Iterator[dict[str, Any]]:
         identity = f"chatcmpl-{uuid.uuid4().hex}"
-        yield chat_chunk(identity, self._name, 0, {"role": "assistant", "content": ""}, None)
-        for piece in pieces:
-            yield chat_chunk(identity, self._name, 0, {"content": piece}, None)
-        yield chat_chunk(identity, self._name, 0, {}, sequence.finish_reason)
+        try:
+            yield chat_chunk(identity, self._name, 0, {"role": "assistant", "content": ""}, None)
+            for piece in pieces:
+                yield chat_chunk(identity, self._name, 0, {"content": piece}, None)
+            yield chat_chunk(identity, self._name, 0, {}, sequence.finish_reason)
+        finally:
+            # Also for a reader who leaves after the first chunk, before any piece was asked for.
+            self._scheduler.cancel([sequence])
+
+    def _rows(self, model_input: Any) -> list[dict[str, Any]]:
+        """Rows of a frame, of one object, of an object of columns of prompts, or of a list of objects."""
+        if isinstance(model_input, dict) and isinstance(model_input.get("prompt"), list | tuple):
+            model_input = [model_input | {"prompt": prompt} for prompt in model_input["prompt"]]
+        if isinstance(model_input, pd.DataFrame):
+            return self._contract.frame_rows(model_input.to_dict("records"))
+        rows = [model_input] if isinstance(model_input, dict) else model_input
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise RequestError("not_rows", f"expected an object or a list of objects, got {type(model_input).__name__}")
+        return rows
 
 
 def _check_whole(directory: str) -> None:
@@ -103,15 +119,3 @@ def _engine(name: str, directory: str, arguments: dict[str, Any]) -> Engine:
     from .genai_engine import GenaiEngine
 
     return GenaiEngine(directory, **arguments)
-
-
-def _rows(model_input: Any) -> list[dict[str, Any]]:
-    """Rows of a frame, of one object, of an object of columns of prompts, or of a list of objects."""
-    if isinstance(model_input, dict) and isinstance(model_input.get("prompt"), list | tuple):
-        model_input = [model_input | {"prompt": prompt} for prompt in model_input["prompt"]]
-    if isinstance(model_input, pd.DataFrame):
-        return model_input.to_dict("records")
-    rows = [model_input] if isinstance(model_input, dict) else model_input
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise RequestError("not_rows", f"expected an object or a list of objects, got {type(model_input).__name__}")
-    return rows

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from .sequence import Sequence
+from .sequence import Sequence, choose
 
 # Tokens of one prefill, padding included: a graph gives logits for all of them, 4 bytes x vocabulary each.
 PREFILL_TOKENS = 512
@@ -158,8 +158,4 @@ def _fit(group: list[Sequence]) -> bool:
 
 def _choose(sequences: list[Sequence], logits: np.ndarray) -> list[tuple[Sequence, int]]:
     """The next token of every sequence from logits [rows, vocabulary]: greedy, or drawn by its settings."""
-    tokens = logits.argmax(axis=-1).tolist()
-    for row, sequence in enumerate(sequences):
-        if not sequence.greedy:
-            tokens[row] = sequence.sample(logits[row].astype(np.float32))
-    return list(zip(sequences, tokens, strict=True))
+    return choose(sequences, logits.argmax(axis=-1).tolist(), lambda row: logits[row].astype(np.float32))

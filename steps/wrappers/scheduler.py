@@ -5,17 +5,21 @@ sequences in and takes finished and cancelled ones out, and so keeps the batch f
 bound: a caller beyond it is told at once (HTTP 429) instead of waiting without end.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from threading import Condition, Thread
 from typing import Protocol
 
 from mlflow.protos.databricks_pb2 import CANCELLED, REQUEST_LIMIT_EXCEEDED
 
-from .contract import RequestError
+from .errors import RequestError, engine_failed
 from .sequence import Sequence
 
 MAX_WAITING = 2048
+
+logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -42,6 +46,20 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._changed = Condition()
         self._thread: Thread | None = None
+        self._failed = False
+        self._lost: Sequence | None = None
+
+    def is_well(self) -> bool:
+        """Whether the engine's last step did not fail as a whole, and its thread is there.
+
+        An engine that is not well is asked for a token: the next time it is known whether it works again, also where
+        nobody sends it requests any more.
+        """
+        well = not self._failed and (self._thread is None or self._thread.is_alive())
+        if not well and self._lost and not self._waiting and not self._running:
+            settings = replace(self._lost.settings, temperature=0.0, max_tokens=1)
+            self.submit([Sequence(self._lost.prompt[:1], settings, self._lost.tokenizer)])
+        return well
 
     def run(self, sequences: list[Sequence]) -> None:
         """Complete the sequences; raises what stopped them, and lets go of them on any way out."""
@@ -55,8 +73,11 @@ class Scheduler:
             self.cancel(sequences)
 
     def stream(self, sequence: Sequence) -> Iterator[str]:
-        """Complete one sequence and yield its text as it grows."""
+        """Queue one sequence; the iterator completes it and yields its text as it grows."""
         self.submit([sequence])
+        return self._pieces(sequence)
+
+    def _pieces(self, sequence: Sequence) -> Iterator[str]:
         sent = 0
         try:
             ended = False
@@ -83,7 +104,7 @@ class Scheduler:
                     REQUEST_LIMIT_EXCEEDED,
                 )
             self._waiting.extend(sorted(sequences, key=lambda sequence: sequence.length))
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = Thread(target=self._work, name="phi3-engine", daemon=True)
                 self._thread.start()
             self._changed.notify()
@@ -95,13 +116,15 @@ class Scheduler:
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._running)
-                arriving = self._arriving()
             try:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting or self._running)
+                    arriving = self._arriving()
+                    self._running += arriving
                 self._advance(arriving)
-            except Exception as error:  # whatever it is, the callers must not wait for ever
-                self._abandon(error)
+            except BaseException:  # whatever it is, the callers must not wait for ever
+                logger.exception("The engine failed")
+                self._abandon()
 
     def _arriving(self) -> list[Sequence]:
         """Take from the queue what the batch has room for, and all that nobody waits for."""
@@ -112,20 +135,36 @@ class Scheduler:
 
     def _advance(self, arriving: list[Sequence]) -> None:
         """One step of the engine; the sequences that are over leave the batch."""
-        self._running += arriving
-        for sequence, token in self._engine.step(arriving) if self._running else ():
-            sequence.push(token)
+        if not self._running:
+            return
+        if self._failed:
+            self._engine.reset()
+        for sequence, token in self._engine.step(arriving):
+            _push(sequence, token)
+        self._failed = False
         over = [sequence for sequence in self._running if sequence.cancelled or sequence.done.is_set()]
         if over:
             _let_go(over)
             self._engine.remove(over)
             self._running = [sequence for sequence in self._running if sequence not in over]
 
-    def _abandon(self, error: Exception) -> None:
-        for sequence in self._running:
-            sequence.fail(error)
-        self._running = []
-        self._engine.reset()
+    def _abandon(self) -> None:
+        """Give up what runs, or where nothing runs what waits: then it is the letting in that fails."""
+        self._failed = True
+        with self._changed:
+            lost, self._running = self._running or list(self._waiting), []
+            self._waiting = deque(sequence for sequence in self._waiting if sequence not in lost)
+        for sequence in lost:
+            self._lost = sequence
+            if not sequence.done.is_set():
+                sequence.fail(engine_failed())
+
+
+def _push(sequence: Sequence, token: int) -> None:
+    try:
+        sequence.push(token)
+    except Exception as fault:  # whatever it is, the others go on
+        sequence.break_off(fault)
 
 
 def _let_go(sequences: list[Sequence]) -> None:

@@ -1,11 +1,16 @@
 """One completion in the making: its settings, its tokens so far, and when it ends."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from threading import Event
 
 import numpy as np
 
+from .errors import engine_failed
 from .tokenizer import ChatTokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Sequence:
     progress: Event = field(default_factory=Event)
 
     def __post_init__(self) -> None:
+        # What a stream may show: tokens that were looked through for stop strings, and their text where it was made.
+        self._published: tuple[int, str | None] = (0, None)
         self._random = np.random.default_rng(self.settings.seed)
 
     @property
@@ -52,19 +59,23 @@ class Sequence:
     def push(self, token: int) -> None:
         """Take the next token; end at an end token, a stop string or the cap on tokens."""
         self.tokens.append(token)
+        text = self.tokenizer.decode(self.tokens) if self.settings.stop else None
         if token in self.tokenizer.end_tokens:
-            self._end("stop", self.tokenizer.decode(self.tokens))
-        elif self.settings.stop and (cut := self._stopped()) is not None:
+            self._end("stop", text)
+        elif text is not None and (cut := self._cut(text)) is not None:
             self._end("stop", cut)
         elif len(self.tokens) >= self.settings.max_tokens:
-            self._end("length", self.tokenizer.decode(self.tokens))
+            self._end("length", text)
+        else:
+            self._published = len(self.tokens), text
         self.progress.set()
 
     def settled_text(self) -> str:
         """The text so far that later tokens cannot change: no half character, no beginning of a stop string."""
         if self.finish_reason is not None:
             return self.text
-        text = self.tokenizer.decode(list(self.tokens)).rstrip("\ufffd")
+        count, text = self._published
+        text = (self.tokenizer.decode(self.tokens[:count]) if text is None else text).rstrip("\ufffd")
         held = max((len(stop) - 1 for stop in self.settings.stop), default=0)
         return text[: max(0, len(text) - held)]
 
@@ -74,7 +85,10 @@ class Sequence:
         order = np.argsort(-logits, kind="stable") if settings.top_k or settings.top_p < 1 else np.arange(len(logits))
         if settings.top_k:
             order = order[: settings.top_k]
-        below = logits[order].astype(np.float64) - logits.max()
+        highest = logits.max()
+        if not np.isfinite(highest):
+            raise FloatingPointError(f"the highest logit is {highest}")
+        below = logits[order].astype(np.float64) - highest
         # The difference first: a temperature next to 0 would make infinities of the logits.
         with np.errstate(over="ignore", divide="ignore"):
             probabilities = np.exp(below / settings.temperature)
@@ -90,12 +104,34 @@ class Sequence:
         self.done.set()
         self.progress.set()
 
-    def _stopped(self) -> str | None:
+    def break_off(self, fault: Exception) -> None:
+        """End by a fault of ours: the log has it, the caller is told that there was one."""
+        logger.error("A completion broke off", exc_info=fault)
+        self.fail(engine_failed())
+
+    def _cut(self, text: str) -> str | None:
         """The text before the first stop string, if one has appeared."""
-        text = self.tokenizer.decode(self.tokens)
         cuts = [position for stop in self.settings.stop if (position := text.find(stop)) >= 0]
         return text[: min(cuts)] if cuts else None
 
-    def _end(self, reason: str, text: str) -> None:
-        self.finish_reason, self.text = reason, text
+    def _end(self, reason: str, text: str | None) -> None:
+        self.text = self.tokenizer.decode(self.tokens) if text is None else text
+        # Last, for who reads in another thread takes the text as whole from here on.
+        self.finish_reason = reason
         self.done.set()
+
+
+def choose(
+    sequences: list[Sequence], best: list[int], logits: Callable[[int], np.ndarray]
+) -> list[tuple[Sequence, int]]:
+    """The next token of every sequence: its row's best, or drawn from its row's logits [vocabulary] by its settings.
+
+    A sequence that nothing can be drawn for breaks off alone, and is left out.
+    """
+    chosen = []
+    for row, sequence in enumerate(sequences):
+        try:
+            chosen.append((sequence, best[row] if sequence.greedy else sequence.sample(logits(row))))
+        except Exception as fault:  # whatever it is, the others go on
+            sequence.break_off(fault)
+    return chosen

@@ -3,18 +3,31 @@
 The server runs predictions in a handful of threads and never tells one that its client is gone. While it
 starts, a model can put `WatchedApp` around it: as many requests come in together as threads are made here,
 more are refused at once (HTTP 429), and when a client leaves or its time is over, the sequences that
-were made for it are cancelled. The server's answer to params of a wrong type also loses the repeated prompt here.
+were made for it are cancelled. A body is read and checked here first, no refusal repeats the input or shows a
+traceback, and /ping tells of an engine that fails.
 """
 
 import asyncio
 import contextvars
 import json
+import logging
+import re
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
+from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE, ErrorCode
+
+from .body import INVALID_REQUEST, MAX_BYTES, FrameRows, accepted, wrong_content_type
+from .errors import RequestError, engine_failed
+
 SERVER = "mlflow.pyfunc.scoring_server.app"
 MAX_REQUESTS = 256
+SHOWN_CHARACTERS = 300
+
+logger = logging.getLogger(__name__)
 
 
 class Client:
@@ -38,40 +51,54 @@ class Client:
 CLIENT: contextvars.ContextVar[Client | None] = contextvars.ContextVar("client", default=None)
 
 
-def watch_clients() -> None:
+def watch_clients(frame_rows: FrameRows, is_well: Callable[[], bool]) -> None:
     """Have the scoring server that is starting in this process, if one is, made of `WatchedApp`."""
     if SERVER in sys.modules:
         import fastapi
 
-        fastapi.FastAPI = _watched(fastapi.FastAPI)
+        # Of two models that are loaded, the last one is served.
+        fastapi.FastAPI = _watched(getattr(fastapi.FastAPI, "unwatched", fastapi.FastAPI), frame_rows, is_well)
 
 
-def _watched(app_class: type) -> type:
-    if getattr(app_class, "watches_clients", False):
-        return app_class
-
+def _watched(app_class: type, frame_rows: FrameRows, is_well: Callable[[], bool]) -> type:
     class WatchedApp(app_class):
-        watches_clients = True
+        unwatched = app_class
         requests = 0
 
         async def __call__(self, scope, receive, send) -> None:
-            if scope["type"] != "http" or scope["path"] != "/invocations":
+            asked = (scope.get("method"), scope.get("path"))
+            if asked in (("GET", "/ping"), ("GET", "/health")) and not is_well():
+                said = "the engine's last step failed: the server's log says how"
+                return await _refuse(send, RequestError("engine_failed", said, TEMPORARILY_UNAVAILABLE))
+            if asked != ("POST", "/invocations"):
                 return await super().__call__(scope, receive, send)
             if self.requests >= MAX_REQUESTS:
-                return await _refuse(send)
-            if self.requests == 0:
-                self._make_threads()
+                said = f"{MAX_REQUESTS} requests are being answered already: try again later"
+                return await _refuse(send, RequestError("queue_full", said, REQUEST_LIMIT_EXCEEDED))
+            self._make_threads()
             self.requests += 1
-            client = Client()
-            CLIENT.set(client)
-            watched = _Receiver(receive, client)
             try:
-                await super().__call__(scope, watched, _without_prompt(send))
+                await self._answer(scope, receive, send)
             finally:
                 self.requests -= 1
+
+        async def _answer(self, scope, receive, send) -> None:
+            try:
+                body = await _read(receive)
+                if body is None:
+                    return
+                body = accepted(body, _content_type(scope), frame_rows)
+            except RequestError as error:
+                return await _refuse(send, error)
+            client = Client()
+            CLIENT.set(client)
+            replayed = _Replayed(body, receive, client)
+            try:
+                await super().__call__(scope, replayed, _without_input(send))
+            finally:
                 # Also on a time-out, which leaves the thread of the prediction behind.
                 client.leave()
-                watched.stop()
+                replayed.stop()
 
         def _make_threads(self) -> None:
             if not hasattr(self, "_threads"):
@@ -81,20 +108,41 @@ def _watched(app_class: type) -> type:
     return WatchedApp
 
 
-class _Receiver:
-    """ASGI's `receive`, which listens for the client's leaving as soon as the request is whole."""
+def _content_type(scope: dict[str, Any]) -> str | None:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"content-type"), None)
 
-    def __init__(self, receive, client: Client):
+
+async def _read(receive) -> bytes | None:
+    """The whole body, None if the client has left before its end."""
+    try:
+        return await asyncio.wait_for(_joined(receive), MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get())
+    except TimeoutError:
+        raise RequestError("body_timeout", "the body did not arrive in time", status=408) from None
+
+
+async def _joined(receive) -> bytes | None:
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > MAX_BYTES:
+            raise RequestError("too_large", f"a body holds at most {MAX_BYTES} bytes")
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+class _Replayed:
+    """ASGI's `receive` for a body that was read already, which listens for the client's leaving all the while."""
+
+    def __init__(self, body: bytes, receive, client: Client):
+        self._messages = [{"type": "http.request", "body": body, "more_body": False}]
         self._receive, self._client = receive, client
-        self._listener: asyncio.Task | None = None
+        self._listener = asyncio.create_task(self._listen())
 
     async def __call__(self) -> dict[str, Any]:
-        if self._listener is not None:
-            return await asyncio.shield(self._listener)
-        message = await self._receive()
-        if not message.get("more_body", False):
-            self._listener = asyncio.create_task(self._listen())
-        return message
+        return self._messages.pop() if self._messages else await asyncio.shield(self._listener)
 
     async def _listen(self) -> dict[str, Any]:
         message = await self._receive()
@@ -102,43 +150,50 @@ class _Receiver:
         return message
 
     def stop(self) -> None:
-        if self._listener is not None:
-            self._listener.cancel()
+        self._listener.cancel()
 
 
-def _without_prompt(send):
-    """ASGI's `send`, which takes the input out of what MLflow says of params that it refuses itself."""
+def _without_input(send):
+    """ASGI's `send`, which takes the input and the traceback out of what MLflow says of an error."""
     started: list[dict[str, Any]] = []
+    body = bytearray()
 
     async def pass_on(message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 400:
+        if message["type"] == "http.response.start" and message["status"] >= 400:
             started.append(message)
-            return
-        if started:
-            body = _cut(message.get("body", b""))
-            start = started.pop()
-            headers = [(name, value) for name, value in start["headers"] if name != b"content-length"]
-            await send(start | {"headers": [*headers, (b"content-length", str(len(body)).encode())]})
-            message = message | {"body": body}
-        await send(message)
+        elif not started:
+            await send(message)
+        else:
+            body.extend(message.get("body", b""))
+            if not message.get("more_body", False):
+                await _refuse(send, _told(started[0]["status"], bytes(body)))
 
     return pass_on
 
 
-def _cut(body: bytes) -> bytes:
+def _told(status: int, body: bytes) -> RequestError:
+    """What the client is told of an error that the server answers."""
+    if status == 415:
+        return wrong_content_type()
+    if status == 504:
+        return RequestError("timed_out", "the reply took longer than this server waits", status=status)
     try:
         content = json.loads(body)
-        said = content["message"]
+        said, trace = content["message"], content.get("stack_trace")
     except (ValueError, KeyError, TypeError):
-        return body
-    if not said.startswith("Failed to predict data"):
-        return body
-    return json.dumps(content | {"message": f"[invalid_params] {said.rpartition('Error: ')[2]}"}).encode()
+        return engine_failed()
+    if ours := re.match(r"\[([a-z0-9_]+)\] ", said):
+        return RequestError(ours[1], said[ours.end() :], ErrorCode.Value(content["error_code"]), status)
+    if said.startswith("Encountered an unexpected error"):
+        logger.error("A request failed:\n%s", trace)
+        return engine_failed()
+    if said.startswith("Failed to predict data"):
+        return RequestError("invalid_params", said.rpartition("Error: ")[2][:SHOWN_CHARACTERS])
+    return RequestError("invalid_request", INVALID_REQUEST)
 
 
-async def _refuse(send) -> None:
-    message = f"[queue_full] {MAX_REQUESTS} requests are being answered already: try again later"
-    body = json.dumps({"error_code": "REQUEST_LIMIT_EXCEEDED", "message": message}).encode()
+async def _refuse(send, error: RequestError) -> None:
+    body = error.serialize_as_json().encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 429, "headers": headers})
+    await send({"type": "http.response.start", "status": error.get_http_status_code(), "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -8,7 +8,7 @@ and joined to the batch; rows that are over are dropped, and columns that only t
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from .sequence import Sequence
+from .sequence import Sequence, choose
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -123,8 +123,4 @@ def _pad_left(tensor: torch.Tensor, width: int, dim: int) -> torch.Tensor:
 
 def _choose(sequences: list[Sequence], logits: torch.Tensor) -> list[tuple[Sequence, int]]:
     """The next token of every sequence from logits [rows, vocabulary]: greedy, or drawn by its settings."""
-    tokens = logits.argmax(dim=-1).tolist()
-    for row, sequence in enumerate(sequences):
-        if not sequence.greedy:
-            tokens[row] = sequence.sample(logits[row].cpu().numpy())
-    return list(zip(sequences, tokens, strict=True))
+    return choose(sequences, logits.argmax(dim=-1).tolist(), lambda row: logits[row].cpu().numpy())

@@ -33,6 +33,8 @@ FOUND = {
     "answered, not refused": ({}, {"refused": "n"}, _chat("a"), "answered instead of refused"),
     "refused": ({}, {"refused": "n must"}, REFUSAL, None),
     "refused without the name": ({}, {"refused": "top_p"}, REFUSAL, "the refusal does not name top_p"),
+    "refused with a part of the name": ({}, {"refused": "us"}, REFUSAL, "the refusal does not name us"),
+    "refused in capitals": ({}, {"refused": "AT MOST"}, REFUSAL, None),
     "refused with an echo": ({}, {"refused": "n"}, ECHO, "the refusal repeats the prompt"),
     "refused by accident": (
         {},

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from steps.evaluation import prompt_set
 from steps.schema import PromptSet
-from steps.wrappers.contract import RequestError
+from steps.wrappers.errors import RequestError
+from steps.wrappers.sequence import Sequence
 from tests.conftest import SPAIN
 
 ROWS = prompt_set.load(PromptSet("facts", "conf/prompt_set/facts.jsonl")).rows
@@ -117,15 +118,25 @@ def test_callers_at_once_get_their_own_answers(scheduler, contract, tokenizer):
         assert list(pool.map(ask, QUESTIONS[:32])) == alone
 
 
-def test_a_cancelled_sequence_frees_its_place(scheduler, contract, tokenizer):
-    (request,) = contract.requests([_ask(temperature=2.0, max_tokens=400)], None)
+def test_a_cancelled_sequence_frees_its_place(scheduler, contract, tokenizer, monkeypatch):
+    step = scheduler._engine.step
+    monkeypatch.setattr(scheduler._engine, "step", lambda arriving: time.sleep(0.02) or step(arriving))
+    monkeypatch.setattr(tokenizer, "end_tokens", frozenset())  # so it would go on for 400 tokens
+    (request,) = contract.requests([_ask(temperature=2.0, max_tokens=400, custom_inputs={"seed": 1})], None)
     (left,) = request.sequences(tokenizer)
     scheduler.submit([left])
+    while len(left.tokens) < 3:
+        assert left.progress.wait(30)
+        left.progress.clear()
+    before = len(left.tokens)
     scheduler.cancel([left])
-    (stays,) = contract.requests([_ask()], None)[0].sequences(tokenizer)
+    assert left.done.wait(30)
+    assert left.error.code == "cancelled"
+    assert len(left.tokens) <= before + 2
+    (stays,) = contract.requests([_ask(max_tokens=3)], None)[0].sequences(tokenizer)
     scheduler.run([stays])
-    assert "Madrid" in stays.text
-    assert len(left.tokens) < 400
+    assert "The" in stays.text
+    assert len(left.tokens) <= before + 2
 
 
 def test_a_stream_says_the_same_in_pieces(scheduler, complete, contract, tokenizer, monkeypatch):
@@ -172,12 +183,65 @@ def test_a_full_queue_is_told_at_once(scheduler, contract, tokenizer, monkeypatc
     assert refusal.value.get_http_status_code() == 429
 
 
-def test_an_engines_fault_reaches_the_caller_and_the_next_one_is_answered(scheduler, contract, tokenizer, monkeypatch):
+def test_an_engines_fault_is_told_and_the_next_one_is_answered(scheduler, contract, tokenizer, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(scheduler._engine, "step", lambda arriving: 1 / 0)
-        (sequence,) = contract.requests([_ask()], None)[0].sequences(tokenizer)
-        with pytest.raises(ZeroDivisionError):
-            scheduler.run([sequence])
+        sequences = contract.requests([_ask(n=2)], None)[0].sequences(tokenizer)
+        with pytest.raises(RequestError, match="engine_failed") as told:
+            scheduler.run(sequences)
+        assert told.value.get_http_status_code() == 500
+        assert len({id(sequence.error) for sequence in sequences}) == 2
+        assert not scheduler.is_well()
     (sequence,) = contract.requests([_ask()], None)[0].sequences(tokenizer)
     scheduler.run([sequence])
     assert "Madrid" in sequence.text
+    assert scheduler.is_well()
+
+
+@pytest.mark.parametrize("place", ["sample", "push"])
+def test_a_fault_of_one_sequence_leaves_the_others_alone(scheduler, complete, contract, tokenizer, monkeypatch, place):
+    row = _ask(temperature=1.0, max_tokens=5, n=3, custom_inputs={"seed": 20})
+    alone = [choice.tokens for choice in complete(row)[0]]
+    assert len(alone[1]) > 1
+    whole = getattr(Sequence, place)
+
+    def fail_one(sequence, argument):
+        if sequence.settings.seed == 21 and len(sequence.tokens) == 1:
+            raise IndexError("secret")
+        return whole(sequence, argument)
+
+    monkeypatch.setattr(Sequence, place, fail_one)
+    choices = contract.requests([row], None)[0].sequences(tokenizer)
+    with pytest.raises(RequestError, match=r"^\[engine_failed\]"):
+        scheduler.run(choices[1:2])
+    choices = contract.requests([row], None)[0].sequences(tokenizer)
+    scheduler.submit(choices)
+    assert all(choice.done.wait(30) for choice in choices)
+    assert [choice.error and choice.error.code for choice in choices] == [None, "engine_failed", None]
+    assert [choices[0].tokens, choices[2].tokens] == [alone[0], alone[2]]
+    assert scheduler.is_well()
+
+
+def test_a_prompt_is_read_in_pieces(onnx_scheduler, contract, tokenizer, monkeypatch):
+    """A prompt of many pieces, one that is just one, and two that are read together."""
+    from steps.wrappers import onnx_engine
+
+    rows = [_ask("please " * 40 + SPAIN), _ask(SPAIN), _ask("Hi"), _ask("Ho"), _ask("please " * 41 + SPAIN)]
+    requests = contract.requests(rows, None)
+
+    def tokens():
+        sequences = [request.sequences(tokenizer)[0] for request in requests]
+        onnx_scheduler.run(sequences)
+        return [sequence.tokens for sequence in sequences]
+
+    whole, widths = tokens(), []
+    forward = onnx_engine.OnnxEngine._forward
+    monkeypatch.setattr(onnx_engine, "PREFILL_TOKENS", 16)
+    monkeypatch.setattr(
+        onnx_engine.OnnxEngine,
+        "_forward",
+        lambda self, ids, *rest: widths.append(ids.shape) or forward(self, ids, *rest),
+    )
+    assert tokens() == whole
+    assert max(rows * width for rows, width in widths) <= 16
+    assert sum(shape == (1, 16) for shape in widths) >= 4

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from steps.wrappers import serving
-from steps.wrappers.serving import CLIENT, _cut, _watched
+from steps.wrappers.serving import CLIENT, _told, _watched
 
 
 class _Sequence:
@@ -25,7 +25,8 @@ class _Server:
 
     def __init__(self):
         self.sequence, self.entered, self.let_go = _Sequence(), threading.Event(), threading.Event()
-        app = _watched(fastapi.FastAPI)()
+        self.well, self.bodies = True, []
+        app = _watched(fastapi.FastAPI, list, lambda: self.well)()
 
         def predict():
             CLIENT.get().waits_for([self.sequence])
@@ -35,7 +36,7 @@ class _Server:
 
         @app.post("/invocations")
         async def invocations(request: fastapi.Request):
-            await request.body()
+            self.bodies.append(await request.json())
             await asyncio.to_thread(predict)
             return {"answered": True}
 
@@ -53,8 +54,8 @@ class _Server:
         while not self._server.started:
             threading.Event().wait(0.01)
 
-    def post(self, timeout=30):
-        request = urllib.request.Request(f"{self.address}/invocations", b"{}")
+    def post(self, timeout=30, body=b'{"inputs": {}}', content_type="application/json"):
+        request = urllib.request.Request(f"{self.address}/invocations", body, {"Content-Type": content_type})
         with urllib.request.urlopen(request, timeout=timeout) as reply:
             return json.load(reply)
 
@@ -115,21 +116,157 @@ def test_sequences_of_a_client_that_has_left_already_are_cancelled():
 
 def test_nothing_is_watched_outside_of_the_scoring_server():
     before = fastapi.FastAPI
-    serving.watch_clients()
+    serving.watch_clients(list, lambda: True)
     assert fastapi.FastAPI is before
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        (
-            b'{"message": "Failed to predict data \'secret\'. \\nError: bad n"}',
-            b'{"message": "[invalid_params] bad n"}',
-        ),
-        (b'{"message": "[invalid_n] n is 9"}', b'{"message": "[invalid_n] n is 9"}'),
-        (b"not json", b"not json"),
-        (b"[1]", b"[1]"),
-    ],
-)
-def test_the_input_is_cut_out_of_what_mlflow_says(body, said):
-    assert _cut(body) == said
+@pytest.mark.parametrize("path", ["ping", "health"])
+def test_the_ping_is_as_well_as_the_engine(server, path):
+    server.well = False
+    with pytest.raises(urllib.error.HTTPError) as sick:
+        urllib.request.urlopen(f"{server.address}/{path}", timeout=30)
+    with sick.value:
+        assert sick.value.code == 503
+        assert json.load(sick.value)["message"].startswith("[engine_failed] ")
+    server.well = True
+    urllib.request.urlopen(f"{server.address}/ping", timeout=30).close()
+
+
+ROW = {"prompt": "a", "n": None}
+REWRITTEN = {
+    "messages": ({"messages": [], "n": 1}, {"messages": [], "n": 1}),
+    "messages with params": (
+        {"messages": [], "n": 1, "params": {"n": 2, "seed": 3}},
+        {"messages": [], "n": 1, "seed": 3},
+    ),
+    "inputs": ({"inputs": ROW, "params": {"n": 1}}, {"inputs": ROW, "params": {"n": 1}}),
+    "prompt": (
+        {"prompt": "a", "n": 1, "params": {"seed": 1}},
+        {"inputs": {"prompt": "a", "n": 1}, "params": {"seed": 1}},
+    ),
+    "instances": ({"instances": [ROW]}, {"inputs": [ROW], "params": None}),
+    "records": ({"dataframe_records": [ROW, ROW]}, {"inputs": [ROW, ROW], "params": None}),
+    "split": (
+        {"dataframe_split": {"columns": ["prompt", "n"], "index": [0], "data": [["a", None]]}, "params": {"n": 1}},
+        {"inputs": [ROW], "params": {"n": 1}},
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "read"), REWRITTEN.values(), ids=REWRITTEN)
+def test_every_form_of_a_body_is_read_as_one(server, body, read):
+    server.let_go.set()
+    server.post(body=json.dumps(body).encode())
+    assert server.bodies == [read]
+
+
+def _deep(levels):
+    return b'{"inputs": ' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
+
+
+SECRET = "secret"
+SPLIT = {"columns": ["prompt"], "data": [[SECRET]]}
+REFUSED = {
+    "cut": (b'{"inputs":\n "secret', "invalid_json", "(line 2, column 2)"),
+    "empty": (b"", "invalid_json", "(line 1, column 1)"),
+    "not UTF-8": (b'"secret\xff"', "invalid_json", "byte 7 is not UTF-8"),
+    "a long number": (b'{"secret": ' + b"9" * 5000 + b"}", "invalid_json", "a number is too long"),
+    "33 levels": (_deep(33), "invalid_json", "at most 32 levels"),
+    "endless levels": (b"[" * 500_000, "invalid_json", "deeper than 32 levels"),
+    "too large": (b'"' + b"a" * 3_000_000 + b'"', "too_large", "at most 1000000 bytes"),
+    "a list": ([SECRET], "invalid_request", "a body is a JSON object with messages"),
+    "nothing known": ({SECRET: 1}, "invalid_request", "a body is"),
+    "two forms": ({"inputs": SECRET, "instances": []}, "invalid_request", "exactly one of inputs"),
+    "a setting beside inputs": ({"inputs": SECRET, "n": 1}, "invalid_request", "(and params)"),
+    "params in a list": ({"inputs": SECRET, "params": [1]}, "invalid_params", "params must be an object, got list"),
+    "records of text": ({"dataframe_records": [SECRET]}, "invalid_dataframe", "a list of objects"),
+    "records in an object": ({"dataframe_records": {SECRET: 1}}, "invalid_dataframe", "a list of objects"),
+    "split in a list": (
+        {"dataframe_split": [SECRET]},
+        "invalid_dataframe",
+        "columns must be a list of different names",
+    ),
+    "split with a name twice": (
+        {"dataframe_split": SPLIT | {"columns": [SECRET, SECRET]}},
+        "invalid_dataframe",
+        "different names",
+    ),
+    "split without data": ({"dataframe_split": {"columns": [SECRET]}}, "invalid_dataframe", "a list of rows"),
+    "split with a long row": (
+        {"dataframe_split": SPLIT | {"data": [[SECRET, 1]]}},
+        "invalid_dataframe",
+        "each a list of 1 value(s)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "code", "words"), REFUSED.values(), ids=REFUSED)
+def test_a_body_that_cannot_be_read_is_refused(server, body, code, words):
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        server.post(body=body if isinstance(body, bytes) else json.dumps(body).encode())
+    with refusal.value:
+        said = json.load(refusal.value)["message"]
+        assert refusal.value.code == 400
+    assert said.startswith(f"[{code}] ")
+    assert words in said
+    assert SECRET not in said
+    assert server.bodies == []
+
+
+def test_32_levels_are_read(server):
+    server.let_go.set()
+    assert server.post(body=_deep(32)) == {"answered": True}
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/jsonl"])
+def test_a_wrong_content_type_is_a_415(server, content_type):
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        server.post(content_type=content_type)
+    with refusal.value:
+        assert refusal.value.code == 415
+        assert json.load(refusal.value)["message"].startswith(
+            "[content_type] the content type must be application/json"
+        )
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for(server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "1")
+    with socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])), timeout=30) as slow:
+        head = "POST /invocations HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+        slow.sendall(head.encode() + b"{")
+        assert b" 408 " in slow.recv(100)
+
+
+INVALID = 400, "invalid_request", "a body is a JSON object"
+BROKEN = 500, "engine_failed", "the model failed"
+TOLD = {
+    "params": (
+        400,
+        {"message": "Failed to predict data 'secret'. \nError: bad n", "error_code": "BAD_REQUEST"},
+        (400, "invalid_params", "bad n"),
+    ),
+    "ours": (
+        429,
+        {"message": "[queue_full] wait", "error_code": "REQUEST_LIMIT_EXCEEDED"},
+        (429, "queue_full", "wait"),
+    ),
+    "MLflow's": (400, {"message": "secret", "error_code": "BAD_REQUEST", "stack_trace": "secret"}, INVALID),
+    "a fault": (
+        400,
+        {"message": "Encountered an unexpected error", "error_code": "BAD_REQUEST", "stack_trace": "Traceback"},
+        BROKEN,
+    ),
+    "not JSON": (500, "Internal Server Error secret", BROKEN),
+    "another object": (500, ["secret"], BROKEN),
+    "a time-out": (504, "secret", (504, "timed_out", "longer than this server waits")),
+    "another charset": (415, "secret", (415, "content_type", "in UTF-8")),
+}
+
+
+@pytest.mark.parametrize(("status", "body", "told"), TOLD.values(), ids=TOLD)
+def test_what_mlflow_says_of_an_error_loses_the_input_and_the_traceback(status, body, told):
+    error = _told(status, json.dumps(body).encode())
+    assert (error.get_http_status_code(), error.code) == told[:2]
+    assert told[2] in error.message
+    assert "secret" not in error.serialize_as_json()
+    assert "stack_trace" not in error.serialize_as_json()
