@@ -8,7 +8,9 @@ and the table of rows to each variant's run and LoggedModel. Killed and started 
 Exit codes: 0 done, 1 failed, 3 done and some rows have an error.
 """
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from steps import cli, tracking
@@ -24,53 +26,81 @@ from steps.schema import EvaluateConfig
 from steps.tracking import Variant
 
 MAKE_ONE = "Make one with `mlflow run . -e build` (or `python -m steps.build`)."
+NOT_SCORED, NOT_REPORTED = "could not be scored", "is scored, but could not be reported on"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The LoggedModels that were scored, and what is to be said of rows that have an error."""
+    """The LoggedModels that were scored, what is to be said of rows that have an error, and what went wrong."""
 
-    model_ids: list[str]
-    row_errors: list[str]
+    model_ids: list[str] = field(default_factory=list)
+    row_errors: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
 
 def evaluate(config: EvaluateConfig) -> Outcome:
-    """Score what has no scorecard yet; raises StepError with every variant that could not be scored."""
+    """Score what has no scorecard yet, and finish the report of what has one.
+
+    Raises StepError with every variant that could not be scored, or not be reported on.
+    """
     import mlflow
 
     rows = prompt_set.load(config.prompt_set)
     client = mlflow.MlflowClient()
-    chosen = _choose(config, rows, tracking.variants(client, tracking.experiment_id()))
-    unfinished = [] if config.run_id else report.unfinished(client, rows, config, chosen)
-    if not chosen and not unfinished:
+    variants = tracking.variants(client, tracking.experiment_id())
+    chosen = _choose(config, rows, variants)
+    scored = [] if config.run_id else [variant for variant in variants if variant not in chosen]
+    unfinished = [variant for variant in scored if report.is_unfinished(variant, rows, config)]
+    outcome = Outcome()
+    _look_back(scored, rows, config, outcome)
+    if chosen or unfinished or not report.is_compared(client, variants, rows):
+        _evaluate(client, rows, config, chosen, unfinished, outcome)
+    else:
         tracking.say(f"Every variant has a scorecard for {rows.name} ({len(rows.rows)} rows) already.")
-        return Outcome([], [])
+        _check_faults(outcome)
+    return outcome
+
+
+def _look_back(scored: list[Variant], rows: PromptSet, config: EvaluateConfig, outcome: Outcome) -> None:
+    """Tell the row errors of variants that were scored before, and forget what a killed process left of them."""
+    for variant in scored:
+        journal.forget(_key(variant, rows, config))
+        with _kept_apart(variant, NOT_REPORTED, outcome):
+            if (scorecard.scores(variant, rows.sha256) or {}).get("answers/errors"):
+                outcome.row_errors.extend(_row_errors(variant, scorecard.read(variant, rows.sha256)))
+
+
+def _evaluate(
+    client: Any,
+    rows: PromptSet,
+    config: EvaluateConfig,
+    chosen: list[Variant],
+    unfinished: list[Variant],
+    outcome: Outcome,
+) -> None:
+    """Score the chosen variants, report on them and the unfinished ones, and compare all, in a run of its own."""
+    import mlflow
+
     fits = fit.check(chosen, rows, config.prompt_set.over_context)
-    metrics = scores.load_metrics(scores.names(config))
-    faults: list[str] = []
-    row_errors: list[str] = []
-    timed = [*chosen, *unfinished] if config.evaluate.speed else []
+    metrics = scores.load_metrics(scores.names(config)) if chosen else {}
+    untimed = [variant for variant in unfinished if report.is_untimed(variant, rows, config)]
+    timed = [*chosen, *untimed] if config.evaluate.speed else []
     with tracking.run(f"evaluate-{rows.name}"), speed.bench(timed) as bench:
         mlflow.log_params(
             {"prompt_set.rows": len(rows.rows), "prompt_set.sha256": rows.sha256, "evaluated": len(chosen)}
         )
         for variant in chosen:
-            try:
+            with _kept_apart(variant, NOT_SCORED, outcome):
                 card = score_variant(client, variant, rows, metrics, config, fits.get(variant.model_id))
-                row_errors += _row_errors(variant, card)
+                outcome.row_errors.extend(_row_errors(variant, card))
+                outcome.model_ids.append(variant.model_id)
                 unfinished.append(variant)
-            except Exception as error:  # a variant that cannot be asked must not keep the others from it
-                tracking.check_server("went away and has not come back")
-                faults.append(_could_not(variant, error))
         for variant in unfinished:
-            try:
+            with _kept_apart(variant, NOT_REPORTED, outcome):
                 report.finish(client, variant, rows, config, bench)
-            except Exception as error:
-                faults.append(_could_not(variant, error))
-        report.compare(client, rows, config)
-    if faults:
-        raise StepError(*faults, *row_errors)
-    return Outcome([variant.model_id for variant in chosen], row_errors)
+        outcome.faults.extend(report.compare(client, rows, config))
+        # In the run, so that it reads FAILED.
+        _check_faults(outcome)
 
 
 def score_variant(
@@ -87,6 +117,7 @@ def score_variant(
         # Another process may have scored it while this one waited.
         now = tracking.as_variant(client.get_logged_model(variant.model_id))
         if not config.run_id and scorecard.has_scorecard(now, rows, scores.names(config), config):
+            kept.remove()
             return scorecard.read(now, rows.sha256)
         # Before anything of it is loaded: a changed model could run anything.
         if changed := integrity.verify(client, variant):
@@ -124,6 +155,7 @@ def _log(
         "answers/errors": sum(error is not None for error in card.errors),
         "answers/skipped": sum(skipped is not None for skipped in card.skipped),
     }
+    report.begin(client, variant, rows)
     with tracking.reopened(variant.run_id):
         scores.log(card, data, latencies, variant.model_id)
         # With the dataset, so that what was measured on two prompt sets can be told apart.
@@ -179,8 +211,8 @@ def _say_waiting(variant: Variant) -> None:
 
 
 def _say_scored(variant: Variant, card: Scorecard, config: EvaluateConfig, seconds: float) -> None:
-    first = f"{config.evaluate.metrics[0]}/mean"
-    said = f"{config.evaluate.metrics[0]} {card.metrics[first]:.3f}" if first in card.metrics else "scored"
+    first = scores.first(config)
+    said = f"{first} {card.metrics[f'{first}/mean']:.3f}" if f"{first}/mean" in card.metrics else "scored"
     skipped = sum(reason is not None for reason in card.skipped)
     left_out = f", {skipped} rows skipped: {next(filter(None, card.skipped))}" if skipped else ""
     tracking.say(f"Scored {variant.name}: {said} ({seconds:.1f} s{left_out})")
@@ -195,9 +227,20 @@ def _row_errors(variant: Variant, card: Scorecard) -> list[str]:
     return [f"{variant.name} is scored, but {len(failed)} rows have an error: row {identity!r}: {error}"]
 
 
-def _could_not(variant: Variant, error: Exception) -> str:
-    said = "; ".join(error.faults) if isinstance(error, StepError) else f"{type(error).__name__}: {error}"
-    return f"{variant.name} ({variant.uri}) could not be scored: {said}"
+@contextlib.contextmanager
+def _kept_apart(variant: Variant, what: str, outcome: Outcome) -> Iterator[None]:
+    """Make what is raised for a variant its fault, which must not keep the others from anything."""
+    try:
+        yield
+    except Exception as error:
+        tracking.check_server("went away and has not come back")
+        said = "; ".join(error.faults) if isinstance(error, StepError) else f"{type(error).__name__}: {error}"
+        outcome.faults.append(f"{variant.name} ({variant.uri}) {what}: {said}")
+
+
+def _check_faults(outcome: Outcome) -> None:
+    if outcome.faults:
+        raise StepError(*outcome.faults, *outcome.row_errors)
 
 
 def check_rows(outcome: Outcome) -> None:

@@ -82,14 +82,14 @@ class Prompting:
 
 @dataclass
 class Columns:
-    """Which columns of a dataset hold the fields of a row; a field that is not named is read from its own name."""
+    """Which columns of a dataset hold the fields of a row: without a word of its own name, with null of none."""
 
-    id: str = field(default="id", **FREE_TEXT)
-    messages: str = field(default="messages", **FREE_TEXT)
-    prompt: str = field(default="prompt", **FREE_TEXT)
-    target: str = field(default="target", **FREE_TEXT)
-    tags: str = field(default="tags", **FREE_TEXT)
-    rules: str = field(default="rules", **FREE_TEXT)
+    id: str | None = field(default="id", **FREE_TEXT)
+    messages: str | None = field(default="messages", **FREE_TEXT)
+    prompt: str | None = field(default="prompt", **FREE_TEXT)
+    target: str | None = field(default="target", **FREE_TEXT)
+    tags: str | None = field(default="tags", **FREE_TEXT)
+    rules: str | None = field(default="rules", **FREE_TEXT)
 
 
 @dataclass
@@ -144,8 +144,9 @@ class Evaluation:
 class Promotion:
     """What best means: hard limits (`min`, `max` of any metric) first, then the metric, then the cheapest of the tied.
 
-    `alpha` is the level at which a difference counts. The smoke test serves the version and asks `smoke_rows` rows;
-    the server must be up within `smoke_seconds`. `retry_rejected` gives rejected versions another chance.
+    `alpha` is the level at which a difference counts. The smoke test serves the version and asks `smoke_rows` rows
+    (8 at most: those that evaluate asks one by one); the server must be up within `smoke_seconds`. `retry_rejected`
+    gives rejected versions another chance.
     """
 
     name: str = MISSING
@@ -296,7 +297,7 @@ def _register_faults(config: RegisterConfig) -> Iterator[str]:
             yield f"promotion.limits.{name}.min must be at most its max {limit['max']:g}, got {limit['min']:g}."
     promotion = config.promotion
     yield from _within("promotion.alpha", promotion.alpha, 0, 0.5, open_low=True)
-    yield from _within("promotion.smoke_rows", promotion.smoke_rows, 1)
+    yield from _within("promotion.smoke_rows", promotion.smoke_rows, 1, 8)
     yield from _within("promotion.smoke_seconds", promotion.smoke_seconds, 1)
     yield from _within("promotion.lock_seconds", promotion.lock_seconds, 0)
     yield from _within("version", config.version, 1)

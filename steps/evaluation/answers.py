@@ -21,6 +21,8 @@ from steps.schema import Evaluation
 from steps.tracking import Variant
 
 SHOWN_ERRORS = 3
+# Few, since a row alone takes as long as several in a batch.
+ALONE = 8
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,12 @@ def answer(
     from tqdm import tqdm
 
     batches = list(_batches(variant, prompt_set, fit, settings))
-    known = {name: Answer(**entry) for name, entry in journal.entries.items() if name.startswith("answer ")}
-    missing = [batch for batch in batches if not all(_is_answered(known, question) for question in batch)]
-    _check_errors(prompt_set, fit, {}, settings.max_errors)
-    left = sum(map(len, missing))
+    known = _answered(journal)
+    missing = [batch for batch in batches if not all(question.name in known for question in batch)]
+    _check_errors(prompt_set, fit, known, settings.max_errors)
+    total, left = sum(map(len, batches)), sum(map(len, missing))
     # disable=None: no bar where the output is not a terminal
-    with tqdm(initial=sum(map(len, batches)) - left, total=left, desc=variant.name, unit="row", disable=None) as bar:
+    with tqdm(initial=total - left, total=total, desc=variant.name, unit="row", disable=None) as bar:
         for batch in missing:
             found = _ask_timed(model, variant, batch)
             journal.add({name: asdict(said) for name, said in found.items()})
@@ -98,21 +100,35 @@ def _repeats(variant: Variant, settings: Evaluation) -> int:
     return settings.repeats if _sampled(variant) else 1
 
 
+def asked_alone(rows: int) -> list[int]:
+    """The places, all over so many rows, of those that a greedy variant is asked one by one.
+
+    A served model can be held against these answers: in bf16 the other rows of a batch move the last bits of a number,
+    and with them now and then a word.
+    """
+    return list(range(0, rows, max(1, rows // ALONE)))[:ALONE]
+
+
 def _batches(variant: Variant, prompt_set: PromptSet, fit: Fit, settings: Evaluation) -> Iterator[list[Question]]:
     """All questions; each has a seed of its own, the same wherever its batch begins."""
-    rows = [(index, row) for index, row in enumerate(prompt_set.rows) if _unasked(fit, index) is None]
+    asked = [index for index in range(len(prompt_set.rows)) if _unasked(fit, index) is None]
+    alone = set() if _sampled(variant) else set(asked_alone(len(prompt_set.rows)))
+    together = [index for index in asked if index not in alone]
     for repeat in range(_repeats(variant, settings)):
-        first_seed = settings.seed + repeat * len(prompt_set.rows) if _sampled(variant) else None
-        for start in range(0, len(rows), settings.batch_size):
-            yield [
-                Question(
-                    _name(repeat, index),
-                    row.conversation,
-                    fit.prompts.get(index, row.question),
-                    None if first_seed is None else first_seed + index,
-                )
-                for index, row in rows[start : start + settings.batch_size]
-            ]
+        for places in [[index] for index in asked if index in alone] + _cut(together, settings.batch_size):
+            yield [_question(variant, prompt_set, fit, settings, repeat, index) for index in places]
+
+
+def _cut(places: list[int], size: int) -> list[list[int]]:
+    return [places[start : start + size] for start in range(0, len(places), size)]
+
+
+def _question(
+    variant: Variant, prompt_set: PromptSet, fit: Fit, settings: Evaluation, repeat: int, index: int
+) -> Question:
+    row = prompt_set.rows[index]
+    seed = settings.seed + repeat * len(prompt_set.rows) + index if _sampled(variant) else None
+    return Question(_name(repeat, index), row.conversation, fit.prompts.get(index, row.question), seed)
 
 
 def _name(repeat: int, index: int) -> str:
@@ -120,9 +136,10 @@ def _name(repeat: int, index: int) -> str:
     return f"answer {repeat} {index}"
 
 
-def _is_answered(known: dict[str, Answer], question: Question) -> bool:
-    """An error of an earlier evaluation may have been the machine's: such a row is asked again."""
-    return question.name in known and known[question.name].error is None
+def _answered(journal: Journal) -> dict[str, Answer]:
+    """The answers of a journal; an error may have been the machine's, so such a row is asked again."""
+    known = {name: Answer(**entry) for name, entry in journal.entries.items() if name.startswith("answer ")}
+    return {name: said for name, said in known.items() if said.error is None}
 
 
 def _unasked(fit: Fit, index: int) -> Answer | None:
@@ -156,12 +173,16 @@ def _ask_timed(model: Any, variant: Variant, batch: list[Question]) -> dict[str,
 def _as_answer(text: Any, latency_ms: float) -> Answer:
     if not isinstance(text, str):
         return Answer(error=f"the answer is no text but {type(text).__name__}")
-    # What cannot be written cannot be shown either.
-    return Answer(text.encode(errors="replace").decode(), latency_ms=latency_ms)
+    return Answer(_writable(text), latency_ms=latency_ms)
+
+
+def _writable(text: str) -> str:
+    """A text without lone surrogates: what cannot be written cannot be shown either."""
+    return text.encode(errors="replace").decode()
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+    return _writable(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
 
 
 def _ask(model: Any, variant: Variant, batch: list[Question]) -> list[Any]:

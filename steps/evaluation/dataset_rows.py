@@ -2,9 +2,11 @@
 
     -P prompt_set=dataset -P prompt_set.path=OWNER/NAME -P prompt_set.split=test -P prompt_set.columns.target=answer
 
-A column inside of another is named with a dot (`answers.text`). A row without an id has its number for one.
+A column inside of another is named with a dot (`answers.text`); `prompt_set.columns.tags=null` leaves a column out
+that happens to have a field's name. A row without an id has its number for one, and a single tag may be a text.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,39 @@ from steps.quiet import quiet
 from steps.schema import Columns, PromptSet
 
 OPTIONAL = ("id", "messages", "prompt", "tags", "rules")
+# Which builder of `datasets` reads a file.
+BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+# A column's name arrives as it was typed.
+NO_COLUMN = (None, "null")
 
 
 def read(config: PromptSet) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number and the fields of every row; raises StepError where there is no such dataset or column."""
     dataset = _load(config)
+    having = dataset.column_names
     named = _named(config.columns)
-    columns = {field: column for field, column in named.items() if column in dataset.column_names}
-    if faults := _column_faults(named, dataset.column_names):
+    if faults := _column_faults(named, having):
         raise StepError(*faults)
+    columns = _one_question({field: column for field, column in named.items() if column in having})
     for number, row in enumerate(dataset.select_columns(list(set(columns.values()))), start=1):
-        content = {field: row[column] for field, column in columns.items() if row[column] is not None}
+        content = {field: _field(field, row[column]) for field, column in columns.items() if row[column] is not None}
         yield number, {"id": str(number)} | content
+
+
+def _one_question(columns: dict[str, str]) -> dict[str, str]:
+    """The columns without one of prompt and messages where both are there: the one that was not asked for by name."""
+    if not {"prompt", "messages"} <= columns.keys():
+        return columns
+    asked_for = columns["prompt"] != "prompt" and columns["messages"] == "messages"
+    left_out = "messages" if asked_for else "prompt"
+    return {field: column for field, column in columns.items() if field != left_out}
+
+
+def _field(field: str, value: Any) -> Any:
+    """A value as a row of a file would have it."""
+    if field == "id" and isinstance(value, int):
+        return str(value)
+    return [value] if field == "tags" and isinstance(value, str) else value
 
 
 def _load(config: PromptSet) -> Any:
@@ -34,7 +57,7 @@ def _load(config: PromptSet) -> Any:
 
     try:
         with quiet():
-            return datasets.load_dataset(_path(config.path), config.subset, split=config.split).flatten()
+            return datasets.load_dataset(**_source(config), name=config.subset, split=config.split).flatten()
     except Exception as error:  # whatever the hub's client or a reader of files raises
         said = str(error).strip().partition("\n")[0]
         raise StepError(
@@ -43,8 +66,19 @@ def _load(config: PromptSet) -> Any:
         ) from error
 
 
+def _source(config: PromptSet) -> dict[str, Any]:
+    """What `datasets` loads: a file by its builder, as the split that is asked for, else a folder or a repository."""
+    path = _path(config.path)
+    builder = BUILDERS.get(Path(path).suffix.lower())
+    if builder is None or Path(path).is_dir():
+        return {"path": path}
+    # Of a file alone `datasets` makes a split train; a part of it is asked for as test[:100].
+    split = re.match(r"\w*", config.split)[0] or "test"
+    return {"path": builder, "data_files": {split: path}}
+
+
 def _path(path: str) -> str:
-    """A folder relative to where the user stands, else to the project; any other name is the hub's."""
+    """A file or folder relative to where the user stands, else to the project; any other name is the hub's."""
     for candidate in (Path(path).expanduser(), CONF.parent / path):
         if candidate.exists():
             return str(candidate)
@@ -52,8 +86,8 @@ def _path(path: str) -> str:
 
 
 def _named(columns: Columns) -> dict[str, str]:
-    """The column of every field."""
-    return {
+    """The column of every field that is to be read."""
+    named = {
         "id": columns.id,
         "messages": columns.messages,
         "prompt": columns.prompt,
@@ -61,6 +95,7 @@ def _named(columns: Columns) -> dict[str, str]:
         "tags": columns.tags,
         "rules": columns.rules,
     }
+    return {field: column for field, column in named.items() if column not in NO_COLUMN}
 
 
 def _column_faults(named: dict[str, str], having: list[str]) -> list[str]:
@@ -70,6 +105,9 @@ def _column_faults(named: dict[str, str], having: list[str]) -> list[str]:
         for field, column in named.items()
         if column not in having and (column != field or field not in OPTIONAL)
     ]
-    if not {named["messages"], named["prompt"]} & set(having):
-        faults.append(f"prompt_set.columns.prompt or .messages must name a column of {', '.join(having)}.")
+    there = f"must name a column of {', '.join(having)}."
+    if not {named.get("messages"), named.get("prompt")} & set(having):
+        faults.append(f"prompt_set.columns.prompt or .messages {there}")
+    if "target" not in named:
+        faults.append(f"prompt_set.columns.target {there}")
     return faults

@@ -5,8 +5,9 @@ model is loaded.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +21,9 @@ from steps.wrappers.tokenizer import ChatTokenizer
 FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json", "genai_config.json"}
 # Tokens that a chat template may put around one message, generously.
 AROUND_A_MESSAGE = 16
+# A text has about as many tokens as its words have by themselves; how many more it could have is not worth knowing.
+SLACK = 2
+LONG_WORD, KNOWN_WORDS = 64, 65536
 
 
 @dataclass
@@ -59,7 +63,7 @@ def _refuse(fits: Iterable[Fit], prompt_set: PromptSet, over_context: str) -> No
     for found in fits:
         rows = found.control_tokens | (found.too_long if over_context == "refuse" else {})
         faults |= dict.fromkeys(
-            f"{prompt_set.name}: row {prompt_set.rows[index].id!r}: {fault}" for index, fault in sorted(rows.items())
+            f"{prompt_set.name}: {prompt_set.place(index)}: {fault}" for index, fault in sorted(rows.items())
         )
     if faults:
         more = [f"… and {len(faults) - MAX_FAULTS} more faults."] if len(faults) > MAX_FAULTS else []
@@ -71,13 +75,12 @@ def fit(variant: Variant, prompt_set: PromptSet) -> Fit:
     found = Fit()
     with tokenizer_of(variant) as tokenizer:
         context = tokenizer.context_length
-        shortest = len(tokenizer.encode_chat([{"role": "user", "content": "a"}]))
+        has_room = _room(tokenizer)
         around = _around(tokenizer) if variant.params["interface"] == "prompt" else None
         for index, row in enumerate(prompt_set.rows):
             if fault := _control_token(tokenizer, row):
                 found.control_tokens[index] = fault
-            # No tokenizer makes more tokens than bytes, and most rows are far from the limit.
-            elif shortest + _bytes(row) >= context:
+            elif not has_room(row):
                 length = len(tokenizer.encode_chat(row.conversation))
                 if length >= context:
                     found.too_long[index] = f"its prompt has {length} tokens, the context of {variant.name} {context}."
@@ -111,8 +114,25 @@ def _control_token(tokenizer: ChatTokenizer, row: Row) -> str | None:
     return None
 
 
-def _bytes(row: Row) -> int:
-    return sum(len(content.encode()) + AROUND_A_MESSAGE for _, content in row.messages)
+def _room(tokenizer: ChatTokenizer) -> Callable[[Row], bool]:
+    """Whether a row is surely within the context: most are, and a tokenizer is slow to count all of their tokens."""
+    shortest = len(tokenizer.encode_chat([{"role": "user", "content": "a"}]))
+    room = tokenizer.context_length - shortest
+    tokens = lru_cache(KNOWN_WORDS)(lambda word: len(tokenizer.encode(word)))
+
+    def has_room(row: Row) -> bool:
+        around = AROUND_A_MESSAGE * len(row.messages)
+        # No tokenizer makes more tokens than bytes.
+        if around + sum(len(content.encode()) for _, content in row.messages) < room:
+            return True
+        return around + SLACK * sum(_tokens_at_most(content, tokens) for _, content in row.messages) < room
+
+    return has_room
+
+
+def _tokens_at_most(content: str, tokens: Callable[[str], int]) -> int:
+    """The tokens of all words by themselves; of a long one its bytes."""
+    return sum(tokens(word) if len(word) <= LONG_WORD else len(word.encode()) for word in content.split(" "))
 
 
 def _around(tokenizer: ChatTokenizer) -> tuple[str, str]:

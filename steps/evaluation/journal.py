@@ -68,9 +68,8 @@ def opened(key: dict[str, Any], waiting: Callable[[], None]) -> Iterator[Journal
     """The journal of a key, for this process alone; `waiting` is called if another process has it."""
     from filelock import FileLock, Timeout
 
-    folder = cache_directory() / "journals"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{digest(key)}.jsonl"
+    path = _path(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
     try:
         lock.acquire(timeout=0)
@@ -82,6 +81,20 @@ def opened(key: dict[str, Any], waiting: Callable[[], None]) -> Iterator[Journal
             yield journal
     finally:
         lock.release()
+
+
+def forget(key: dict[str, Any]) -> None:
+    """Remove the journal that a killed process left of a key; one that another process has open stays."""
+    from filelock import FileLock, Timeout
+
+    path = _path(key)
+    if path.is_file():
+        with contextlib.suppress(Timeout), FileLock(f"{path}.lock", timeout=0):
+            path.unlink(missing_ok=True)
+
+
+def _path(key: dict[str, Any]) -> Path:
+    return cache_directory() / "journals" / f"{digest(key)}.jsonl"
 
 
 def _parse(line: bytes) -> dict[str, Any]:

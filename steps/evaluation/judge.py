@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 from steps.errors import StepError
@@ -51,11 +51,18 @@ def _compute(ask: Any, judge: Judge, prompt_set: PromptSet, answers: list[Answer
     missing = [(name, *pair) for name, pair in zip(names, pairs, strict=True) if name not in journal.entries]
     with quiet(), ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(missing), THREADS):
-            batch = missing[start : start + THREADS]
-            found = pool.map(lambda entry: _judgement(ask, *entry[1:]), batch)
-            journal.add({entry[0]: score for entry, score in zip(batch, found, strict=True)})
+            _judge_batch(ask, missing[start : start + THREADS], pool, journal)
     scores = [journal.entries[name] for name in names]
     return Computed(scores, {"mean": sum(scores) / len(scores)})
+
+
+def _judge_batch(ask: Any, batch: list[tuple[str, Row, Answer]], pool: Executor, journal: Journal) -> None:
+    """Journal every judgement of a batch, whatever becomes of the others; raises StepError with all that failed."""
+    asked = {name: pool.submit(_judgement, ask, row, said) for name, row, said in batch}
+    failed = [error for future in asked.values() if (error := future.exception())]
+    journal.add({name: future.result() for name, future in asked.items() if not future.exception()})
+    if failed:
+        raise StepError(*(fault for error in failed for fault in error.faults))
 
 
 def _judge(judge: Judge) -> Any:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from steps.evaluation.metrics import rules
@@ -17,13 +17,17 @@ UNFIT = re.compile("[\0\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One question; `targets` are the accepted answers, the first one is shown; `rules` are for its form."""
+    """One question; `targets` are the accepted answers, the first one is shown; `rules` are for its form.
+
+    `number` is where it stands: its line in a file or its row in a dataset.
+    """
 
     id: str
     messages: tuple[tuple[str, str], ...]
     targets: tuple[str, ...]
     tags: tuple[str, ...]
     rules: tuple[str, ...] = ()
+    number: int = field(default=0, compare=False)
 
     @property
     def conversation(self) -> list[dict[str, str]]:
@@ -40,8 +44,8 @@ class Row:
         return len(self.messages) == 1
 
 
-def make(content: dict[str, Any]) -> Row:
-    """The row of an object without faults."""
+def make(content: dict[str, Any], number: int = 0) -> Row:
+    """The row of an object without faults, which stands at `number`."""
     messages = content.get("messages") or [{"role": "user", "content": content["prompt"]}]
     target = content["target"]
     return Row(
@@ -50,6 +54,7 @@ def make(content: dict[str, Any]) -> Row:
         targets=tuple(target) if isinstance(target, list) else (target,),
         tags=tuple(content.get("tags", ())),
         rules=tuple(content.get("rules", ())),
+        number=number,
     )
 
 
@@ -73,9 +78,7 @@ def _faults(content: dict[str, Any]) -> Iterator[str]:
         yield from _message_faults(content["messages"])
     yield from _target_faults(content.get("target"))
     if "tags" in content:
-        tags = content["tags"]
-        if not isinstance(tags, list) or not all(isinstance(tag, str) and tag for tag in tags):
-            yield "tags must be a list of strings."
+        yield from _tag_faults(content["tags"])
     if "rules" in content:
         yield from _rule_faults(content["rules"])
 
@@ -107,6 +110,16 @@ def _target_faults(target: Any) -> Iterator[str]:
             yield from _text_faults("target[{}]", accepted, index)
     else:
         yield from _text_faults("target", target)
+
+
+def _tag_faults(tags: Any) -> Iterator[str]:
+    if not isinstance(tags, list):
+        yield "tags must be a list of strings."
+        return
+    for index, tag in enumerate(tags):
+        yield from _text_faults("tags[{}]", tag, index)
+        if tag in tags[:index]:
+            yield f"tags[{index}] is {repr(tag)[:SHOWN]} again."
 
 
 def _rule_faults(asked: Any) -> Iterator[str]:

@@ -26,10 +26,11 @@ MAX_FAULTS = 50
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The checked rows of a prompt set."""
+    """The checked rows of a prompt set; each stands on a `unit` of its own, a line of a file or a row of a dataset."""
 
     name: str
     rows: tuple[Row, ...]
+    unit: str = "row"
 
     @cached_property
     def sha256(self) -> str:
@@ -39,6 +40,11 @@ class PromptSet:
             said = [row.id, row.messages, row.targets, row.tags, *([row.rules] if row.rules else [])]
             content.update(json.dumps(said).encode())
         return content.hexdigest()
+
+    def place(self, index: int) -> str:
+        """Where a row stands, for people."""
+        row = self.rows[index]
+        return f"{self.unit} {row.number or index + 1} (id {row.id!r})"
 
 
 def load(config: PromptSetConfig) -> PromptSet:
@@ -96,10 +102,10 @@ def _checked(config: PromptSetConfig, source: str, unit: str, contents: Iterable
             named = f" (id {identity!r})" if isinstance(identity, str) and identity else ""
             faults += [f"{unit} {number}{named}: {problem}" for problem in problems]
         else:
-            rows.append(prompt_row.make(content))
+            rows.append(prompt_row.make(content, number))
     if not rows and not faults:
         faults = ["it holds no row."]
     if faults:
         more = [f"… and {len(faults) - MAX_FAULTS} more faults."] if len(faults) > MAX_FAULTS else []
         raise StepError(*(f"{source}: {fault}" for fault in faults[:MAX_FAULTS]), *more)
-    return PromptSet(config.name, tuple(rows))
+    return PromptSet(config.name, tuple(rows), unit)

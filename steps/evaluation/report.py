@@ -3,8 +3,12 @@
 On a variant's run a page about its scorecard (`scorecards/<first 16 of the prompt set's sha256>.md`), beside the
 scorecard itself. On the evaluation's run every variant that is scored on these rows: the tables `leaderboard.json` and
 `pairwise.json`, and the pictures `quality_against_speed.png` and `scores_by_tag.png`.
+
+A tag of the LoggedModel and one of the evaluation's run are written last and say that all of it is there: what was
+interrupted before is done again by the next evaluation.
 """
 
+import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -12,16 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from steps import tracking
+from steps.errors import StepError
 from steps.evaluation import plots, scorecard, scores, speed, traces
 from steps.evaluation.plots import Point
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.speed import Bench
 from steps.evaluation.statistics import difference
+from steps.models.manifest import digest
 from steps.quiet import quiet
 from steps.schema import EvaluateConfig
 from steps.tracking import Variant
 
+# A tag of a LoggedModel for each prompt set: what is whole beside the scorecard, and since which evaluation.
+FINISHED = "phi3.report"
+# A tag of an evaluation's run for each prompt set: the scorecards and reports that it compares.
+COMPARED = "phi3.compared"
 # The columns of the leaderboard beside the scores.
 COSTS = {
     "contract_passed": "contract/passed",
@@ -50,40 +60,78 @@ class Entry:
     metrics: dict[str, float]
 
 
-def unfinished(client: Any, rows: PromptSet, config: EvaluateConfig, chosen: list[Variant]) -> list[Variant]:
-    """Variants that need no scores (they are not among `chosen`), but their speed or traces."""
-    others = {variant.model_id for variant in chosen}
-    return [
-        variant
-        for variant in tracking.variants(client, tracking.experiment_id())
-        if variant.model_id not in others and _is_unfinished(variant, rows, config)
-    ]
+def begin(client: Any, variant: Variant, rows: PromptSet) -> None:
+    """Say that the scorecard is about to change, and that what was said of the one before holds no longer."""
+    client.set_logged_model_tags(variant.model_id, {_tag(FINISHED, rows): "{}"})
+
+
+def is_unfinished(variant: Variant, rows: PromptSet, config: EvaluateConfig) -> bool:
+    """Whether a variant that is scored has no page yet, or lacks its speed or traces."""
+    if not _finished(variant, rows) or is_untimed(variant, rows, config):
+        return True
+    known = scorecard.scores(variant, rows.sha256) or {}
+    asked = len(rows.rows) - known.get("answers/skipped", 0)
+    return config.evaluate.traces and traces.count(variant, rows) != asked
+
+
+def is_untimed(variant: Variant, rows: PromptSet, config: EvaluateConfig) -> bool:
+    """Whether a variant's speed is asked for and not known."""
+    return config.evaluate.speed and not _finished(variant, rows).get("speed")
+
+
+def is_compared(client: Any, variants: list[Variant], rows: PromptSet) -> bool:
+    """Whether the run of an evaluation compares the variants as they are now."""
+    condition = f"tags.`{_tag(COMPARED, rows)}` = '{_state(variants, rows)}'"
+    return bool(client.search_runs([tracking.experiment_id()], condition, max_results=1))
 
 
 def finish(client: Any, variant: Variant, rows: PromptSet, config: EvaluateConfig, bench: Bench) -> None:
     """Add to a variant's scorecard what is asked for: its speed, traces, and a page that says it all."""
     import mlflow
 
+    # Another process may have timed it since.
+    variant = tracking.as_variant(client.get_logged_model(variant.model_id))
+    timed = config.evaluate.speed or _finished(variant, rows).get("speed", False)
     with tracking.reopened(variant.run_id):
-        if config.evaluate.speed:
+        if is_untimed(variant, rows, config):
             speed.log(variant, bench.measure(variant, rows, config.evaluate), bench.machine)
         entry = _entry(tracking.as_variant(client.get_logged_model(variant.model_id)), rows)
         mlflow.log_text(page(entry), str(Path(scorecard.file(rows.sha256)).with_suffix(".md")))
     if config.evaluate.traces:
         traces.log(variant, rows, entry.card, scorecard.read_latencies(variant, rows.sha256))
+    _mark(client, variant, rows, timed)
 
 
-def compare(client: Any, rows: PromptSet, config: EvaluateConfig) -> None:
-    """Log tables and pictures of all variants that are scored on these rows to the active run."""
+def _mark(client: Any, variant: Variant, rows: PromptSet, timed: bool) -> None:
+    """Say that a variant's report is whole, and with the evaluation which of several it is."""
+    import mlflow
+
+    mark = {"speed": timed, "evaluation": mlflow.active_run().info.run_id}
+    client.set_logged_model_tags(variant.model_id, {_tag(FINISHED, rows): json.dumps(mark)})
+
+
+def compare(client: Any, rows: PromptSet, config: EvaluateConfig) -> list[str]:
+    """Log tables and pictures of all variants that are scored on these rows to the active run.
+
+    Returns why variants are not among them: their scorecards cannot be read.
+    """
     import mlflow
 
     variants = tracking.variants(client, tracking.experiment_id())
-    scored = [_entry(variant, rows) for variant in variants if scorecard.scores(variant, rows.sha256) is not None]
-    first = config.evaluate.metrics[0]
-    entries = sorted(scored, key=lambda entry: entry.metrics.get(f"{first}/mean", float("-inf")), reverse=True)
-    if not entries:
-        return
-    entries = _told_apart(entries)
+    first = scores.first(config)
+    entries, faults = _entries(variants, rows)
+    entries.sort(key=lambda entry: entry.metrics.get(f"{first}/mean", float("-inf")), reverse=True)
+    if entries:
+        _log_comparison(_told_apart(entries), rows, config)
+    if not faults:
+        mlflow.set_tag(_tag(COMPARED, rows), _state(variants, rows))
+    return faults
+
+
+def _log_comparison(entries: list[Entry], rows: PromptSet, config: EvaluateConfig) -> None:
+    import mlflow
+
+    first = scores.first(config)
     pairs = pairwise(entries, first)
     with quiet():
         mlflow.log_table(leaderboard(entries, scores.names(config)), "leaderboard.json")
@@ -107,12 +155,9 @@ def leaderboard(entries: list[Entry], metrics: list[str]) -> dict[str, list[Any]
 def pairwise(entries: list[Entry], metric: str) -> list[dict[str, Any]]:
     """Of every two entries, how far the first is ahead in a metric: a paired bootstrap over the rows of both."""
     found = []
-    for ours, theirs in combinations(entries, 2):
-        both = [
-            pair
-            for pair in zip(ours.card.scores.get(metric, []), theirs.card.scores.get(metric, []), strict=True)
-            if None not in pair
-        ]
+    for ours, theirs in combinations([entry for entry in entries if metric in entry.card.scores], 2):
+        scored = zip(ours.card.scores[metric], theirs.card.scores[metric], strict=True)
+        both = [pair for pair in scored if None not in pair]
         if not both:
             continue
         apart = difference(*zip(*both, strict=True))
@@ -174,7 +219,7 @@ def _log_pictures(entries: list[Entry], metric: str, prompt_set: str) -> None:
     import mlflow
 
     points = [_point(entry, metric) for entry in entries if _has_point(entry, metric)]
-    by_variant = {entry.name: entry.card.by_tag for entry in entries if entry.card.by_tag}
+    by_variant = {entry.name: entry.card.by_tag for entry in entries if _has_tags(entry, metric)}
     with quiet():  # matplotlib tells that it builds its list of fonts
         if points:
             title = f"Quality against speed on {prompt_set}"
@@ -188,15 +233,49 @@ def _has_point(entry: Entry, metric: str) -> bool:
     return {f"{metric}/mean", f"{metric}/ci_low", speed.MAIN} <= set(entry.metrics)
 
 
+def _has_tags(entry: Entry, metric: str) -> bool:
+    return any(f"{metric}/mean" in numbers for numbers in entry.card.by_tag.values())
+
+
 def _point(entry: Entry, metric: str) -> Point:
     numbers = [entry.metrics[f"{metric}/{part}"] for part in ("mean", "ci_low", "ci_high")]
     numbers += [entry.metrics[f"{speed.MAIN}{part}"] for part in ("", "_p25", "_p75")]
     return Point(entry.name, entry.variant.params["mode"], *numbers, size=entry.metrics["size/bytes"])
 
 
+def _entries(variants: list[Variant], rows: PromptSet) -> tuple[list[Entry], list[str]]:
+    """The variants that are scored on these rows, and why some of them cannot be read."""
+    entries, faults = [], []
+    for variant in _scored(variants, rows):
+        try:
+            entries.append(_entry(variant, rows))
+        except StepError as error:
+            faults += error.faults
+    return entries, faults
+
+
+def _scored(variants: list[Variant], rows: PromptSet) -> list[Variant]:
+    return [variant for variant in variants if scorecard.scores(variant, rows.sha256) is not None]
+
+
 def _entry(variant: Variant, rows: PromptSet) -> Entry:
     metrics = scorecard.scores(variant, rows.sha256) or {}
     return Entry(variant.name, variant, scorecard.read(variant, rows.sha256), metrics)
+
+
+def _tag(name: str, rows: PromptSet) -> str:
+    return f"{name}.{rows.sha256[:16]}"
+
+
+def _finished(variant: Variant, rows: PromptSet) -> dict[str, Any]:
+    """What the mark of a variant's report says; nothing where its report is not whole."""
+    return json.loads(variant.tags.get(_tag(FINISHED, rows), "{}"))
+
+
+def _state(variants: list[Variant], rows: PromptSet) -> str:
+    """A digest of the scorecards and reports of all variants as they are."""
+    tags = scorecard.tag(rows.sha256), _tag(FINISHED, rows)
+    return digest([[variant.model_id, *map(variant.tags.get, tags)] for variant in _scored(variants, rows)])
 
 
 def _told_apart(entries: list[Entry]) -> list[Entry]:
@@ -206,12 +285,3 @@ def _told_apart(entries: list[Entry]) -> list[Entry]:
         replace(entry, name=f"{entry.name} {entry.variant.model_id[2:8]}") if names[entry.name] > 1 else entry
         for entry in entries
     ]
-
-
-def _is_unfinished(variant: Variant, rows: PromptSet, config: EvaluateConfig) -> bool:
-    known = scorecard.scores(variant, rows.sha256)
-    if known is None:
-        return False
-    untimed = config.evaluate.speed and speed.MAIN not in known
-    asked = len(rows.rows) - known.get("answers/skipped", 0)
-    return untimed or (config.evaluate.traces and traces.count(variant, rows) < asked)

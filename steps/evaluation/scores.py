@@ -41,6 +41,11 @@ def names(config: EvaluateConfig) -> list[str]:
     return list(dict.fromkeys([*config.evaluate.metrics, *config.prompt_set.metrics, *judge]))
 
 
+def first(config: EvaluateConfig) -> str:
+    """The metric that variants are compared by: the prompt set's own, where it has one."""
+    return [*config.prompt_set.metrics, *config.evaluate.metrics][0]
+
+
 def local_metrics() -> list[str]:
     """Names of the metrics that need no hub."""
     return sorted(file.stem for file in METRICS.glob("*.py") if file.stem not in HELPERS)

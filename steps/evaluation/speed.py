@@ -18,7 +18,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,12 +109,13 @@ def metrics(measured: dict[str, Any], machine: dict[str, Any], on_gpu: bool) -> 
 
 
 def log(variant: Variant, measured: dict[str, Any], machine: dict[str, Any]) -> None:
-    """Log the medians to the variant's model, and every call to the active run."""
+    """Log every call to the active run, and then the medians to it and to the variant's model."""
     import mlflow
 
     on_gpu = variant.params.get("mode.execution_provider", "cpu") != "cpu"
-    mlflow.log_metrics(metrics(measured, machine, on_gpu), model_id=variant.model_id)
+    # A number in a table has its calls beside it, wherever this is interrupted.
     mlflow.log_dict({"machine": machine} | measured, "speed.json")
+    mlflow.log_metrics(metrics(measured, machine, on_gpu), model_id=variant.model_id)
 
 
 def _request(variant: Variant, rows: PromptSet, evaluation: Evaluation) -> dict[str, Any]:
@@ -137,18 +137,15 @@ def _request(variant: Variant, rows: PromptSet, evaluation: Evaluation) -> dict[
 
 def _questions(variant: Variant, rows: PromptSet) -> list[dict[str, Any]]:
     """Questions from all over the prompt set that the variant can be asked, as its interface takes them."""
-    some = replace(rows, rows=rows.rows[:: max(1, len(rows.rows) // QUESTIONS)][:QUESTIONS])
-    fitted = fit.fit(variant, some)
-    askable = [
-        (index, row)
-        for index, row in enumerate(some.rows)
-        if index not in fitted.too_long and index not in fitted.unaskable
-    ]
+    fitted = fit.fit(variant, rows)
+    unfit = {*fitted.control_tokens, *fitted.too_long, *fitted.unaskable}
+    askable = [index for index in range(len(rows.rows)) if index not in unfit]
     if not askable:
-        raise StepError(f"the speed of {variant.name} could not be measured: none of {len(some.rows)} rows fits it.")
+        raise StepError(f"the speed of {variant.name} could not be measured: none of {len(rows.rows)} rows fits it.")
+    chosen = askable[:: max(1, len(askable) // QUESTIONS)][:QUESTIONS]
     if variant.params["interface"] == "chat":
-        return [{"messages": row.conversation} for _, row in askable]
-    return [{"prompt": fitted.prompts.get(index, row.question)} for index, row in askable]
+        return [{"messages": rows.rows[index].conversation} for index in chosen]
+    return [{"prompt": fitted.prompts.get(index, rows.rows[index].question)} for index in chosen]
 
 
 def _start(imports: tuple[str, ...]) -> subprocess.Popen:

@@ -85,8 +85,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     asking = Asking(model, request)
     rows, seconds = request["rows"], request["seconds"]
     batch = [rows[index % len(rows)] for index in range(request["batch_size"])]
-    for row in rows[:WARM_UP_CALLS]:
-        asking.tokens([row])
+    for calls in [*([row] for row in rows[:WARM_UP_CALLS]), *([batch] if asking.takes_batches else [])]:
+        asking.tokens(calls)
     single = [_timed(asking.tokens, [row]) for row in _enough(rows, seconds)]
     first = [_timed(asking.first_token, row) for row in _enough(rows if asking.can_stop_early else [], seconds / 4)]
     batched = [_timed(asking.tokens, given) for given in _enough([batch] if asking.takes_batches else [], seconds)]

@@ -17,6 +17,7 @@ from typing import Any
 
 from steps import tracking
 from steps.evaluation import contract, fit
+from steps.evaluation.answers import asked_alone
 from steps.evaluation.prompt_row import Row
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
@@ -137,12 +138,11 @@ def _wait_until_up(server: Served, watcher: subprocess.Popen, log: Path, seconds
 
 
 def _sample(rows: PromptSet, card: Scorecard, count: int) -> list[tuple[Row, str]]:
-    """Rows from all over the prompt set that were answered, with their answers."""
-    unanswered = [error or skipped for error, skipped in zip(card.errors, card.skipped, strict=True)]
+    """Rows from all over the prompt set that were asked one by one, as they are here, with their answers."""
     answered = [
-        (row, answer) for row, answer, why in zip(rows.rows, card.answers, unanswered, strict=True) if why is None
+        place for place in asked_alone(len(rows.rows)) if card.errors[place] is None and card.skipped[place] is None
     ]
-    return answered[:: max(1, len(answered) // count)][:count]
+    return [(rows.rows[place], card.answers[place]) for place in answered[:: max(1, len(answered) // count)][:count]]
 
 
 def _answer_fault(server: Served, variant: Variant, recorded: list[tuple[Row, str]]) -> str | None:

@@ -41,6 +41,15 @@ COLUMNS = (
     *("Dataset", "Source", "Models"),
     *("answer_match/mean", "exact_match/mean", "speed/tokens_per_second", "memory/peak_mb", "size/bytes"),
 )
+SHOWS_PICTURE = """size => [...document.images].some(
+    image => image.naturalWidth === size[0] && image.naturalHeight === size[1]
+)"""
+# Whether the page has each of some lines as often as it is given.
+SHOWS_EACH = """given => {
+    const lines = document.body.innerText.split("\\n");
+    const count = (all, one) => all.filter(line => line === one).length;
+    return given.every(one => count(lines, one) >= count(given, one));
+}"""
 ROWS = 16
 SECONDS = 60
 
@@ -54,10 +63,25 @@ def chromium():
     if not shutil.which("apt-get") or os.geteuid() != 0:
         pytest.skip("there is no Chromium, and no apt-get with root's rights to install it")
     for words in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
-        done = subprocess.run(["apt-get", *words], capture_output=True, text=True, timeout=600, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"there is no Chromium, and apt-get {words[0]} failed: {done.stderr.strip()[-200:]}")
+        if reason := apt_get_fault(words):
+            pytest.skip(f"there is no Chromium, and apt-get {words[0]} failed: {reason}")
     return shutil.which("chromium")
+
+
+def apt_get_fault(words, command=("apt-get",), seconds=600):
+    """Why apt-get did not do what it was told; None where it did."""
+    try:
+        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return f"it was not over after {seconds} seconds"
+    return (done.stderr.strip()[-200:] or f"exit code {done.returncode}") if done.returncode else None
+
+
+def test_an_apt_get_that_hangs_or_fails_is_a_reason_to_skip():
+    python = (sys.executable, "-c")
+    assert apt_get_fault(["import time; time.sleep(60)"], python, 0.2) == "it was not over after 0.2 seconds"
+    assert apt_get_fault(["import sys; sys.exit('no route')"], python) == "no route"
+    assert apt_get_fault(["pass"], python) is None
 
 
 @pytest.fixture(scope="module")
@@ -168,16 +192,8 @@ def test_the_table_view_shows_the_answers_side_by_side(page, server, store):
     tables.filter(has_text="eval_results_table.json").click()
     tables.filter(has_text="leaderboard.json").click()
     page.keyboard.press("Escape")
-    for answer in answers:
-        page.get_by_text(answer, exact=True).first.wait_for()
-    assert tables_show(page, answers)
+    page.wait_for_function(SHOWS_EACH, arg=answers)
     show(page, "answers")
-
-
-def tables_show(page, answers):
-    """Whether the page has each answer as often as it was given."""
-    lines = page.inner_text("body").splitlines()
-    return all(lines.count(answer) >= answers.count(answer) for answer in answers)
 
 
 def test_the_evaluation_has_a_leaderboard_and_pictures(page, server, store):
@@ -186,10 +202,20 @@ def test_the_evaluation_has_a_leaderboard_and_pictures(page, server, store):
     page.goto(f"{server}/experiments/0/runs/{run.info.run_id}/artifacts/leaderboard.json")
     page.get_by_text("tokens_per_second").first.wait_for()
     assert all(name in page.inner_text("body") for name in VARIANTS)
+    seen = []
     for picture in ("quality_against_speed", "scores_by_tag"):
         page.get_by_text(f"{picture}.png").first.click()
-        page.wait_for_function("[...document.images].some(image => image.naturalWidth > 500)")
+        size = size_of(f"{run.info.artifact_uri}/{picture}.png")
+        assert size not in seen
+        seen.append(size)
+        page.wait_for_function(SHOWS_PICTURE, arg=size)
         show(page, picture)
+
+
+def size_of(address):
+    """The width and height of a logged PNG, by which the page's pictures are told apart."""
+    head = Path(mlflow.artifacts.download_artifacts(address)).read_bytes()[16:24]
+    return [int.from_bytes(head[:4]), int.from_bytes(head[4:])]
 
 
 def test_traces_show_rows_with_their_scores_and_the_prompts_are_registered(page, server):

@@ -1,5 +1,8 @@
 """Asking in batches: errors by row, seeds by row, and going on where a journal ends."""
 
+import contextlib
+from typing import ClassVar
+
 import pandas as pd
 import pytest
 
@@ -66,6 +69,28 @@ def _texts(answered):
     return [[said.text for said in repeat] for repeat in answered]
 
 
+@pytest.fixture(autouse=True)
+def in_batches(monkeypatch):
+    """No row is asked alone, which few enough rows all would be."""
+    monkeypatch.setattr(answers, "asked_alone", lambda rows: [])
+
+
+@pytest.mark.parametrize(("rows", "alone"), [(3, [0, 1, 2]), (8, list(range(8))), (66, list(range(0, 64, 8)))])
+def test_some_rows_from_all_over_the_set_are_asked_alone(monkeypatch, tmp_path, rows, alone):
+    monkeypatch.undo()
+    assert answers.asked_alone(rows) == alone
+    model, texts = _Model(), [f"q{number}" for number in range(rows)]
+    assert _texts(_ask(tmp_path, model, _rows(*texts), batch_size=64)) == [texts]
+    assert model.calls == [1] * len(alone) + [rows - len(alone)] * (rows > len(alone))
+
+
+def test_a_sampled_variant_is_not_asked_alone(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    model = _Model()
+    _ask(tmp_path, model, _rows("a", "b"), _variant(temperature=1.0))
+    assert model.calls == [2]
+
+
 @pytest.mark.parametrize("interface", ["chat", "prompt"])
 def test_answers_come_in_order_and_in_batches(tmp_path, interface):
     model = _Model()
@@ -104,6 +129,43 @@ def test_a_row_with_an_error_is_asked_again_next_time(tmp_path):
     (answered,) = _ask(tmp_path, model, _rows("a", "b", "c"))
     assert [said.text for said in answered] == ["a", "b", "c"]
     assert model.calls == [2]
+
+
+def test_errors_of_the_journal_are_not_counted_before_their_rows_are_asked_again(tmp_path):
+    _ask(tmp_path, _Model("a", "d"), _rows(*"abcd"))
+    model = _Model()
+    (answered,) = _ask(tmp_path, model, _rows(*"abcd"), max_errors=0)
+    assert [said.error for said in answered] == [None] * 4
+    assert model.calls == [2, 2]
+
+
+def test_rows_that_cannot_be_asked_count_as_errors(tmp_path):
+    model = _Model()
+    with pytest.raises(StepError, match=r"1 rows failed, more than evaluate.max_errors=0: row 'row-b': no place"):
+        _ask(tmp_path, model, _rows(*"ab"), fit=Fit(unaskable={1: "no place"}), max_errors=0)
+    assert model.calls == []
+
+
+def test_what_a_model_says_of_an_error_can_be_written(tmp_path):
+    (answered,) = _ask(tmp_path, _Model("\ud800"), PromptSet("set", (Row("a", (("user", "\ud800"),), ("t",), ()),)))
+    assert answered[0].error == "ValueError: no ?"
+
+
+def test_the_bar_counts_all_rows_and_begins_at_those_that_are_known(tmp_path, monkeypatch):
+    class _Bar(contextlib.nullcontext):
+        shown: ClassVar[list] = []
+
+        def __init__(self, initial, total, **_):
+            super().__init__(self)
+            self.shown.append([initial, total])
+
+        def update(self, number):
+            self.shown[-1].append(number)
+
+    monkeypatch.setattr("tqdm.tqdm", _Bar)
+    _ask(tmp_path, _Model("c"), _rows(*"abcde"))
+    _ask(tmp_path, _Model(), _rows(*"abcde"))
+    assert _Bar.shown == [[0, 5, 2, 2, 1], [3, 5, 2]]
 
 
 def test_an_answer_that_is_no_text_is_an_error(tmp_path):

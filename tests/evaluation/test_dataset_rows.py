@@ -70,6 +70,63 @@ def test_faults_are_told_by_row(folder):
     ]
 
 
+QUESTIONS = {
+    "messages": [[{"role": "user", "content": "talked"}]],
+    "prompt": ["typed"],
+    "question": ["asked"],
+    "talk": [[{"role": "user", "content": "chatted"}]],
+    "target": ["t"],
+}
+CHOSEN = {
+    "messages before a prompt": ([], "talked"),
+    "the prompt that is named": (["prompt_set.columns.prompt=question"], "asked"),
+    "the messages that are named": (["prompt_set.columns.messages=talk"], "chatted"),
+    "both named": (["prompt_set.columns.prompt=question", "prompt_set.columns.messages=talk"], "chatted"),
+    "no messages": (["prompt_set.columns.messages=null"], "typed"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "question"), CHOSEN.values(), ids=CHOSEN)
+def test_of_two_columns_with_a_question_one_is_read(folder, overrides, question):
+    (row,) = _load(folder, *overrides, rows=QUESTIONS).rows
+    assert row.question == question
+
+
+def test_incidental_columns_are_turned_into_text_or_left_out(folder):
+    rows = {"id": [7, 8], "prompt": ["q", "r"], "target": ["t", "u"], "tags": ["x", None], "rules": [1.5, 2.5]}
+    with pytest.raises(StepError, match=r"row 1 \(id '7'\): rules must be a list of strings"):
+        _load(folder, rows=rows)
+    loaded = _load(folder, "prompt_set.columns.rules=null", rows=rows)
+    assert [(row.id, row.tags, row.rules) for row in loaded.rows] == [("7", ("x",), ()), ("8", (), ())]
+    loaded = _load(folder, *[f"prompt_set.columns.{name}=null" for name in ("id", "tags", "rules")], rows=rows)
+    assert [(row.id, row.tags) for row in loaded.rows] == [("1", ()), ("2", ())]
+
+
+@pytest.mark.parametrize("split", ["test", "train", "anything", "test[:1]"])
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_a_file_is_a_dataset_whatever_the_split_is_called(tmp_path, ending, split):
+    dataset = Dataset.from_dict({"id": [7, 8], "prompt": ["q", "r"], "target": ["t", "u"]})
+    file = tmp_path / f"mine.{ending}"
+    {"csv": dataset.to_csv, "parquet": dataset.to_parquet}.get(ending, dataset.to_json)(file)
+    config = schema.PromptSet("mine", str(file), "datasets", split=split)
+    assert [row.id for row in prompt_set.load(config).rows] == (["7"] if "[" in split else ["7", "8"])
+
+
+def test_a_file_that_is_not_there_is_told():
+    with pytest.raises(StepError, match=r"the dataset 'no.csv' .* could not be loaded: FileNotFoundError"):
+        prompt_set.load(schema.PromptSet("mine", "no.csv", "datasets"))
+
+
+def test_a_set_without_question_or_target_is_told_with_its_columns(folder):
+    with pytest.raises(StepError) as refusal:
+        _load(folder, *[f"prompt_set.columns.{name}=null" for name in ("target", "prompt", "messages")])
+    there = "must name a column of question, answers.text, answers.at, topic."
+    assert sorted(refusal.value.faults) == [
+        f"prompt_set.columns.prompt or .messages {there}",
+        f"prompt_set.columns.target {there}",
+    ]
+
+
 def test_columns_that_are_not_there_are_told_together(folder):
     with pytest.raises(StepError) as refusal:
         _load(folder, "prompt_set.columns.prompt=questoin")

@@ -16,20 +16,26 @@ import pytest
 
 from steps import build, cli, tracking
 from steps.evaluation import answers, fit, prompt_set, scorecard
+from steps.evaluation.journal import Journal
 from steps.schema import PromptSet
 from tests.conftest import PROJECT
 
-BATCH = 8
-# Dies by kill -9 while it writes a batch into the journal, half of the batch's bytes being there. It never comes to
-# scoring, so it needs no metrics.
+BATCH, ROWS = 8, 12
+# The exit code of a process that a test ends.
+KILLED = 99
 # Speed has tests of its own.
 QUICK = ["evaluate.speed=false"]
+# Evaluations that die one after the other by kill -9 while they write a batch into the journal, half of the batch's
+# bytes being there; forked from a process that has paid for the imports. They never come to scoring, so they need no
+# metrics.
 MORTAL = """
-import os, signal, sys
+import json, os, signal, sys
+import mlflow.pyfunc, mlflow.pyfunc.loaders.code_model, pandas, onnxruntime_genai
 from steps import evaluate
 from steps.evaluation import answers, journal, scores
 
-left, asked = int(sys.argv.pop(1)), open(sys.argv.pop(1), "a")
+deaths, asked = json.loads(sys.argv.pop(1)), open(sys.argv.pop(1), "a")
+left = None
 ask, write = answers._ask, journal.Journal._write
 
 def counting(model, variant, batch):
@@ -48,6 +54,19 @@ def mortal(self, lines):
     write(self, lines)
 
 answers._ask, journal.Journal._write, scores.load_metrics = counting, mortal, dict.fromkeys
+for left in deaths:
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    else:
+        evaluate.main()
+        os._exit(0)
+"""
+# Imports beside the first process, and evaluates when it is told to.
+OTHER = """
+import mlflow.pyfunc, mlflow.pyfunc.loaders.code_model, pandas, onnxruntime_genai
+from steps import evaluate
+
+input()
 evaluate.main()
 """
 
@@ -117,23 +136,23 @@ def _metrics(variant, sha256):
 
 
 def test_killed_at_10_50_and_90_percent_it_ends_with_the_same_scorecard_bit_for_bit(
-    store, tmp_path, typed, monkeypatch, capfd
+    store, tmp_path, typed, monkeypatch, record_property
 ):
     rows = prompt_set.load(PromptSet("facts", "conf/prompt_set/facts.jsonl"))
     words = [f"run_id={store.variants()[SAMPLED].run_id}", f"evaluate.batch_size={BATCH}", "evaluate.seed=3"]
-    asked, batches, done = tmp_path / "asked", -(-len(rows.rows) // BATCH), 0
+    asked, batches, deaths = tmp_path / "asked", -(-len(rows.rows) // BATCH), []
     for share in (0.1, 0.5, 0.9):
-        dies_at = round(batches * share) - done
-        command = [sys.executable, "-W", "ignore", "-c", MORTAL, str(dies_at), str(asked), *words, *QUICK]
-        ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False)
-        assert ended.returncode == -9, ended.stderr
-        done += dies_at - 1
+        # A batch that one dies in is the first that the next one asks.
+        deaths.append(round(batches * share) - sum(deaths) + len(deaths))
+    command = [sys.executable, "-W", "ignore", "-c", MORTAL, json.dumps(deaths), str(asked), *words, *QUICK]
+    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False)
+    assert [line for line in ended.stdout.splitlines() if line.startswith("-")] == ["-9"] * 3, ended.stderr
     last = _counted(monkeypatch)
     assert typed("evaluate", *words).returncode == 0
     redone = len(asked.read_text()) + sum(last) - len(rows.rows)
     assert 0 <= redone <= 3 * BATCH
-    with capfd.disabled():
-        print(f"rows redone after kills at 10, 50 and 90 %: {redone} of {len(rows.rows)}, in batches of {BATCH}")
+    figure = f"rows redone after kills at 10, 50 and 90 %: {redone} of {len(rows.rows)}, in batches of {BATCH}"
+    record_property("figure", figure)
     variant = store.variants()[SAMPLED]
     resumed = store.file(variant, rows.sha256)
     last.clear()
@@ -142,6 +161,47 @@ def test_killed_at_10_50_and_90_percent_it_ends_with_the_same_scorecard_bit_for_
     assert store.file(variant, rows.sha256) == resumed
     (table,) = [file.path for file in mlflow.MlflowClient().list_artifacts(variant.run_id) if "table" in file.path]
     assert len(mlflow.artifacts.load_dict(f"runs:/{variant.run_id}/{table}")["data"]) == len(rows.rows)
+
+
+@pytest.mark.parametrize("where", ["before the mark", "before the journal is removed"])
+def test_killed_when_all_is_asked_it_asks_nothing_again(store, tmp_path, typed, monkeypatch, where):
+    variant = store.variants()[GREEDY]
+    words, sha256 = _file(tmp_path, [_row(where), _row("b", "What is the capital of France?", "Paris")])
+    only = f"run_id={variant.run_id}"
+    with monkeypatch.context() as patch:
+        _die(
+            patch,
+            *{"before the mark": (scorecard, "mark"), "before the journal is removed": (Journal, "remove")}[where],
+        )
+        assert typed("evaluate", words, only).returncode == KILLED
+    with monkeypatch.context() as patch:
+        sizes = _counted(patch)
+        assert typed("evaluate", words, only).returncode == 0
+    assert sizes == []
+    resumed = store.file(variant, sha256)
+    assert typed("evaluate", words, only).returncode == 0
+    assert store.file(variant, sha256) == resumed
+
+
+def test_what_a_killed_process_left_of_a_variant_that_is_scored_is_forgotten(store, tmp_path, typed, monkeypatch):
+    words, _ = _file(tmp_path, [_row("forgotten")])
+    journals = store.cache / "journals"
+    before = set(journals.glob("*.jsonl"))
+    with monkeypatch.context() as patch:
+        _die(patch, Journal, "remove")
+        assert typed("evaluate", words).returncode == KILLED
+    assert len(set(journals.glob("*.jsonl")) - before) == 1
+    assert typed("evaluate", words).returncode == 0
+    assert set(journals.glob("*.jsonl")) - before == set()
+
+
+def _die(patch, where, name):
+    """Have a function end the process, as far as a test can be ended."""
+
+    def die(*_, **__):
+        sys.exit(KILLED)
+
+    patch.setattr(where, name, die)
 
 
 def _counted(monkeypatch, before=lambda: None):
@@ -207,8 +267,8 @@ def test_rows_that_no_variant_can_be_asked_are_told_before_a_model_is_loaded(sto
     done = typed("evaluate", words, "prompt_set.name=mine")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
-    assert lines[0] == "error: mine: row 'marked': messages[0].content holds the control token <|end|>."
-    assert all("row 'long': its prompt has 2" in line and line.endswith("512.") for line in lines[1:])
+    assert lines[0] == "error: mine: line 2 (id 'marked'): messages[0].content holds the control token <|end|>."
+    assert all("line 3 (id 'long'): its prompt has 2" in line and line.endswith("512.") for line in lines[1:])
     assert len(lines) == 1 + len(store.variants())
 
 
@@ -228,6 +288,14 @@ def test_a_model_that_lost_its_files_does_not_keep_the_others_from_it(store, typ
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {GREEDY} (models:/")
     assert line.endswith("could not be scored: FileNotFoundError: tokenizer.json")
+    (run,) = mlflow.search_runs(
+        filter_string="attributes.run_name = 'evaluate-facts'",
+        order_by=["start_time DESC"],
+        max_results=1,
+        output_format="list",
+    )
+    assert run.info.status == "FAILED"
+    assert "leaderboard.json" in {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
 
 
 def test_rows_over_the_context_are_skipped_where_the_configuration_says_so(store, typed, tmp_path):
@@ -261,6 +329,11 @@ def test_rows_with_an_error_are_counted_and_end_with_3(store, typed, tmp_path, m
     card = scorecard.read(store.variants()[GREEDY], sha256)
     assert (card.errors, card.scores["answer_match"]) == ([None, "RuntimeError: out of memory"], [1.0, 0.0])
     assert mlflow.get_run(store.variants()[GREEDY].run_id).info.status == "FINISHED"
+    # Of the variants that are scored already too, and where nothing is left to do.
+    for said in ("Scored", "Every variant has a scorecard"):
+        done = typed("evaluate", words)
+        assert said in done.stdout
+        assert (done.returncode, done.stderr.count("rows have an error")) == (3, len(store.variants()))
 
 
 def test_the_form_of_an_answer_is_checked_by_rules(store, typed, tmp_path):
@@ -268,7 +341,17 @@ def test_the_form_of_an_answer_is_checked_by_rules(store, typed, tmp_path):
     words, sha256 = _file(tmp_path, rows)
     done = typed("evaluate", "prompt_set=instructions", words, f"run_id={store.variants()[GREEDY].run_id}")
     assert done.returncode == 0
+    assert "instruction_match 0.500" in done.stdout
     assert scorecard.row_scores(store.variants()[GREEDY], sha256)["instruction_match"] == [1, 0]
+    assert typed("evaluate", "prompt_set=instructions", words).returncode == 0
+    (run,) = mlflow.search_runs(
+        filter_string="attributes.run_name = 'evaluate-instructions'",
+        order_by=["start_time DESC"],
+        max_results=1,
+        output_format="list",
+    )
+    pairs = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/pairwise.json")
+    assert {row[pairs["columns"].index("metric")] for row in pairs["data"]} == {"instruction_match"}
     words, _ = _file(tmp_path, [_row("a", rules=["json"]), _row("b")])
     done = typed("evaluate", "prompt_set=instructions", words, f"run_id={store.variants()[GREEDY].run_id}")
     assert done.returncode == 1
@@ -280,11 +363,13 @@ class _Judge(http.server.BaseHTTPRequestHandler):
 
     said = '{"result": 0.5, "rationale": "half of it"}'
     asked: ClassVar[list] = []
+    broken = None  # an answer with this word gets no judgement
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append((self.path, body))
-        message = {"role": "assistant", "content": self.said}
+        said = "no judgement" if self.broken and self.broken in json.dumps(body) else self.said
+        message = {"role": "assistant", "content": said}
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
         reply = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"], "usage": usage}
@@ -322,10 +407,17 @@ def test_a_judge_behind_an_openai_compatible_address_scores_the_answers(store, t
     done = typed("evaluate", words, run_id, *switch)
     assert done.returncode == 1
     assert "The judge could not score row 'a'" in done.stderr
+    handler.said, handler.broken = _Judge.said, "France"
+    done = typed("evaluate", words, run_id, *switch)
+    assert done.stderr.count("The judge could not score") == 1
+    handler.broken, handler.asked[:] = None, []
     handler.said = '{"result": 7, "rationale": "too good"}'
-    assert "must give row 'a' a number from 0 to 1, got 7" in typed("evaluate", words, run_id, *switch).stderr
+    assert "must give row 'b' a number from 0 to 1, got 7" in typed("evaluate", words, run_id, *switch).stderr
+    # What was paid for is not asked again, whatever became of its neighbour.
+    assert not any("Spain" in json.dumps(body) for _, body in handler.asked)
     handler.said, handler.asked[:] = _Judge.said, []
     assert typed("evaluate", words, run_id, *switch).returncode == 0
+    assert len(handler.asked) == 1
     assert {path for path, _ in handler.asked} == {"/v1/chat/completions"}
     assert {body["model"] for _, body in handler.asked} == {"org/judge-1"}
     assert all("Score how well the answer agrees" in json.dumps(body) for _, body in handler.asked)
@@ -337,20 +429,21 @@ def test_a_judge_behind_an_openai_compatible_address_scores_the_answers(store, t
 
 def test_two_processes_at_once_ask_a_row_once(store, typed, tmp_path, monkeypatch):
     """This one holds a variant's rows until the other says that it waits for them."""
-    words, sha256 = _file(tmp_path, [_row(str(number), f"Question {number}?") for number in range(40)])
-    command, others = [sys.executable, "-W", "ignore", "-m", "steps.evaluate", words, *QUICK], []
+    words, sha256 = _file(tmp_path, [_row(str(number), f"Question {number}?") for number in range(ROWS)])
+    command, called = [sys.executable, "-W", "ignore", "-c", OTHER, words, *QUICK], []
+    with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
 
-    def let_the_other_come():
-        if not others:
-            others.append(subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True))
-            assert others[0].stdout.readline().endswith("these rows: waiting for it.\n")
+        def let_the_other_come():
+            if not called:
+                called.append(other.stdin.write("\n") and other.stdin.flush())
+                assert other.stdout.readline().endswith("these rows: waiting for it.\n")
 
-    sizes = _counted(monkeypatch, let_the_other_come)
-    assert typed("evaluate", words).returncode == 0
-    said, _ = others[0].communicate(timeout=300)
-    assert others[0].returncode == 0
-    assert sum(sizes) == 40 * (len(store.variants()) - said.count("Scored "))
-    assert all(len(scorecard.read(variant, sha256).answers) == 40 for variant in store.variants().values())
+        sizes = _counted(monkeypatch, let_the_other_come)
+        assert typed("evaluate", words).returncode == 0
+        said, _ = other.communicate(timeout=300)
+    assert other.returncode == 0
+    assert sum(sizes) == ROWS * (len(store.variants()) - said.count("Scored "))
+    assert all(len(scorecard.read(variant, sha256).answers) == ROWS for variant in store.variants().values())
 
 
 def test_the_plan_is_shown_and_nothing_is_done(store, typed):

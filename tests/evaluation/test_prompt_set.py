@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -59,6 +60,11 @@ FAULTS = {
         "unknown field 'targte'; known are id, messages, prompt, rules, tags, target.",
     ),
     "tags": (_line(tags="x"), "tags must be a list of strings."),
+    "number for a tag": (_line(tags=["x", 5]), "tags[1] must be text, got int."),
+    "empty tag": (_line(tags=[" "]), "tags[0] is empty."),
+    "NUL in a tag": (_line(tags=["x\0"]), "tags[0] holds a NUL character."),
+    "surrogate in a tag": (_line(tags=["x\ud800"]), "tags[0] holds a lone surrogate."),
+    "a tag twice": (_line(tags=["x", "y", "x"]), "tags[2] is 'x' again."),
     "rules": (_line(rules="json"), "rules must be a list of strings."),
     "unknown rule": (
         _line(rules=["jsn"]),
@@ -111,6 +117,12 @@ def test_prompt_stands_for_one_user_message(tmp_path):
     (row,) = loaded.rows
     assert row.conversation == [{"role": "user", "content": "q"}]
     assert (row.targets, row.tags) == (("t", "u"), ("x",))
+
+
+def test_a_row_knows_its_line(tmp_path):
+    loaded = _load(tmp_path, _line(), "", _line(id="b"))
+    assert [loaded.place(index) for index in range(2)] == ["line 1 (id 'a')", "line 3 (id 'b')"]
+    assert loaded.rows[0] == replace(loaded.rows[0], number=7)
 
 
 def test_the_digest_is_of_the_content_not_of_the_layout(tmp_path):

@@ -1,5 +1,7 @@
 """MLflow's own views of prompts and traces."""
 
+import sys
+
 import mlflow
 import pytest
 
@@ -47,7 +49,7 @@ def questions(tmp_path):
     return [f"prompt_set.path={file}", "evaluate.speed=false", "evaluate.metrics=[answer_match,chrf]"]
 
 
-def test_each_row_has_one_trace_with_its_scores(typed, checkpoint, questions):
+def test_each_row_has_one_trace_with_its_scores(typed, checkpoint, questions, monkeypatch):
     build(cli.compose("build", ["mode=onnx"]), checkpoint)
     client = mlflow.MlflowClient()
     (model,) = client.search_logged_models(["0"])
@@ -68,6 +70,18 @@ def test_each_row_has_one_trace_with_its_scores(typed, checkpoint, questions):
     assert 0 < assessments["chrf"].value <= 1
     assert assessments["target"].value == ["Madrid"]
     assert "Every variant has a scorecard" in typed("evaluate", *questions, "evaluate.traces=true").stdout
+    _delete(_traces(model.source_run_id)[:1])
+    # Killed when the new ones are written and the one before is not yet deleted.
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "delete_traces", lambda *_, **__: sys.exit(99))
+        assert typed("evaluate", *questions, "evaluate.traces=true").returncode == 99
+    assert len(_traces(model.source_run_id)) == 3
+    assert typed("evaluate", *questions, "evaluate.traces=true").returncode == 0
+    assert len(_traces(model.source_run_id)) == 2
+
+
+def _delete(traces):
+    mlflow.MlflowClient().delete_traces("0", trace_ids=[trace.info.trace_id for trace in traces])
 
 
 def _traces(run_id):

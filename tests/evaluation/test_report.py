@@ -1,11 +1,18 @@
 """What people look at: tables, pages and pictures of scored variants."""
 
+import contextlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
 import mlflow
 import pytest
 
 from steps import cli
 from steps.build import build
-from steps.evaluation import plots, report
+from steps.evaluation import plots, report, scores, speed
 from steps.evaluation.plots import Point
 from steps.evaluation.report import Entry
 from steps.evaluation.scorecard import Scorecard
@@ -69,6 +76,29 @@ def test_pairs_are_compared_on_the_rows_that_both_were_asked():
     assert pair["is"] == "tied"
 
 
+def test_a_variant_without_scores_of_the_rows_is_in_no_pair():
+    without = replace(entry("c", [1.0]), card=replace(entry("c", [1.0]).card, scores={}))
+    pairs = report.pairwise([entry("a", [1.0]), without, entry("b", [0.0])], "answer_match")
+    assert len(pairs) == 1
+    assert report.pairwise([entry("a", [1.0]), without], "answer_match") == []
+
+
+def test_a_metric_without_scores_of_the_rows_has_no_picture_by_tag(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "scores_by_tag", lambda by_variant, *_: drawn.append(by_variant))
+    monkeypatch.setattr(mlflow, "log_figure", lambda *_: None)
+    report._log_pictures([entry("a", [1.0])], "bleu", "facts")
+    assert drawn == []
+    report._log_pictures([entry("a", [1.0])], "answer_match", "facts")
+    assert len(drawn) == 1
+
+
+def test_the_first_metric_is_the_prompt_sets_own_where_it_has_one():
+    assert scores.first(cli.compose("evaluate", [])) == "answer_match"
+    assert scores.first(cli.compose("evaluate", ["evaluate.metrics=[chrf,rouge_l]"])) == "chrf"
+    assert scores.first(cli.compose("evaluate", ["prompt_set=instructions"])) == "instruction_match"
+
+
 def test_the_page_says_what_was_asked_scored_and_spent():
     page = report.page(entry("a", [1.0, None], speed__latency_p50_ms=12.5))
     assert "1 of 2 rows asked, 0 with an error" in page
@@ -101,6 +131,96 @@ def test_an_evaluation_leaves_tables_pictures_and_pages_and_measures_later_what_
     assert "quality_against_speed.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
     assert mlflow.artifacts.load_dict(f"runs:/{variant.source_run_id}/{_json(pages)}") == before
     assert "Every variant has a scorecard" in typed("evaluate").stdout
+    assert _evaluation(client).info.run_id == run.info.run_id
+
+    # One that lost its scorecard is told, and the other is shown.
+    other = next(model for model in client.search_logged_models(["0"]) if model.model_id != variant.model_id)
+    artifacts = client.get_run(variant.source_run_id).info.artifact_uri.removeprefix("file://")
+    Path(artifacts, _json(pages)).unlink()
+    done = typed("evaluate", "evaluate.speed=false", f"run_id={other.source_run_id}")
+    assert done.returncode == 1
+    assert f"{_json(pages)} of {variant.name} (run {variant.source_run_id}) cannot be read" in done.stderr
+    run = _evaluation(client)
+    assert run.info.status == "FAILED"
+    table = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/leaderboard.json")
+    assert [row[table["columns"].index("model_id")] for row in table["data"]] == [other.model_id]
+
+
+DEATHS = {
+    "before the report is marked": (report, "_mark", ["evaluate.speed=false"]),
+    "before the pictures": (report, "_log_pictures", ["evaluate.speed=false"]),
+    "before the comparison is marked": (mlflow, "set_tag", ["evaluate.speed=false"]),
+    "between calls and medians": (speed, "metrics", []),
+    "between medians and page": (report, "page", []),
+}
+
+
+def test_a_report_that_was_killed_is_finished_by_the_next_evaluation(typed, checkpoint, tmp_path, monkeypatch):
+    build(cli.compose("build", ["mode=onnx"]), checkpoint)
+    client = mlflow.MlflowClient()
+    (model,) = client.search_logged_models(["0"])
+    monkeypatch.setattr(speed, "bench", lambda variants: contextlib.nullcontext(_Bench()))
+    for number, (where, name, words) in enumerate(DEATHS.values()):
+        words = [_questions(tmp_path / f"{number}.jsonl"), *words]
+        with monkeypatch.context() as patch:
+            _die(patch, where, name)
+            assert typed("evaluate", *words).returncode == KILLED
+        mended = typed("evaluate", *words)
+        assert (mended.returncode, "Every variant" in mended.stdout) == (0, False), (where, name)
+        files, tables = _files(client, model), _files(client, _evaluation(client), "")
+        assert {path.rpartition(".")[2] for path in files} == {"json", "md"}
+        assert {"leaderboard.json", "scores_by_tag.png"} <= tables.keys()
+        assert "Every variant has a scorecard" in typed("evaluate", *words).stdout
+    # The same as of one that nobody killed.
+    assert typed("evaluate", *words, "evaluate.speed=false", f"run_id={model.source_run_id}").returncode == 0
+    assert files == _files(client, model)
+    assert tables == _files(client, _evaluation(client), "")
+
+
+KILLED = 99
+
+
+class _Bench:
+    """Measures nothing, and at once."""
+
+    machine: ClassVar[dict] = {"read_bandwidth": 1e10}
+
+    def measure(self, variant, rows, evaluation):
+        return {
+            "load_seconds": 1.0,
+            "single": [[0.1, 10]],
+            "first_token": [],
+            "batched": [[0.1, 10]],
+            "weights_bytes": 10**6,
+            "peak_bytes": 10**8,
+            "gpu_peak_bytes": 0,
+        }
+
+
+def _die(patch, where, name):
+    """Have a function end the process, as far as a test can be ended."""
+
+    def die(*_, **__):
+        sys.exit(KILLED)
+
+    patch.setattr(where, name, die)
+
+
+def _questions(file):
+    """A prompt set of its own: the words that choose it."""
+    rows = [
+        {"id": str(number), "prompt": prompt, "target": target, "tags": ["x"]}
+        for number, (prompt, target) in enumerate([("What is the capital of Spain?", "Madrid"), (file.stem, "nothing")])
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"prompt_set.path={file}"
+
+
+def _files(client, of, folder="scorecards"):
+    """The content of files of a run, or of the run of a model, by their paths."""
+    run_id = getattr(of, "source_run_id", None) or of.info.run_id
+    paths = [entry.path for entry in client.list_artifacts(run_id, folder) if not entry.is_dir]
+    return {path: Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{path}")).read_bytes() for path in paths}
 
 
 def _evaluation(client):

@@ -9,6 +9,9 @@ from steps import cli, tracking
 from steps.build import build
 from steps.errors import StepError
 from steps.evaluation import fit, machine, prompt_set, speed, speed_process
+from steps.evaluation.fit import Fit
+from steps.evaluation.prompt_row import Row
+from steps.evaluation.prompt_set import PromptSet as PromptRows
 from steps.evaluation.speed import Bench
 from steps.schema import Evaluation, PromptSet
 from steps.tracking import Variant
@@ -87,6 +90,63 @@ def test_the_medians_and_the_fraction_of_the_bandwidth():
     on_gpu = speed.metrics(measured | {"gpu_peak_bytes": 5}, {"read_bandwidth": 10**11}, on_gpu=True)
     assert "speed/bandwidth_fraction" not in on_gpu
     assert on_gpu["memory/gpu_peak_mb"] > 0
+
+
+def test_calls_are_logged_before_the_medians_that_say_they_are_there(monkeypatch):
+    logged = []
+    monkeypatch.setattr(speed, "metrics", lambda *_: {})
+    for name in ("log_dict", "log_metrics"):
+        monkeypatch.setattr(mlflow, name, lambda *_, name=name, **__: logged.append(name))
+    speed.log(Variant("m-1", "r", "v", {}, {}, ()), {}, {})
+    assert logged == ["log_dict", "log_metrics"]
+
+
+@pytest.mark.parametrize(("interface", "key"), [("chat", "messages"), ("prompt", "prompt")])
+def test_the_questions_are_from_all_over_the_rows_that_fit(monkeypatch, interface, key):
+    rows = PromptRows("set", tuple(Row(str(number), (("user", str(number)),), ("t",), ()) for number in range(100)))
+    unfit = dict.fromkeys(range(0, 100, 6), "no")
+    found = Fit(too_long=unfit, control_tokens={1: "no"}, unaskable={2: "no"})
+    monkeypatch.setattr(fit, "fit", lambda variant, rows: found)
+    asked = speed._questions(Variant("m", "r", "v", {}, {"interface": interface}, ()), rows)
+    numbers = [int(row["prompt"] if interface == "prompt" else row["messages"][0]["content"]) for row in asked]
+    assert len(numbers) == speed.QUESTIONS
+    assert all(key in row for row in asked)
+    assert not set(numbers) & {1, 2, *unfit}
+    assert (numbers[0], numbers[-1] > 80) == (3, True)
+    monkeypatch.setattr(fit, "fit", lambda variant, rows: Fit(too_long=dict.fromkeys(range(100), "no")))
+    with pytest.raises(StepError, match="the speed of v could not be measured: none of 100 rows fits it"):
+        speed._questions(Variant("m", "r", "v", {}, {"interface": interface}, ()), rows)
+
+
+def test_a_batch_is_warmed_up_too(monkeypatch):
+    calls = []
+
+    class _Asking:
+        takes_batches, can_stop_early = True, False
+
+        def __init__(self, *_):
+            """Takes what the real one takes."""
+
+        def tokens(self, rows):
+            calls.append(len(rows))
+            return 1
+
+    monkeypatch.setattr(speed_process, "Asking", _Asking)
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda path: None)
+    speed_process.measure({"path": "nowhere", "rows": [{}] * 3, "batch_size": 4, "seconds": 0})
+    assert calls == [1, 1, 4, 1, 1, 1, 4, 4, 4]
+
+
+def test_a_variant_that_cannot_be_timed_is_scored_all_the_same(typed, checkpoint, monkeypatch):
+    def crash(*_):
+        raise StepError("the speed of it could not be measured: no reason")
+
+    build(cli.compose("build", ["mode=onnx"]), checkpoint)
+    monkeypatch.setattr(Bench, "measure", crash)
+    done = typed("evaluate", "evaluate.metrics=[chrf]")
+    assert done.returncode == 1
+    assert "is scored, but could not be reported on: the speed of it could not be measured" in done.stderr
+    assert "could not be scored" not in done.stderr
 
 
 def test_a_model_that_crashes_or_is_not_there_is_its_own_fault_alone(bench, tmp_path, monkeypatch):
