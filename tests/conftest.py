@@ -13,6 +13,9 @@ import pytest
 # a test come before `isolated`, so this stands here.
 for name in [name for name in os.environ if name.startswith(("MLFLOW_", "HYDRA_", "PHI3_"))]:
     del os.environ[name]
+# As most users have it: Python keeps what it has compiled, beside a model's code too.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Hugging Face's client reads this when it is imported, which is before any fixture.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Two workers share two cores, and the miniature is too small for threads to help it.

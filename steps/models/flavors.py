@@ -38,7 +38,7 @@ def log_variant(config: BuildConfig, folder: Path, name: str, params: dict[str, 
         "pip_requirements": requirements(config.mode.name),
     }
     log = _log_transformers if config.mode.name == "transformers" else _log_wrapper
-    with quiet():
+    with quiet(), _without_bytecode():
         return log(config, folder, common).model_id
 
 
@@ -171,6 +171,17 @@ def prompt_signature(generation: Generation | None = None):
     return ModelSignature(
         inputs=Schema([ColSpec("string", "prompt")]), outputs=Schema([ColSpec("string")]), params=params
     )
+
+
+@contextlib.contextmanager
+def _without_bytecode() -> Iterator[None]:
+    """Have no file that Python compiled beside a model's code logged with it: it belongs to no model."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ def seal(client: Any, model_id: str, staged: dict[str, dict[str, Any]]) -> str:
 
     model = client.get_logged_model(model_id)
     files = {path: dict(entry) for path, entry in staged.items()}
+    _drop_bytecode(model.artifact_location)
     listed = _listed(client, model_id)
     if lost := [path for path, entry in files.items() if listed.get(path) != entry["bytes"]]:
         raise StepError(f"The store lost or cut short files of models:/{model_id}: {', '.join(lost)}.")

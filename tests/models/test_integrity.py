@@ -12,6 +12,7 @@ import yaml
 
 from steps import cli, tracking
 from steps.build import build
+from steps.evaluation import answers
 from steps.models import integrity
 
 MODES = ("transformers", "pyfunc", "onnx")
@@ -67,6 +68,15 @@ def test_what_build_logged_is_whole(stored, mode):
     )
     if mode != "transformers":
         assert {"code/wrappers/model.py", f"{mode}_model.py"} <= set(manifest["files"])
+    assert not [name for name in manifest["files"] if "__pycache__" in name]
+
+
+def test_a_model_that_was_loaded_where_it_lies_is_whole_still(stored):
+    """Python keeps what it compiles beside the model's code."""
+    model = stored("onnx")
+    with answers.loaded(str(model.folder)):
+        assert list(model.folder.rglob("__pycache__"))
+    assert model.verify() == []
 
 
 def _manifest_file(model):
@@ -136,7 +146,7 @@ def test_a_changed_or_lost_manifest_is_seen(stored):
 def test_bytecode_beside_the_code_is_removed(stored):
     model = stored("onnx")
     planted = model.folder / "code/wrappers/__pycache__/model.cpython-311.pyc"
-    planted.parent.mkdir()
+    planted.parent.mkdir(exist_ok=True)
     planted.write_bytes(b"anything")
     assert model.verify() == []
     assert not planted.exists()
