@@ -28,7 +28,9 @@ def planted(monkeypatch, tmp_path):
     """Canaries in the environment, a store and a cache that nobody else writes to; → the folders that are written."""
     for name in SECRETS:
         monkeypatch.setenv(name, f"{CANARY}-{name.lower()}")
-    shutil.copytree(os.environ["PHI3_CACHE_DIR"], tmp_path / "cache")
+    # Not what the other worker is making there at this moment.
+    fleeting = shutil.ignore_patterns("journals", "*.making-*", "*.lock")
+    shutil.copytree(os.environ["PHI3_CACHE_DIR"], tmp_path / "cache", ignore=fleeting)
     monkeypatch.setenv("PHI3_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
