@@ -53,7 +53,7 @@ def main(parts: list[str], rounds: int) -> None:
         for names, pair in pairs(checkpoint, parts):
             ours, theirs = in_turn(*pair, rounds)
             table.add_row(names[0], f"{ours:.0f}", names[1], f"{theirs:.0f}", f"{ours / theirs:.2f}")
-        served_modes = (("pyfunc", "bf16"), ("onnx", "fp32"), ("onnx", "int4"))
+        served_modes = (("pyfunc", "fp32"), ("pyfunc", "bf16"), ("onnx", "fp32"), ("onnx", "int4"))
         for mode, precision in served_modes if "served" in parts else ():
             many, one = served(folder, mode, precision, rounds)
             table.add_row(
