@@ -1,5 +1,6 @@
 """A real `mlflow server` on a SQLite store; it can be killed and started again at the same address."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 SECONDS = 300
@@ -52,3 +54,15 @@ class MlflowServer:
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[MlflowServer]:
+    """A server that answers, until the end of the block."""
+    server = MlflowServer(folder)
+    server.start()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.kill()

@@ -4,7 +4,7 @@
 
 `prompt` may stand for `messages` with one user message; `target` is a string or a list of accepted ones; `tags`
 and `rules` (steps/evaluation/metrics/rules.py) may be left out. A set is checked whole before any model loads: all
-faults at once, by line. A set of 100,000 rows takes a second or two.
+faults at once, by line. A set of 100,000 rows takes seconds.
 """
 
 import json

@@ -61,51 +61,57 @@ def watch_clients(frame_rows: FrameRows, is_well: Callable[[], bool]) -> None:
 
 
 def _watched(app_class: type, frame_rows: FrameRows, is_well: Callable[[], bool]) -> type:
-    class WatchedApp(app_class):
-        unwatched = app_class
-        requests = 0
+    """The class of the server's app with `_Watched` before it."""
+    own = {"unwatched": app_class, "frame_rows": staticmethod(frame_rows), "is_well": staticmethod(is_well)}
+    return type("WatchedApp", (_Watched, app_class), own)
 
-        async def __call__(self, scope, receive, send) -> None:
-            asked = (scope.get("method"), scope.get("path"))
-            if asked in (("GET", "/ping"), ("GET", "/health")) and not is_well():
-                said = "the engine's last step failed: the server's log says how"
-                return await _refuse(send, RequestError("engine_failed", said, TEMPORARILY_UNAVAILABLE))
-            if asked != ("POST", "/invocations"):
-                return await super().__call__(scope, receive, send)
-            if self.requests >= MAX_REQUESTS:
-                said = f"{MAX_REQUESTS} requests are being answered already: try again later"
-                return await _refuse(send, RequestError("queue_full", said, REQUEST_LIMIT_EXCEEDED))
-            self._make_threads()
-            self.requests += 1
-            try:
-                await self._answer(scope, receive, send)
-            finally:
-                self.requests -= 1
 
-        async def _answer(self, scope, receive, send) -> None:
-            try:
-                body = await _read(receive)
-                if body is None:
-                    return
-                body = accepted(body, _content_type(scope), frame_rows)
-            except RequestError as error:
-                return await _refuse(send, error)
-            client = Client()
-            CLIENT.set(client)
-            replayed = _Replayed(body, receive, client)
-            try:
-                await super().__call__(scope, replayed, _without_input(send))
-            finally:
-                # Also on a time-out, which leaves the thread of the prediction behind.
-                client.leave()
-                replayed.stop()
+class _Watched:
+    """ASGI's calls of the server's app, as the module says."""
 
-        def _make_threads(self) -> None:
-            if not hasattr(self, "_threads"):
-                self._threads = ThreadPoolExecutor(MAX_REQUESTS, thread_name_prefix="phi3-request")
-                asyncio.get_running_loop().set_default_executor(self._threads)
+    frame_rows: FrameRows
+    is_well: Callable[[], bool]
+    requests = 0
 
-    return WatchedApp
+    async def __call__(self, scope, receive, send) -> None:
+        asked = (scope.get("method"), scope.get("path"))
+        if asked in (("GET", "/ping"), ("GET", "/health")) and not self.is_well():
+            said = "the engine's last step failed: the server's log says how"
+            return await _refuse(send, RequestError("engine_failed", said, TEMPORARILY_UNAVAILABLE))
+        if asked != ("POST", "/invocations"):
+            return await super().__call__(scope, receive, send)
+        if self.requests >= MAX_REQUESTS:
+            said = f"{MAX_REQUESTS} requests are being answered already: try again later"
+            return await _refuse(send, RequestError("queue_full", said, REQUEST_LIMIT_EXCEEDED))
+        self._make_threads()
+        self.requests += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self.requests -= 1
+
+    async def _answer(self, scope, receive, send) -> None:
+        try:
+            body = await _read(receive)
+            if body is None:
+                return
+            body = accepted(body, _content_type(scope), self.frame_rows)
+        except RequestError as error:
+            return await _refuse(send, error)
+        client = Client()
+        CLIENT.set(client)
+        replayed = _Replayed(body, receive, client)
+        try:
+            await super().__call__(scope, replayed, _without_input(send))
+        finally:
+            # Also on a time-out, which leaves the thread of the prediction behind.
+            client.leave()
+            replayed.stop()
+
+    def _make_threads(self) -> None:
+        if not hasattr(self, "_threads"):
+            self._threads = ThreadPoolExecutor(MAX_REQUESTS, thread_name_prefix="phi3-request")
+            asyncio.get_running_loop().set_default_executor(self._threads)
 
 
 def _content_type(scope: dict[str, Any]) -> str | None:

@@ -9,20 +9,15 @@ import time
 import pytest
 
 from tests.conftest import PROJECT
-from tests.mlflow_server import SECONDS, MlflowServer
+from tests.mlflow_server import SECONDS, running
 
 
 @pytest.fixture
 def server(isolated, tmp_path):
     folder = tmp_path / "server"
     folder.mkdir()
-    server = MlflowServer(folder)
-    server.start()
-    try:
-        server.wait()
+    with running(folder) as server:
         yield server
-    finally:
-        server.kill()
 
 
 def _statuses(server):

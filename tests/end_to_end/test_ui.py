@@ -16,7 +16,7 @@ import pytest
 from steps import cli, evaluate
 from steps.build import build
 from tests.conftest import PROJECT
-from tests.mlflow_server import MlflowServer
+from tests.mlflow_server import running
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
 FLAGS = (
@@ -106,13 +106,8 @@ def store(tmp_path_factory, checkpoint, empty_store):
 @pytest.fixture(scope="module")
 def server(store):
     """The address of `mlflow server` on the store."""
-    server = MlflowServer(store)
-    server.start()
-    try:
-        server.wait()
+    with running(store) as server:
         yield f"{server.address}/#"
-    finally:
-        server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +188,8 @@ def test_the_table_view_shows_the_answers_side_by_side(page, server, store):
     tables.filter(has_text="leaderboard.json").click()
     page.keyboard.press("Escape")
     page.wait_for_function(SHOWS_EACH, arg=answers)
+    text = page.inner_text("body")
+    assert all(answer in text for answer in answers)
     show(page, "answers")
 
 
@@ -222,7 +219,11 @@ def test_traces_show_rows_with_their_scores_and_the_prompts_are_registered(page,
     page.goto(f"{server}/experiments/0/traces")
     page.get_by_text("What city serves as the capital of Spain?").first.wait_for()
     page.get_by_text("answer_match").first.wait_for()
+    text = page.inner_text("body")
+    assert all(shown in text for shown in ("What city serves as the capital of Spain?", "answer_match"))
     show(page, "traces")
     page.goto(f"{server}/experiments/0/prompts")
     page.get_by_text("phi3-brief").first.wait_for()
+    text = page.inner_text("body")
+    assert all(name in text for name in ("phi3-brief", "phi3-plain"))
     show(page, "prompts")

@@ -9,7 +9,7 @@ import pytest
 from steps import cli, register, tracking
 from steps.evaluation import prompt_set
 from steps.promotion import lock, registry
-from tests.mlflow_server import MlflowServer
+from tests.mlflow_server import running
 from tests.promotion.store import copied, write_prompt_set, write_scorecard
 from tests.promotion.test_race import verdict
 
@@ -20,13 +20,8 @@ ROUNDS = 2
 def server(built, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     copied(built, folder)
-    server = MlflowServer(folder)
-    server.start()
-    try:
-        server.wait()
+    with running(folder) as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture
