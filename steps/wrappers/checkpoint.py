@@ -1,8 +1,7 @@
 """Whether a checkpoint's folder is whole: `phi3_manifest.json` in it has the size and sha256 of every file.
 
 The manifest travels inside each model, so a model that was damaged on its way is refused when it is loaded,
-by the name of the file, instead of giving wrong answers. It is checked always: reading a file for the first time
-costs more than its sha256 (about 1 GB a second and core, several files at once).
+by the name of the file, instead of giving wrong answers. It is checked always, several files at once.
 """
 
 import hashlib

@@ -5,7 +5,7 @@
 Makes a random Phi-3 of 154 M parameters (nothing is downloaded). The same 1,000 prompts go through `evaluate`'s own
 asking (pyfunc interface, batches, journal flushed to the disk) and through the bare engine, in turn, and the
 seconds are compared; both give the same tokens. Then all of them are scored as `evaluate` scores a variant: loaded,
-asked, held against the contract, scored and logged. Takes about 15 minutes on 2 cores.
+asked, held against the contract, scored and logged. Takes many minutes on 2 cores.
 """
 
 import json

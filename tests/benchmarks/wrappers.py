@@ -4,7 +4,8 @@
     python -m tests.benchmarks.wrappers onnx served --rounds 2
 
 Makes a random Phi-3 of 154 M parameters (nothing is downloaded), runs every pair in turn for some rounds,
-and prints medians and the ratio of each pair. Takes about a quarter of an hour on 2 cores.
+and prints medians and the ratio of each pair. Takes many minutes on 2 cores; without
+bf16 in the processor the torch part alone takes them.
 """
 
 import argparse
