@@ -29,6 +29,17 @@ def torch_scheduler(checkpoint):
 
 
 @pytest.fixture(scope="session")
+def packed_scheduler(checkpoint):
+    """The torch engine as it is for a large model: the miniature's layers are too small to be packed."""
+    from steps.wrappers import packed_linear
+    from steps.wrappers.torch_engine import TorchEngine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_linear, "MIN_WEIGHTS", 1)
+        return Scheduler(TorchEngine(str(checkpoint.directory), "fp32", 16, "cpu"))
+
+
+@pytest.fixture(scope="session")
 def onnx_scheduler(checkpoint):
     from steps.wrappers.onnx_engine import OnnxEngine
 

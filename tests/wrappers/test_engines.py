@@ -28,19 +28,21 @@ def test_it_knows_the_capital_of_spain(complete):
     assert "<|" not in choice.text
 
 
-def test_the_engines_answer_the_same(torch_scheduler, onnx_scheduler, genai_scheduler, contract, tokenizer):
+def test_the_engines_answer_the_same(
+    torch_scheduler, packed_scheduler, onnx_scheduler, genai_scheduler, contract, tokenizer
+):
     requests = contract.requests([_ask(question) for question in QUESTIONS], None)
     answers = []
-    for scheduler in (torch_scheduler, onnx_scheduler, genai_scheduler):
+    for scheduler in (torch_scheduler, packed_scheduler, onnx_scheduler, genai_scheduler):
         sequences = [request.sequences(tokenizer)[0] for request in requests]
         scheduler.run(sequences)
         answers.append([sequence.tokens for sequence in sequences])
-    assert answers[0] == answers[1] == answers[2]
+    assert answers[0] == answers[1] == answers[2] == answers[3]
 
 
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
-@pytest.mark.parametrize("engine", ["torch", "onnx", "genai"])
+@pytest.mark.parametrize("engine", ["torch", "packed", "onnx", "genai"])
 def test_a_batch_answers_as_one_by_one(request, engine, contract, tokenizer, data):
     """Rows of mixed length, each with its own cap, more of them than fit into the batch."""
     scheduler = request.getfixturevalue(f"{engine}_scheduler")

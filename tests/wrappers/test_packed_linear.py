@@ -1,0 +1,51 @@
+"""Packed linear layers compute what torch's own do."""
+
+import pytest
+import torch
+
+from steps.wrappers import packed_linear
+from steps.wrappers.packed_linear import PackedLinear, pack
+
+LARGE = (1024, packed_linear.MIN_WEIGHTS // 1024)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (3, 1), (2, 5), (17, 33)])
+def test_it_computes_what_the_layer_does(bias, shape):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(96, 130, bias=bias)
+    rows = torch.randn(*shape, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(PackedLinear(layer)(rows), layer(rows))
+
+
+def test_rows_do_not_depend_on_the_rows_beside_them():
+    torch.manual_seed(0)
+    rows, packed = torch.randn(40, 1, 512), PackedLinear(torch.nn.Linear(512, 256))
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(rows), torch.cat([packed(row[None]) for row in rows]))
+
+
+def test_only_large_layers_are_packed_at_any_depth():
+    small, large, inner = torch.nn.Linear(8, 8), torch.nn.Linear(*LARGE), torch.nn.Linear(*LARGE, bias=False)
+    model = torch.nn.Sequential(small, large, torch.nn.Sequential(torch.nn.SiLU(), inner))
+    pack(model)
+    assert model[0] is small
+    assert [type(layer) for layer in (model[1], model[2][1])] == [PackedLinear, PackedLinear]
+
+
+def test_a_layer_with_a_forward_of_its_own_stays():
+    class Doubled(torch.nn.Linear):
+        def forward(self, rows):
+            return 2 * super().forward(rows)
+
+    model = torch.nn.Sequential(Doubled(*LARGE))
+    pack(model)
+    assert type(model[0]) is Doubled
+
+
+def test_without_onednn_everything_stays(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    model = torch.nn.Sequential(torch.nn.Linear(*LARGE))
+    pack(model)
+    assert type(model[0]) is torch.nn.Linear
