@@ -1,5 +1,7 @@
 """Packed linear layers compute what torch's own do."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -49,3 +51,20 @@ def test_without_onednn_everything_stays(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Linear(*LARGE))
     pack(model)
     assert type(model[0]) is torch.nn.Linear
+
+
+def test_old_weights_are_let_go_on_the_way(monkeypatch):
+    model = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(*LARGE)) for _ in range(4)))
+    weights = [weakref.ref(inner[0].weight) for inner in model]
+    alive = []
+
+    class Counted(PackedLinear):
+        def __init__(self, linear):
+            alive.append(sum(weight() is not None for weight in weights))
+            super().__init__(linear)
+
+    monkeypatch.setattr(packed_linear, "PackedLinear", Counted)
+    pack(model)
+    # The layer before it may still be in the loop's hand.
+    assert len(alive) == 4
+    assert alive[-1] <= 2
