@@ -23,10 +23,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from steps import tracking
+from steps import store, tracking
 from steps.errors import StepError, unknown
+from steps.limits import faults
 from steps.models import leftovers
-from steps.schema import faults, free_text_keys, store_schemas
+from steps.redaction import redacted
+from steps.schema import free_text_keys, store_schemas
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 # Hydra's own flags; everything else that begins with -- is a parameter of `mlflow run`.
@@ -60,7 +62,7 @@ def guarded(command: Callable[[], Any]) -> None:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         for line in error.faults if isinstance(error, StepError) else [str(error).strip()]:
-            print(f"error: {tracking.redacted(line)}", file=sys.stderr, flush=True)
+            print(f"error: {redacted(line)}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code if isinstance(error, StepError) else 1)
 
 
@@ -72,9 +74,9 @@ def _run(step_name: str, step: Callable[[Any], Any]) -> None:
     check(step_name, jobs)
     if len(jobs) == 1:
         return hand_to_hydra(step_name, step, overrides)
-    with tracking.plain_errors():
-        tracking.connect()
-    with tracking.plain_errors(), tracking.run(f"{step_name}-sweep"), TemporaryDirectory(prefix="phi3-") as folder:
+    with store.plain_errors():
+        store.connect()
+    with store.plain_errors(), tracking.run(f"{step_name}-sweep"), TemporaryDirectory(prefix="phi3-") as folder:
         quiet = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=."]
         hand_to_hydra(step_name, step, [*quiet, *overrides], ["--multirun"])
 
@@ -86,8 +88,8 @@ def hand_to_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[st
 
     def task(config: DictConfig) -> Any:
         try:
-            with tracking.plain_errors():
-                leftovers.sweep(tracking.connect(), tracking.experiment_id())
+            with store.plain_errors():
+                leftovers.sweep(store.connect(), tracking.experiment_id())
                 return step(OmegaConf.to_object(config))
         except StepError as error:
             # The other points of a sweep go on; Hydra would print a line of its own.

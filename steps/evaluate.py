@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from steps import cli, tracking
+from steps import cli, store, tracking
 from steps.errors import RowErrors, StepError
 from steps.evaluation import answers, contract, fit, journal, judge, prompt_set, report, scorecard, scores, speed
 from steps.evaluation.answers import Answer
@@ -233,7 +233,7 @@ def _kept_apart(variant: Variant, what: str, outcome: Outcome) -> Iterator[None]
     try:
         yield
     except Exception as error:
-        tracking.check_server("went away and has not come back")
+        store.check_server("went away and has not come back")
         said = "; ".join(error.faults) if isinstance(error, StepError) else f"{type(error).__name__}: {error}"
         outcome.faults.append(f"{variant.name} ({variant.uri}) {what}: {said}")
 

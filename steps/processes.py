@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+# The tag of a run that holds its process.
+TAG = "phi3.process"
 # A process of another machine cannot be asked; no step goes on for so long.
 LONGEST_STEP = 7 * 24 * 3600
 

@@ -5,7 +5,8 @@ import re
 import yaml
 
 from steps import cli
-from steps.schema import SCHEMAS, faults
+from steps.limits import faults
+from steps.schema import SCHEMAS
 from tests.conftest import PROJECT
 
 README = (PROJECT / "README.md").read_text()

@@ -4,7 +4,7 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-from steps import tracking
+from steps import store, tracking
 from steps.evaluation import prompt_set, scorecard, scores
 from steps.promotion.rank import metric_key
 from steps.schema import MainConfig
@@ -59,9 +59,9 @@ def say_next(variants: list[Variant], config: MainConfig, experiment: str) -> No
     runs = quote(json.dumps([variant.run_id for variant in variants]))
     experiments = quote(json.dumps([experiment]))
     tracking.say("\nCompare the runs:")
-    address = tracking.interface_address()
+    address = store.interface_address()
     if address.startswith("http://127.0.0.1:5000"):
-        tracking.say(f"    mlflow ui --port 5000{tracking.store_arguments()}")
+        tracking.say(f"    mlflow ui --port 5000{store.ui_arguments()}")
     tracking.say(f"    {address}/#/compare-runs?runs={runs}&experiments={experiments}")
     if not config.dry_run:
         tracking.say("Serve the champion:")

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from steps import tracking
+from steps import store
 from steps.errors import StepError
 from steps.evaluation import fit
 from steps.evaluation.prompt_set import PromptSet
@@ -156,7 +156,7 @@ def _start(imports: tuple[str, ...]) -> subprocess.Popen:
         stderr=subprocess.DEVNULL,
         text=True,
         cwd=PROJECT,
-        env=tracking.storeless_environment(),
+        env=store.storeless_environment(),
     )
 
 

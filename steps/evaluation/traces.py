@@ -6,7 +6,7 @@ of the same rows are deleted, so that the view shows one for each row.
 
 from time import time_ns
 
-from steps import tracking
+from steps import store, tracking
 from steps.errors import StepError
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
@@ -20,7 +20,7 @@ def log(variant: Variant, rows: PromptSet, card: Scorecard, latencies: list[floa
     """Log a trace for every row that was asked; `latencies` are milliseconds. Raises StepError where some got lost."""
     import mlflow
 
-    tracking.write_traces_in_turn()
+    store.write_traces_in_turn()
     earlier, started = _of(variant, rows), time_ns()
     for index, skipped in enumerate(card.skipped):
         if not skipped:

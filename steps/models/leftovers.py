@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from steps import processes, tracking
+from steps import processes, store, tracking
 
 
 def sweep(client: Any, experiment: str) -> None:
@@ -25,7 +25,7 @@ def sweep(client: Any, experiment: str) -> None:
         if _has_ended(client, run_id):
             discard(client, experiment, run_id)
     for run in running:
-        if processes.is_gone(run.data.tags[tracking.PROCESS]):
+        if processes.is_gone(run.data.tags[processes.TAG]):
             _end(client, experiment, run)
 
 
@@ -37,7 +37,7 @@ def none_left(client: Any, run: Any) -> Iterator[None]:
     except BaseException:
         # What went wrong is told, not that a server that is away cannot be tidied up either.
         with contextlib.suppress(Exception):
-            tracking.check_server()
+            store.check_server()
             discard(client, run.info.experiment_id, run.info.run_id)
         raise
 
@@ -66,7 +66,7 @@ def _end(client: Any, experiment: str, run: Any) -> None:
 
 def _running(client: Any, experiment: str) -> list[Any]:
     """The runs that our steps began and that have not ended."""
-    condition = f"attributes.status = 'RUNNING' and tags.`{tracking.PROCESS}` LIKE '%'"
+    condition = f"attributes.status = 'RUNNING' and tags.`{processes.TAG}` LIKE '%'"
     return list(client.search_runs([experiment], condition))
 
 
@@ -78,7 +78,7 @@ def _has_ended(client: Any, run_id: str) -> bool:
         run = client.get_run(run_id)
     except MlflowException:
         return False
-    return tracking.PROCESS in run.data.tags and run.info.status != "RUNNING"
+    return processes.TAG in run.data.tags and run.info.status != "RUNNING"
 
 
 def _models(client: Any, experiment: str, run_id: str) -> list[Any]:

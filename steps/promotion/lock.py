@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from steps import tracking
+from steps import store, tracking
 from steps.errors import StepError
 
 
@@ -37,10 +37,10 @@ def held(registered_model: str, seconds: float) -> Iterator[bool]:
 
 def file(registered_model: str) -> Path | None:
     """The lock file of a registered name; None where the registry is no file."""
-    store = tracking.registry_file()
-    if store is None:
+    registry = store.registry_file()
+    if registry is None:
         return None
-    return store.with_name(f"{store.name}-{sha256(registered_model.encode()).hexdigest()[:12]}.lock")
+    return registry.with_name(f"{registry.name}-{sha256(registered_model.encode()).hexdigest()[:12]}.lock")
 
 
 def _acquire(lock, registered_model: str, seconds: float) -> None:

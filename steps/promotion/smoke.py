@@ -15,12 +15,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from steps import tracking
+from steps import store
 from steps.evaluation import contract, fit
 from steps.evaluation.answers import asked_alone
 from steps.evaluation.prompt_row import Row
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
+from steps.redaction import redacted
 from steps.schema import Promotion
 from steps.tracking import Variant
 
@@ -108,8 +109,7 @@ def served(uri: str, seconds: float) -> Iterator[Served]:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                env=tracking.child_environment(folder)
-                | {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(REQUEST_SECONDS)},
+                env=store.child_environment(folder) | {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(REQUEST_SECONDS)},
                 start_new_session=True,
             )
         try:
@@ -207,5 +207,5 @@ def _last_line(log: Path) -> str:
     """What the server said last, without the addresses of the store."""
     with contextlib.suppress(OSError):
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        return tracking.redacted(lines[-1][:300]) if lines else "it said nothing"
+        return redacted(lines[-1][:300]) if lines else "it said nothing"
     return "it said nothing"

@@ -20,7 +20,7 @@ import mlflow
 from rich.console import Console
 from rich.table import Table
 
-from steps import build, cli, evaluate, tracking
+from steps import build, cli, evaluate, store, tracking
 from steps.evaluation import answers, fit, prompt_set, scores
 from steps.evaluation.fit import Fit
 from steps.evaluation.journal import Journal
@@ -64,7 +64,7 @@ def main() -> None:
         large = check_large_set(Path(folder), project)
         os.chdir(folder)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        tracking.connect()
+        store.connect()
         table = Table(title=f"{PROMPTS} prompts x {NEW_TOKENS} tokens")
         for column in ("engine", "bare (tokens/s)", "asked", "ratio", "asked, scored, logged", "ratio"):
             table.add_column(column, justify="left" if column == "engine" else "right")

@@ -25,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from steps import build, cli, tracking
+from steps import build, cli, store
 from steps.evaluation import answers
 from steps.models import sources, staging
 from steps.models.sources import Checkpoint
@@ -266,5 +266,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
-    tracking.connect()
+    store.connect()
     main(given.parts or list(PARTS), given.rounds)

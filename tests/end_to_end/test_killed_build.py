@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from steps import cli, processes, tracking
+from steps import cli, processes, store, tracking
 from steps.models import leftovers
 from tests.conftest import PROJECT
 
@@ -78,7 +78,7 @@ def killed_run():
             cwd=PROJECT,
         ) as ended:
             identity = ended.stdout.read().strip()
-        return client.create_run("0", tags={tracking.PROCESS: identity} | tags)
+        return client.create_run("0", tags={processes.TAG: identity} | tags)
 
     return make
 
@@ -155,5 +155,5 @@ def test_the_run_of_mlflow_run_is_claimed_before_the_step_has_one_of_its_own(mon
     client = mlflow.MlflowClient()
     run = client.create_run("0")
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
-    tracking.connect()
-    assert not processes.is_gone(client.get_run(run.info.run_id).data.tags[tracking.PROCESS])
+    store.connect()
+    assert not processes.is_gone(client.get_run(run.info.run_id).data.tags[processes.TAG])

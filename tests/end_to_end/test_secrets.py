@@ -8,6 +8,7 @@ import mlflow
 import pytest
 
 from steps import tracking
+from steps.redaction import redacted
 
 CANARY = "canary7f3a"
 SECRETS = (
@@ -100,12 +101,10 @@ def test_the_password_in_the_address_of_the_repository_is_taken_from_the_run(mon
 def test_a_secret_of_the_environment_is_cut_out_of_what_libraries_say(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", CANARY)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    said = tracking.redacted(f"401 for https://u:p@host/x?token=1, false, {CANARY}")
+    said = redacted(f"401 for https://u:p@host/x?token=1, false, {CANARY}")
     assert said == "401 for https://host/x?token=1, false, ***"
 
 
 def test_a_password_that_no_address_should_hold_is_cut_out_too(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:a/{CANARY}@host/mlflow")
-    assert CANARY not in tracking.redacted(
-        f"could not connect to postgresql://me:a/{CANARY}@host/mlflow as me:a/{CANARY}"
-    )
+    assert CANARY not in redacted(f"could not connect to postgresql://me:a/{CANARY}@host/mlflow as me:a/{CANARY}")

@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from steps import cli, schema
+from steps import cli, limits, schema
 from steps.errors import StepError
 from steps.evaluation import prompt_set
 
@@ -18,7 +18,7 @@ def _load(folder, *overrides, rows=ROWS):
     Dataset.from_dict(rows).to_parquet(folder / "test.parquet")
     _, words = cli.parse([f"prompt_set.path={folder}", *overrides])
     config = cli.compose("evaluate", ["prompt_set=dataset", *words])
-    assert schema.faults(config) == []
+    assert limits.faults(config) == []
     return prompt_set.load(config.prompt_set)
 
 

@@ -5,7 +5,7 @@ import json
 import mlflow
 import pytest
 
-from steps import cli, tracking
+from steps import cli, store, tracking
 from steps.build import build
 from steps.errors import StepError
 from steps.evaluation import fit, machine, prompt_set, speed, speed_process
@@ -178,7 +178,7 @@ def test_the_process_gets_no_secrets(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hidden")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     monkeypatch.setenv("HF_TOKEN", "hidden")
-    given = tracking.storeless_environment()
+    given = store.storeless_environment()
     assert "hidden" not in given.values()
     assert "PATH" in given
 

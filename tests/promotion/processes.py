@@ -25,7 +25,7 @@ import scipy.stats  # noqa: F401  paid once, here
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from steps import cli, register, tracking
+from steps import cli, register, store, tracking
 from steps.errors import StepError
 from steps.evaluation import prompt_set
 from steps.promotion import history, registry
@@ -134,7 +134,7 @@ def _enter(address: str) -> None:
     """Open the store in this process, and say nothing."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     mlflow.set_tracking_uri(address)
-    tracking.connect()
+    store.connect()
 
 
 def _seen(name: str) -> dict:
