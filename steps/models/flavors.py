@@ -14,7 +14,7 @@ WRAPPERS = Path(__file__).parents[1] / "wrappers"
 # What each mode's model needs where it is loaded; pinned to what it was built with.
 REQUIREMENTS = {
     "transformers": ("mlflow", "torch", "transformers", "tokenizers", "jinja2"),
-    "pyfunc": ("mlflow", "torch", "transformers", "tokenizers", "jinja2", "numpy", "pandas"),
+    "pyfunc": ("mlflow", "torch", "transformers", "tokenizers", "jinja2", "numpy", "pandas", "psutil"),
     "onnx": ("mlflow", "onnxruntime", "onnxruntime-genai", "tokenizers", "jinja2", "numpy", "pandas"),
 }
 EXAMPLES = {

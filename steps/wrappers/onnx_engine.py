@@ -13,12 +13,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from .sequence import Sequence, choose
+from .sequence import Sequence, choose, groups
 
 # Tokens of one prefill, padding included: a graph gives logits for all of them, 4 bytes x vocabulary each.
 PREFILL_TOKENS = 512
-# How much of a group's tokens may be padding: int4 gains nothing from a group that would pay for it.
-PADDING = 0.1
 CAPACITY_STEP = 64
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -54,7 +52,7 @@ class OnnxEngine:
         if not arriving:
             return _choose(self._rows, self._decode())
         self._reserve(len(self._rows) + len(arriving), max(len(sequence.prompt) for sequence in arriving))
-        return [token for group in _groups(arriving) for token in _choose(group, self._prefill(group))]
+        return [token for group in groups(arriving, PREFILL_TOKENS) for token in _choose(group, self._prefill(group))]
 
     def remove(self, sequences: list[Sequence]) -> None:
         """Drop rows; the last row of the batch moves into the place of each."""
@@ -137,23 +135,6 @@ def _session_options(config: dict) -> onnxruntime.SessionOptions:
     # Threads that spin between two tokens take the processor from the threads that serve requests.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
-
-
-def _groups(sequences: list[Sequence]) -> list[list[Sequence]]:
-    """Cut sequences into groups of like length to prefill together."""
-    groups: list[list[Sequence]] = []
-    for sequence in sorted(sequences, key=lambda sequence: len(sequence.prompt)):
-        if groups and _fit([*groups[-1], sequence]):
-            groups[-1].append(sequence)
-        else:
-            groups.append([sequence])
-    return groups
-
-
-def _fit(group: list[Sequence]) -> bool:
-    """Whether a group, the longest last, is within PREFILL_TOKENS and PADDING."""
-    padded = len(group) * len(group[-1].prompt)
-    return padded <= PREFILL_TOKENS and sum(len(sequence.prompt) for sequence in group) >= (1 - PADDING) * padded
 
 
 def _choose(sequences: list[Sequence], logits: np.ndarray) -> list[tuple[Sequence, int]]:

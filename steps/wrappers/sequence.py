@@ -10,6 +10,9 @@ import numpy as np
 from .errors import engine_failed
 from .tokenizer import ChatTokenizer
 
+# How much of the tokens that are prefilled together may be padding: it costs as much as any other token.
+PADDING = 0.1
+
 logger = logging.getLogger(__name__)
 
 
@@ -119,6 +122,23 @@ class Sequence:
         # Last, for who reads in another thread takes the text as whole from here on.
         self.finish_reason = reason
         self.done.set()
+
+
+def groups(sequences: list[Sequence], tokens: int) -> list[list[Sequence]]:
+    """Cut sequences into groups of like length to prefill together, none over `tokens` unless one alone is."""
+    cut: list[list[Sequence]] = []
+    for sequence in sorted(sequences, key=lambda sequence: len(sequence.prompt)):
+        if cut and _fit([*cut[-1], sequence], tokens):
+            cut[-1].append(sequence)
+        else:
+            cut.append([sequence])
+    return cut
+
+
+def _fit(group: list[Sequence], tokens: int) -> bool:
+    """Whether a group, the longest last, is within `tokens` and PADDING."""
+    padded = len(group) * len(group[-1].prompt)
+    return padded <= tokens and sum(len(sequence.prompt) for sequence in group) >= (1 - PADDING) * padded
 
 
 def choose(

@@ -1,20 +1,22 @@
 """Continuous batching of a causal language model on torch.
 
 The batch is left-padded: row r of the key-value cache [rows, heads, width, head size] holds its
-sequence in its last columns, and the mask [rows, width] tells which. New rows are prefilled together
-and joined to the batch; rows that are over are dropped, and columns that only they used with them.
+sequence in its last columns, and the mask [rows, width] tells which. New rows of like length are
+prefilled together and joined to the batch; rows that are over are dropped, and columns that only they used with them.
 """
 
 import logging
-import os
 from pathlib import Path
 
+import psutil
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from .packed_linear import pack
-from .sequence import Sequence, choose
+from .sequence import Sequence, choose, groups
 
+# Tokens of one prefill, padding included: more gain nothing and take memory for every one of them.
+PREFILL_TOKENS = 2048
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 logger = logging.getLogger(__name__)
@@ -49,12 +51,14 @@ class TorchEngine:
     @torch.inference_mode()
     def step(self, arriving: list[Sequence]) -> list[tuple[Sequence, int]]:
         """Prefill the arriving sequences and join them, or else decode one token for every row."""
-        if arriving:
-            logits, cache, mask = self._prefill(arriving)
-            tokens = _choose(arriving, logits)
-            self._join(arriving, cache, mask)
-            return tokens
-        return _choose(self._rows, self._decode())
+        if not arriving:
+            return _choose(self._rows, self._decode())
+        tokens = []
+        for group in groups(arriving, PREFILL_TOKENS):
+            logits, cache, mask = self._prefill(group)
+            tokens += _choose(group, logits)
+            self._join(group, cache, mask)
+        return tokens
 
     @torch.inference_mode()
     def remove(self, sequences: list[Sequence]) -> None:
@@ -124,7 +128,8 @@ def _device(name: str) -> torch.device:
 def _dtype(precision: str, device: torch.device, directory: str) -> torch.dtype:
     """What to compute in: fp32 for bf16 weights on a processor that could only emulate bf16, if memory allows."""
     if precision == "bf16" and device.type == "cpu" and not _has_bf16():
-        needed, memory = 2 * sum(file.stat().st_size for file in Path(directory).glob("*.safetensors")), _memory()
+        needed = 2 * sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
+        memory = psutil.virtual_memory().total
         if needed <= memory / 2:
             return torch.float32
         logger.warning(
@@ -138,11 +143,6 @@ def _dtype(precision: str, device: torch.device, directory: str) -> torch.dtype:
 
 def _has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _memory() -> int:
-    """Bytes of memory that the machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _pad_left(tensor: torch.Tensor, width: int, dim: int) -> torch.Tensor:

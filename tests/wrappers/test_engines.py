@@ -224,6 +224,25 @@ def test_a_fault_of_one_sequence_leaves_the_others_alone(scheduler, complete, co
     assert scheduler.is_well()
 
 
+def test_prompts_are_read_with_those_of_like_length(torch_scheduler, contract, tokenizer, monkeypatch):
+    """A long prompt that arrives beside short ones does not make them long, and no prefill has too many tokens."""
+    from steps.wrappers import torch_engine
+
+    rows = [_ask("Hi", max_tokens=1), _ask("please " * 100 + SPAIN, max_tokens=1), *[_ask("Ho", max_tokens=1)] * 9]
+    sequences = [request.sequences(tokenizer)[0] for request in contract.requests(rows, None)]
+    short, long = len(sequences[0].prompt), len(sequences[1].prompt)
+    forward, shapes = torch_engine.TorchEngine._forward, []
+    monkeypatch.setattr(torch_engine, "PREFILL_TOKENS", 4 * short)
+    monkeypatch.setattr(
+        torch_engine.TorchEngine,
+        "_forward",
+        lambda self, ids, *rest: shapes.append(tuple(ids.shape)) or forward(self, ids, *rest),
+    )
+    torch_scheduler.run(sequences)
+    assert shapes == [(4, short), (4, short), (2, short), (1, long)]
+    assert all(len(sequence.tokens) == 1 for sequence in sequences)
+
+
 def test_a_prompt_is_read_in_pieces(onnx_scheduler, contract, tokenizer, monkeypatch):
     """A prompt of many pieces, one that is just one, and two that are read together."""
     from steps.wrappers import onnx_engine
