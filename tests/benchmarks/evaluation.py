@@ -3,9 +3,10 @@
     python -m tests.benchmarks.evaluation
 
 Makes a random Phi-3 of 154 M parameters (nothing is downloaded). The same 1,000 prompts go through `evaluate`'s own
-asking (pyfunc interface, batches, journal flushed to the disk) and through the bare engine, in turn, and the
-seconds are compared; both give the same tokens. Then all of them are scored as `evaluate` scores a variant: loaded,
-asked, held against the contract, scored and logged. Takes many minutes on 2 cores.
+asking (pyfunc interface, batches, some rows alone, journal flushed to the disk) and, a part of them each time that
+as many are answered, through the bare engine; the seconds are compared, and both give the same tokens. Then all of
+them are scored as `evaluate` scores a variant: loaded, asked, held against the contract, scored and logged. Takes
+many minutes on 2 cores.
 """
 
 import json
@@ -14,7 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from rich.console import Console
@@ -103,13 +107,12 @@ def check_large_set(folder: Path, project: Path) -> Path:
 
 
 def compare(folder: Path, checkpoint: Path, mode: str, precision: str) -> tuple[float, float, float]:
-    """Tokens/s asked by `evaluate`, of a whole scored variant, and of the bare engine on slices taken in turn."""
+    """Tokens/s asked by `evaluate`, of a whole scored variant, and of the bare engine in turn with the first."""
     words = ["model=local", f"model.path={checkpoint}", f"mode={mode}", f"precision={precision}"]
     config = cli.compose("build", [*words, f"generation.max_tokens={NEW_TOKENS}"])
     model_id = build.build(config)
     scored = _scored_seconds(model_id)
     rows = list(_rows().rows)
-    step = PROMPTS // SLICES
     variant = Variant(
         model_id, "", "benchmark", {}, {"mode": mode, "interface": "chat", "generation.temperature": "0"}, ()
     )
@@ -117,15 +120,40 @@ def compare(folder: Path, checkpoint: Path, mode: str, precision: str) -> tuple[
     with staging.staged(source, config) as staged, answers.loaded(f"models:/{model_id}") as model:
         tokenizer = ChatTokenizer(staged)
         engine = TorchEngine(str(staged), precision, BATCH, "cpu") if mode == "pyfunc" else None
-        bare = Scheduler(engine or OnnxEngine(str(staged), BATCH))
-        seconds = [0.0, 0.0]
-        for start in range(-step, PROMPTS, step):  # the first slice does not count
-            slice_ = rows[max(start, 0) : max(start, 0) + step]
-            ours = _evaluate_seconds(folder, model, variant, slice_)
-            theirs = _bare_seconds(bare, tokenizer, slice_)
-            if start >= 0:
-                seconds = [seconds[0] + ours, seconds[1] + theirs]
-    return tuple(PROMPTS * NEW_TOKENS / spent for spent in (seconds[0], scored, seconds[1]))
+        bare = partial(_bare_seconds, Scheduler(engine or OnnxEngine(str(staged), BATCH)), tokenizer)
+        in_turn(folder, model, variant, rows[: PROMPTS // SLICES], bare)  # does not count
+        ours, theirs = in_turn(folder, model, variant, rows, bare)
+    return tuple(PROMPTS * NEW_TOKENS / spent for spent in (ours, scored, theirs))
+
+
+def in_turn(
+    folder: Path, model, variant: Variant, rows: list[Row], bare: Callable[[list[Row]], float]
+) -> tuple[float, float]:
+    """Seconds of all rows asked by `evaluate`, and of the bare engine with a slice of them each time it is due."""
+    path = folder / "journal.jsonl"
+    path.unlink(missing_ok=True)
+    journal = PausingJournal(path, rows, bare)
+    started = time.perf_counter()
+    (answered,) = answers.answer(model, variant, PromptSet("set", tuple(rows)), Fit(), Evaluation(), journal)
+    seconds = time.perf_counter() - started - journal.bare_seconds
+    journal.close()
+    assert not any(said.error for said in answered)
+    return seconds, journal.bare_seconds
+
+
+class PausingJournal(Journal):
+    """A journal in whose pauses the bare engine has its turn."""
+
+    def __init__(self, path: Path, rows: list[Row], bare: Callable[[list[Row]], float]):
+        super().__init__(path, {})
+        self.bare_seconds, self._rows, self._bare, self._next = 0.0, rows, bare, 0
+
+    def add(self, entries: dict[str, Any]) -> None:
+        super().add(entries)
+        step = PROMPTS // SLICES
+        while self._next + step <= len(self.entries):
+            self.bare_seconds += self._bare(self._rows[self._next : self._next + step])
+            self._next += step
 
 
 def _scored_seconds(model_id: str) -> float:
@@ -149,18 +177,6 @@ def _rows() -> PromptSet:
 
 def _prompt(number: int) -> str:
     return " ".join(WORDS[: 1 + number % 7] * (1 + number % 5))
-
-
-def _evaluate_seconds(folder: Path, model, variant: Variant, rows: list[Row]) -> float:
-    path = folder / "journal.jsonl"
-    path.unlink(missing_ok=True)
-    journal = Journal(path, {})
-    started = time.perf_counter()
-    (answered,) = answers.answer(model, variant, PromptSet("set", tuple(rows)), Fit(), Evaluation(), journal)
-    seconds = time.perf_counter() - started
-    journal.close()
-    assert not any(said.error for said in answered)
-    return seconds
 
 
 def _bare_seconds(scheduler: Scheduler, tokenizer: ChatTokenizer, rows: list[Row]) -> float:
