@@ -6,6 +6,7 @@ depend on where it was interrupted, whatever a batch does to the rounding of its
 """
 
 import contextlib
+import gc
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -72,11 +73,12 @@ def answer(
 
 @contextlib.contextmanager
 def loaded(uri: str) -> Iterator[Any]:
-    """A model with the code that it was logged with; the next model's code starts afresh."""
+    """A model with the code that it was logged with; the next model's code starts afresh, and in its memory."""
     import mlflow
 
     path = list(sys.path)
     _forget_wrappers()
+    gc.collect()
     try:
         with quiet():
             model = mlflow.pyfunc.load_model(uri)
@@ -84,6 +86,8 @@ def loaded(uri: str) -> Iterator[Any]:
     finally:
         sys.path[:] = path
         _forget_wrappers()
+        # MLflow keeps the model that was loaded last.
+        mlflow.models.model.__mlflow_model__ = None
 
 
 def _forget_wrappers() -> None:

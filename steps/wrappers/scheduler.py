@@ -18,6 +18,8 @@ from .errors import RequestError, engine_failed
 from .sequence import Sequence
 
 MAX_WAITING = 2048
+# The thread holds the engine: it ends when there is nothing to do, so that a model nobody uses any more is freed.
+IDLE_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +120,10 @@ class Scheduler:
         while True:
             try:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._waiting or self._running)
+                    if not self._changed.wait_for(lambda: self._waiting or self._running, IDLE_SECONDS):
+                        self._engine.reset()  # what it has made may belong to this thread
+                        self._thread = None
+                        return
                     arriving = self._arriving()
                     self._running += arriving
                 self._advance(arriving)
