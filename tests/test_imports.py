@@ -1,10 +1,12 @@
 """A step that does not need an engine does not load one."""
 
+import ast
 import subprocess
 import sys
 
 import pytest
 
+from steps.models.flavors import REQUIREMENTS, WRAPPERS
 from tests.conftest import PROJECT
 
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "onnxruntime_genai")
@@ -20,3 +22,29 @@ def test_import_is_light(module):
 def test_wrappers_import_nothing_of_the_project_outside_themselves():
     for file in (PROJECT / "steps" / "wrappers").glob("*.py"):
         assert "steps" not in file.read_text().replace("steps/", ""), file.name
+
+
+# The files of one mode only, and what comes with MLflow's own server.
+OWN = {
+    "pyfunc": {"torch_engine", "packed_linear", "pyfunc_model"},
+    "onnx": {"onnx_engine", "genai_engine", "onnx_model"},
+}
+SERVER = {"fastapi"}
+ITSELF = {"wrappers"}
+
+
+@pytest.mark.parametrize("mode", OWN)
+def test_a_model_asks_for_all_that_its_code_imports(mode):
+    others = set().union(*OWN.values()) - OWN[mode]
+    names = {name for file in WRAPPERS.glob("*.py") if file.stem not in others for name in _imported(file)}
+    needed = {name.replace("_", "-") for name in names - ITSELF - SERVER - sys.stdlib_module_names}
+    assert needed == set(REQUIREMENTS[mode])
+
+
+def _imported(file):
+    """The packages that a file imports anywhere, but for its own."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.partition(".")[0]

@@ -15,7 +15,7 @@ TABLE = Path(__file__).with_suffix(".yaml")
 QUESTION = "What is the capital of Spain?"
 MAX_TOKENS = 12
 EXPECTATIONS = set(
-    "refused same_as choices tokens finish_reason without object replies answers_of last_tokens".split()  # noqa: SIM905
+    "refused same_as choices tokens words finish_reason without object replies answers_of last_tokens".split()  # noqa: SIM905
 )
 
 
@@ -150,6 +150,8 @@ def _reply_fault(replies: list[Reply], expect: dict[str, Any], answered: dict[st
         return f"{len(first.texts)} choices instead of {expect.get('choices', 1)}"
     if "without" in expect and expect["without"] in first.texts[0]:
         return f"the answer holds {expect['without']!r}"
+    if "words" in expect and len(first.texts[0].split()) > expect["words"]:
+        return f"the answer has {len(first.texts[0].split())} words instead of {expect['words']}"
     wanted = [text for name in expect.get("answers_of", []) for text in answered[name][0].texts]
     if wanted and [reply.texts[0] for reply in replies] != wanted:
         return "the rows' answers differ from those one by one"

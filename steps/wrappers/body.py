@@ -1,34 +1,39 @@
 """The body of a served request: checked before MLflow reads it, and brought into the one form that it takes from us.
 
 MLflow's scoring server takes a frame or `instances` only for models whose requests it checks itself. Ours are checked
-by the contract, so every other form becomes `inputs` and `params` here.
+by the contract, so every other form becomes `inputs` and `params` here, and a table of CSV too: read by a frame, a text
+such as NA would be no text any more, and some thousand short lines under a long header would fill the memory.
 """
 
+import csv
+import io
 import json
 from collections.abc import Callable, Iterable
+from email.message import Message
+from itertools import islice
 from typing import Any
 
 from .errors import RequestError
 
-MAX_BYTES, MAX_LEVELS = 1_000_000, 32
-JSON = "application/json"
-CONTENT_TYPES = (JSON, "text/csv", "application/vnd.apache.parquet")
+MAX_ROWS, MAX_BYTES, MAX_LEVELS = 256, 1_000_000, 32
+JSON, CSV = "application/json", "text/csv"
 FORMATS = ("inputs", "instances", "dataframe_records", "dataframe_split")
 INVALID_REQUEST = (
     "a body is a JSON object with messages, with prompt, or with exactly one of inputs, instances, dataframe_records, "
-    "dataframe_split (and params), or a table with a header as text/csv or Parquet"
+    "dataframe_split (and params), or a table with a header as text/csv"
 )
 # Takes rows of a frame, returns them without the cells that hold nothing.
 FrameRows = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
 def accepted(body: bytes, content_type: str | None, frame_rows: FrameRows) -> bytes:
-    """The body as MLflow takes it; raises RequestError, whose message never repeats the body."""
-    kind = (content_type or "").partition(";")[0].strip()
-    if kind not in CONTENT_TYPES:
-        raise wrong_content_type()
+    """The body as MLflow takes it, JSON; raises RequestError, whose message never repeats the body."""
+    kind = _kind(content_type)
+    if kind == CSV:
+        return json.dumps({"inputs": frame_rows(_table(body))}).encode()
     if kind != JSON:
-        return body
+        said = f"the content type must be {JSON} or {CSV}, in UTF-8"
+        raise RequestError("content_type", said, status=415)
     content = _parse(body)
     if not isinstance(content, dict):
         raise RequestError("invalid_request", INVALID_REQUEST)
@@ -36,9 +41,11 @@ def accepted(body: bytes, content_type: str | None, frame_rows: FrameRows) -> by
     return body if wanted is content else json.dumps(wanted).encode()
 
 
-def wrong_content_type() -> RequestError:
-    said = f"the content type must be {', '.join(CONTENT_TYPES[:-1])} or {CONTENT_TYPES[-1]}, in UTF-8"
-    return RequestError("content_type", said, status=415)
+def _kind(content_type: str | None) -> str | None:
+    """The kind of content that a header names; None where it is in another charset than UTF-8."""
+    header = Message()
+    header["content-type"] = content_type or ""
+    return header.get_content_type() if header.get_content_charset("utf-8") == "utf-8" else None
 
 
 def _parse(body: bytes) -> Any:
@@ -59,6 +66,34 @@ def _fault(error: Exception) -> str:
     return (
         f"it is nested deeper than {MAX_LEVELS} levels" if isinstance(error, RecursionError) else "a number is too long"
     )
+
+
+def _table(body: bytes) -> list[dict[str, Any]]:
+    """The rows of a table of CSV without its empty cells; a prompt stays as it is, other cells may be JSON."""
+    try:
+        lines = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
+        names = next(lines, [])
+        # One more than there may be: the contract refuses them.
+        rows = list(islice(filter(None, lines), MAX_ROWS + 1))
+    except (ValueError, csv.Error) as error:
+        said = _fault(error) if isinstance(error, UnicodeDecodeError) else error
+        raise RequestError("invalid_csv", f"the body must be a table of CSV with a header: {said}") from None
+    if len(set(names)) < len(names):
+        raise RequestError("invalid_csv", "the header of the table must hold different names")
+    if longer := [row for row in rows if len(row) > len(names)]:
+        said = f"a row of the table has {len(longer[0])} cells, more than the {len(names)} of the header"
+        raise RequestError("invalid_csv", said)
+    return [{name: _cell(name, cell) for name, cell in zip(names, row, strict=False) if cell} for row in rows]
+
+
+def _cell(name: str, text: str) -> Any:
+    if name == "prompt":
+        return text
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text if _is_deeper(content, MAX_LEVELS) else content
 
 
 def _is_deeper(content: Any, levels: int) -> bool:

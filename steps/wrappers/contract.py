@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .body import MAX_BYTES
+from .body import MAX_BYTES, MAX_ROWS
 from .errors import RequestError
 from .fields import checked_messages, checked_settings, checked_text, is_many, short, shown_name, without_none
 from .sequence import Sequence, Settings
 from .tokenizer import ChatTokenizer
 
-MAX_ROWS = 256
 # Fields that no Phi-3 wrapper can honour: refused unless they ask for nothing. Of MLflow's chat schema:
 UNSUPPORTED = (
     *("tools", "frequency_penalty", "presence_penalty"),

@@ -61,7 +61,8 @@ class Phi3Model(PythonModel):
         rows = [{key: value for key, value in row.items() if key != "stream"} for row in self._rows(model_input)]
         requests = self._contract.requests(rows, params)
         if len(requests) != 1 or requests[0].n != 1:
-            raise RequestError("stream", "predict_stream answers one conversation with n = 1")
+            got = f"{len(requests)} with n = {requests[0].n}"
+            raise RequestError("stream", f"predict_stream answers one conversation with n = 1, got {got}")
         (sequence,) = requests[0].sequences(self._tokenizer)
         pieces = self._scheduler.stream(sequence)
         return self._chunks(sequence, pieces) if self._interface == "chat" else pieces

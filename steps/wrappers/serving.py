@@ -20,12 +20,13 @@ from typing import Any
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE, ErrorCode
 
-from .body import INVALID_REQUEST, MAX_BYTES, FrameRows, accepted, wrong_content_type
+from .body import INVALID_REQUEST, MAX_BYTES, FrameRows, accepted
 from .errors import RequestError, engine_failed
 
 SERVER = "mlflow.pyfunc.scoring_server.app"
 MAX_REQUESTS = 256
 SHOWN_CHARACTERS = 300
+CONTENT_TYPE = (b"content-type", b"application/json")
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +102,9 @@ class _Watched:
         client = Client()
         CLIENT.set(client)
         replayed = _Replayed(body, receive, client)
+        headers = [*(header for header in scope["headers"] if header[0] != b"content-type"), CONTENT_TYPE]
         try:
-            await super().__call__(scope, replayed, _without_input(send))
+            await super().__call__(scope | {"headers": headers}, replayed, _without_input(send))
         finally:
             # Also on a time-out, which leaves the thread of the prediction behind.
             client.leave()
@@ -179,8 +181,6 @@ def _without_input(send):
 
 def _told(status: int, body: bytes) -> RequestError:
     """What the client is told of an error that the server answers."""
-    if status == 415:
-        return wrong_content_type()
     if status == 504:
         return RequestError("timed_out", "the reply took longer than this server waits", status=status)
     try:
@@ -200,6 +200,6 @@ def _told(status: int, body: bytes) -> RequestError:
 
 async def _refuse(send, error: RequestError) -> None:
     body = error.serialize_as_json().encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [CONTENT_TYPE, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": error.get_http_status_code(), "headers": headers})
     await send({"type": "http.response.body", "body": body})

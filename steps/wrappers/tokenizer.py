@@ -62,9 +62,15 @@ class ChatTokenizer:
 
     @cached_property
     def context_length(self) -> int:
-        """Tokens that prompt and completion may have together."""
-        genai = self._read("genai_config.json").get("model", {}).get("context_length")
-        return int(genai or self._read("config.json")["max_position_embeddings"])
+        """Tokens that prompt and completion may have together.
+
+        Of a checkpoint with LongRoPE those for which its short factors hold: beyond, all that was cached of a sequence
+        would have to be computed anew, and the other rows of a batch have a length of their own.
+        """
+        config = self._read("config.json")
+        whole = self._read("genai_config.json").get("model", {}).get("context_length")
+        whole = int(whole or config["max_position_embeddings"])
+        return min(whole, config.get("original_max_position_embeddings") or whole)
 
     @cached_property
     def _control_tokens(self) -> list[str]:

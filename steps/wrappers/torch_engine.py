@@ -17,6 +17,7 @@ from .sequence import Sequence, choose, groups
 
 # Tokens of one prefill, padding included: more gain nothing and take memory for every one of them.
 PREFILL_TOKENS = 2048
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def _dtype(precision: str, device: torch.device, directory: str) -> torch.dtype:
     """What to compute in: fp32 for bf16 weights on a processor that could only emulate bf16, if memory allows."""
     if precision == "bf16" and device.type == "cpu" and not _has_bf16():
         needed = 2 * sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
-        memory = psutil.virtual_memory().total
+        memory = _memory()
         if needed <= memory / 2:
             return torch.float32
         logger.warning(
@@ -143,6 +144,13 @@ def _dtype(precision: str, device: torch.device, directory: str) -> torch.dtype:
 
 def _has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _memory() -> int:
+    """Bytes of memory that this process may have: the machine's, or fewer where its container has a limit."""
+    limit = CONTAINER_LIMIT.read_text(encoding="ascii").strip() if CONTAINER_LIMIT.is_file() else ""
+    total = psutil.virtual_memory().total
+    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def _pad_left(tensor: torch.Tensor, width: int, dim: int) -> torch.Tensor:

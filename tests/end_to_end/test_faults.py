@@ -8,6 +8,10 @@ FRUITLESS = {
     "nothing to register": (["register"], "error: There is no variant to register in this experiment. Make one with"),
     "unknown run": (["evaluate", "run_id=abc"], "error: run_id must be the run of a READY variant"),
     "broken prompt set": (["evaluate", "prompt_set.path=broken.jsonl"], "error: broken.jsonl: line 1: broken JSON"),
+    "broken prompt set of the main job": (
+        ["main", "prompt_set.path=broken.jsonl"],
+        "error: broken.jsonl: line 1: broken JSON",
+    ),
     "int4 on torch": (["main", "precision=int4"], "error: precision=int4 is not offered by mode=pyfunc"),
 }
 
@@ -20,6 +24,7 @@ def test_what_cannot_be_done_is_said_in_a_line(typed, tmp_path, words, sentence)
     assert done.returncode == 1
     assert done.stderr.splitlines()[0].startswith(sentence)
     assert "Traceback" not in done.stderr
+    assert "Built" not in done.stdout
 
 
 def test_an_unreachable_server_is_said_within_seconds(typed, monkeypatch):

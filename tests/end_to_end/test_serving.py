@@ -159,7 +159,7 @@ BAD_TYPES = {
     "another charset": (TABLE, "text/csv; charset=latin-1", 415),
     "CSV": (TABLE, "text/csv", 400),
     "CSV that is none": (b'"' + MARK.encode() + b"\xff\0", "text/csv", 400),
-    "Parquet that is none": (TABLE, "application/vnd.apache.parquet", 400),
+    "Parquet": (TABLE, "application/vnd.apache.parquet", 415),
 }
 
 

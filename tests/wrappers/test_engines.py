@@ -243,6 +243,22 @@ def test_prompts_are_read_with_those_of_like_length(torch_scheduler, contract, t
     assert all(len(sequence.tokens) == 1 for sequence in sequences)
 
 
+def test_an_engine_that_was_idle_answers_again(scheduler, complete, monkeypatch):
+    """The thread ends, and with it what belongs to it."""
+    from steps.wrappers import scheduler as module
+
+    monkeypatch.setattr(module, "IDLE_SECONDS", 0.05)
+    for _ in range(2):
+        ((choice,),) = complete(_ask())
+        assert "Madrid" in choice.text
+        # A thread that waits already does so for the time that held when it began to.
+        thread = scheduler._thread
+        if thread is not None:
+            thread.join(30)
+        assert scheduler._thread is None
+        assert scheduler.is_well()
+
+
 def test_a_prompt_is_read_in_pieces(onnx_scheduler, contract, tokenizer, monkeypatch):
     """A prompt of many pieces, one that is just one, and two that are read together."""
     from steps.wrappers import onnx_engine

@@ -1,10 +1,13 @@
 """The logged models, loaded as users load them: the contract suite, seeds, frames, streams, and MLflow's server."""
 
 import asyncio
+import gc
 import importlib
 import json
 import sys
+import time
 import types
+import weakref
 
 import fastapi
 import pandas as pd
@@ -62,6 +65,22 @@ def test_the_contract_suite_over_modes_and_interfaces(loaded, mode, interface):
         assert {result.name: result.fault for result in results if result.fault} == {}
 
 
+@pytest.mark.parametrize("mode", ["pyfunc", "onnx"])
+def test_a_model_that_nobody_holds_any_more_is_freed(uris, monkeypatch, mode):
+    """Else the variants of an evaluation would add up in the memory."""
+    uri, store = uris(mode, "chat")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    with answers.loaded(uri) as model:
+        monkeypatch.setattr(sys.modules["wrappers.scheduler"], "IDLE_SECONDS", 0.1)
+        model.predict({"messages": MESSAGES})
+        engine = weakref.ref(model.unwrap_python_model()._scheduler._engine)
+    del model
+    deadline = time.monotonic() + 30
+    while engine():
+        gc.collect()
+        assert time.monotonic() < deadline
+
+
 def _text(reply):
     return reply["choices"][0]["message"]["content"]
 
@@ -74,6 +93,45 @@ def test_a_seed_is_a_field_a_param_or_a_custom_input(loaded):
     assert _text(other) != _text(seeded)
     pieces = [chunk["choices"][0]["delta"] for chunk in loaded.predict_stream(SAMPLED, params={"seed": 5})]
     assert "".join(piece.get("content", "") for piece in pieces) == _text(seeded)
+
+
+ENGINES = [(("pyfunc", "chat"), "pyfunc"), (("onnx", "chat"), "onnx")]
+
+
+@pytest.mark.parametrize(("loaded", "mode"), ENGINES, indirect=["loaded"])
+def test_a_stream_is_openai_s_chunks(loaded, mode):
+    whole = loaded.predict({"messages": MESSAGES})
+    chunks = list(loaded.predict_stream({"messages": MESSAGES}))
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert {chunk["model"] for chunk in chunks} == {whole["model"]}
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+    assert choices[-1] == {"index": 0, "delta": {}, "finish_reason": "stop"}
+    assert {choice["finish_reason"] for choice in choices[:-1]} == {None}
+    assert len(choices) >= 3  # who reads slowly gets several tokens in one piece
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == _text(whole)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "mode"), [(("pyfunc", "prompt"), "pyfunc"), (("onnx", "prompt"), "onnx")], indirect=["loaded"]
+)
+def test_a_prompt_s_stream_is_its_text_in_pieces(loaded, mode):
+    pieces = list(loaded.predict_stream({"prompt": SPAIN}, params={"max_tokens": 5}))
+    assert "".join(pieces) == loaded.predict({"prompt": SPAIN}, params={"max_tokens": 5})
+
+
+@pytest.mark.parametrize(("loaded", "mode"), ENGINES, indirect=["loaded"])
+def test_the_token_counts_are_the_tokenizer_s(loaded, mode, checkpoint):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
+    reply = loaded.predict({"messages": MESSAGES, "n": 2})
+    prompt = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
+    # The end token is generated too.
+    completions = [len(tokenizer.encode(choice["message"]["content"])) + 1 for choice in reply["choices"]]
+    counts = {"prompt_tokens": len(prompt), "completion_tokens": sum(completions)}
+    assert reply["usage"] == counts | {"total_tokens": len(prompt) + sum(completions)}
 
 
 def test_a_frame_may_have_empty_cells_and_columns_of_its_own(loaded):
@@ -110,24 +168,38 @@ class _App:
         from mlflow.pyfunc import scoring_server
 
         self._app, self._loop = scoring_server.init(model), asyncio.new_event_loop()
+        self.scheduler = model.unwrap_python_model()._scheduler
 
     def post(self, body, content_type="application/json"):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self._loop.run_until_complete(asyncio.wait_for(self._post(content, content_type), 60))
+        status, reply = self._ask("POST", "/invocations", content, content_type)
+        return status, json.loads(reply)
 
-    async def _post(self, content, content_type):
+    def ping(self):
+        return self._ask("GET", "/ping", b"", "")[0]
+
+    def _ask(self, *request):
+        return self._loop.run_until_complete(asyncio.wait_for(self._asked(*request), 60))
+
+    async def _asked(self, method, path, content, content_type):
         sent, asked = [], [{"type": "http.request", "body": content, "more_body": False}]
+        answered = asyncio.Event()
 
         async def receive():
-            return asked.pop() if asked else await asyncio.get_running_loop().create_future()
+            if asked:
+                return asked.pop()
+            await answered.wait()  # as uvicorn does
+            return {"type": "http.disconnect"}
 
         async def send(message):
             sent.append(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                answered.set()
 
         headers = [(b"content-type", content_type.encode())]
-        scope = {"type": "http", "method": "POST", "path": "/invocations", "headers": headers, "query_string": b""}
+        scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
         await self._app(scope | {"http_version": "1.1", "scheme": "http", "server": ("a", 1)}, receive, send)
-        return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent))
+        return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
 
     def close(self):
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
@@ -147,6 +219,40 @@ def app(request, uris, monkeypatch):
         app.close()
 
 
+@pytest.mark.parametrize("app", ["chat"], indirect=True)
+def test_the_ping_tells_of_an_engine_that_fails_until_it_works_again(app, monkeypatch, caplog):
+    assert app.ping() == 200
+    with monkeypatch.context() as patch:
+        patch.setattr(app.scheduler._engine, "step", lambda arriving: 1 / 0)
+        status, reply = app.post({"messages": MESSAGES})
+        assert (status, reply["message"].partition("]")[0]) == (500, "[engine_failed")
+        assert app.ping() == 503
+    deadline = time.monotonic() + 30
+    while app.ping() != 200:
+        assert time.monotonic() < deadline
+    assert app.post({"messages": MESSAGES})[0] == 200
+
+
+@pytest.fixture
+def one_second(monkeypatch):
+    monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "1")
+
+
+@pytest.mark.parametrize("app", ["chat"], indirect=True)
+def test_a_request_whose_time_is_over_frees_its_places(one_second, app, monkeypatch):
+    asked, submit, step = [], app.scheduler.submit, app.scheduler._engine.step
+    monkeypatch.setattr(app.scheduler, "submit", lambda sequences: asked.extend(sequences) or submit(sequences))
+    monkeypatch.setattr(app.scheduler._engine, "step", lambda arriving: time.sleep(0.4) or step(arriving))
+    status, reply = app.post({"messages": MESSAGES, "max_tokens": 40, "n": 2})
+    assert (status, reply["message"].partition("]")[0]) == (504, "[timed_out")
+    deadline = time.monotonic() + 30
+    while app.scheduler._running:
+        assert time.monotonic() < deadline
+    # Their answer would have more tokens than there were steps in a second.
+    assert [sequence.finish_reason for sequence in asked] == [None, None]
+    assert all(len(sequence.tokens) <= 4 for sequence in asked)
+
+
 @pytest.mark.parametrize("app", ["prompt"], indirect=True)
 def test_a_table_of_prompts_is_answered_in_order(app):
     prompts = [SPAIN, "What is the capital of France?", "Well, which one?"]
@@ -154,6 +260,49 @@ def test_a_table_of_prompts_is_answered_in_order(app):
     status, reply = app.post(table.encode(), "text/csv")
     assert status == 200, reply
     assert reply == app.post({"inputs": [{"prompt": prompt} for prompt in prompts]})[1]
+
+
+@pytest.mark.parametrize("app", ["prompt"], indirect=True)
+def test_a_table_may_hold_settings_and_words_that_a_frame_takes_for_nothing(app):
+    table = b'prompt,max_tokens,stop\nNA,3,\n"Say ""null"", please",,"[""a""]"\n'
+    status, reply = app.post(table, "text/csv")
+    assert status == 200, reply
+    rows = [{"prompt": "NA", "max_tokens": 3}, {"prompt": 'Say "null", please', "stop": ["a"]}]
+    assert reply == app.post({"inputs": rows})[1]
+
+
+@pytest.mark.parametrize("app", ["chat"], indirect=True)
+def test_a_table_may_hold_conversations_as_json(app):
+    table = pd.DataFrame({"messages": [json.dumps(MESSAGES)] * 2}).to_csv(index=False)
+    status, reply = app.post(table.encode(), "text/csv")
+    assert status == 200, reply
+    assert _text(reply["predictions"][1]) == _text(app.post({"messages": MESSAGES})[1])
+
+
+TABLES = {
+    "too many rows": (b"prompt\n" + b"a\n" * 300, "too_many_rows", "at most 256 rows"),
+    "short lines under a long header": (
+        b",".join(b"c%d" % n for n in range(50_000)) + b"\na" * 300_000,
+        "too_many_rows",
+        "",
+    ),
+    "a longer row": (b"prompt,n\na,1,secret\n", "invalid_csv", "a row of the table has 3 cells, more than the 2"),
+    "a name twice": (b"prompt,prompt\na,b\n", "invalid_csv", "different names"),
+    "an open quote": (b'prompt\n"secret', "invalid_csv", "CSV with a header: unexpected end"),
+    "no row": (b"prompt\n", "no_rows", "at least one row"),
+    "nothing": (b"", "no_rows", "at least one row"),
+    "another table": (b"question\nsecret\n", "not_text", "prompt must be a string"),
+    "a setting in words": (b"prompt,n\na,secret\n", "invalid_n", "n must be a whole number"),
+}
+
+
+@pytest.mark.parametrize(("table", "code", "words"), TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("app", ["prompt"], indirect=True)
+def test_a_table_is_refused(app, table, code, words):
+    status, reply = app.post(table, "text/csv")
+    assert status == 400
+    assert reply["message"].startswith(f"[{code}] ")
+    assert words in reply["message"]
 
 
 VALUES = st.recursive(
@@ -218,7 +367,7 @@ def test_a_random_body_is_answered_or_refused(app):
     assert statuses == {200, 400}
 
 
-@pytest.mark.parametrize("kind", ["application/json", "text/csv", "application/vnd.apache.parquet", "text/plain", ""])
+@pytest.mark.parametrize("kind", ["application/json", "text/csv", "text/plain", ""])
 def test_random_bytes_are_refused(app, kind):
     @settings(max_examples=20, deadline=None)
     @given(st.binary(max_size=30))

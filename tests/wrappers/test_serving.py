@@ -259,7 +259,6 @@ TOLD = {
     "not JSON": (500, "Internal Server Error secret", BROKEN),
     "another object": (500, ["secret"], BROKEN),
     "a time-out": (504, "secret", (504, "timed_out", "longer than this server waits")),
-    "another charset": (415, "secret", (415, "content_type", "in UTF-8")),
 }
 
 

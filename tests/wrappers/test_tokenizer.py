@@ -1,8 +1,13 @@
 """Our reading of the tokenizer's files is transformers' own."""
 
+import json
+import shutil
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from steps.wrappers.tokenizer import ChatTokenizer
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +44,13 @@ def test_end_tokens_and_context(tokenizer):
     assert tokenizer.decode([next(iter(tokenizer.end_tokens))]) == ""
     assert len(tokenizer.end_tokens) == 1
     assert tokenizer.context_length == 512
+
+
+def test_of_a_long_context_only_what_the_short_factors_hold_for_is_used(tokenizer, checkpoint, tmp_path):
+    shutil.copytree(checkpoint.directory, tmp_path / "long")
+    file = tmp_path / "long" / "config.json"
+    config = json.loads(file.read_text()) | {"max_position_embeddings": 4096, "original_max_position_embeddings": 256}
+    file.write_text(json.dumps(config))
+    assert ChatTokenizer(tmp_path / "long").context_length == 256
+    (tmp_path / "long" / "genai_config.json").write_text(json.dumps({"model": {"context_length": 4096}}))
+    assert ChatTokenizer(tmp_path / "long").context_length == 256
