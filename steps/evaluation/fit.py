@@ -70,19 +70,19 @@ def _refuse(fits: Iterable[Fit], prompt_set: PromptSet, over_context: str) -> No
         raise StepError(*list(faults)[:MAX_FAULTS], *more)
 
 
-def fit(variant: Variant, prompt_set: PromptSet) -> Fit:
-    """How the rows fit one variant."""
+def fit(variant: Variant, prompt_set: PromptSet, reserve: int = 1) -> Fit:
+    """How the rows fit one variant, with room for an answer of so many tokens."""
     found = Fit()
     with tokenizer_of(variant) as tokenizer:
         context = tokenizer.context_length
-        has_room = _room(tokenizer)
+        has_room = _room(tokenizer, reserve)
         around = _around(tokenizer) if variant.params["interface"] == "prompt" else None
         for index, row in enumerate(prompt_set.rows):
             if fault := _control_token(tokenizer, row):
                 found.control_tokens[index] = fault
             elif not has_room(row):
                 length = len(tokenizer.encode_chat(row.conversation))
-                if length >= context:
+                if length + reserve > context:
                     found.too_long[index] = f"its prompt has {length} tokens, the context of {variant.name} {context}."
             if around and not row.is_plain:
                 _as_prompt(found, index, tokenizer.render(row.conversation), variant, around)
@@ -114,10 +114,10 @@ def _control_token(tokenizer: ChatTokenizer, row: Row) -> str | None:
     return None
 
 
-def _room(tokenizer: ChatTokenizer) -> Callable[[Row], bool]:
+def _room(tokenizer: ChatTokenizer, reserve: int) -> Callable[[Row], bool]:
     """Whether a row is surely within the context: most are, and a tokenizer is slow to count all of their tokens."""
     shortest = len(tokenizer.encode_chat([{"role": "user", "content": "a"}]))
-    room = tokenizer.context_length - shortest
+    room = tokenizer.context_length - shortest - reserve
     tokens = lru_cache(KNOWN_WORDS)(lambda word: len(tokenizer.encode(word)))
 
     def has_room(row: Row) -> bool:
@@ -132,7 +132,8 @@ def _room(tokenizer: ChatTokenizer) -> Callable[[Row], bool]:
 
 def _tokens_at_most(content: str, tokens: Callable[[str], int]) -> int:
     """The tokens of all words by themselves; of a long one its bytes."""
-    return sum(tokens(word) if len(word) <= LONG_WORD else len(word.encode()) for word in content.split(" "))
+    # Between two spaces is no word, but each of them may be a token.
+    return sum(tokens(word) or 1 if len(word) <= LONG_WORD else len(word.encode()) for word in content.split(" "))
 
 
 def _around(tokenizer: ChatTokenizer) -> tuple[str, str]:

@@ -62,9 +62,16 @@ class Bench:
     @cached_property
     def machine(self) -> dict[str, Any]:
         """Facts of the machine, measured once."""
-        for process in self._processes.values():
-            process.stdout.readline()
-        return _ask(next(iter(self._processes.values())), {})
+        self._imported  # noqa: B018  each process says so, once
+        facts = _ask(next(iter(self._processes.values())), {})
+        if "fault" in facts:
+            raise StepError(f"the machine could not be measured: {facts['fault'][:500]}")
+        return facts
+
+    @cached_property
+    def _imported(self) -> list[str]:
+        """What each process said when its imports were done; nothing where it ended before."""
+        return [process.stdout.readline() for process in self._processes.values()]
 
     def close(self) -> None:
         for process in self._processes.values():
@@ -128,16 +135,16 @@ def _request(variant: Variant, rows: PromptSet, evaluation: Evaluation) -> dict[
         "path": path,
         "mode": variant.params["mode"],
         "interface": variant.params["interface"],
-        "rows": _questions(variant, rows),
+        "rows": _questions(variant, rows, evaluation.speed_tokens),
         "batch_size": int(variant.params["mode.max_batch_size"]),
         "max_tokens": evaluation.speed_tokens,
         "seconds": evaluation.speed_seconds,
     }
 
 
-def _questions(variant: Variant, rows: PromptSet) -> list[dict[str, Any]]:
-    """Questions from all over the prompt set that the variant can be asked, as its interface takes them."""
-    fitted = fit.fit(variant, rows)
+def _questions(variant: Variant, rows: PromptSet, tokens: int) -> list[dict[str, Any]]:
+    """Questions from all over the prompt set that leave room for an answer of `tokens`, as the interface takes them."""
+    fitted = fit.fit(variant, rows, tokens)
     unfit = {*fitted.control_tokens, *fitted.too_long, *fitted.unaskable}
     askable = [index for index in range(len(rows.rows)) if index not in unfit]
     if not askable:

@@ -1,12 +1,15 @@
 """MLflow's own views of prompts and traces."""
 
 import sys
+import time
+from types import SimpleNamespace
 
 import mlflow
 import pytest
 
 from steps import cli
 from steps.build import build
+from steps.evaluation import traces as view
 from steps.models import prompts
 from steps.schema import Example, Prompting
 
@@ -78,6 +81,16 @@ def test_each_row_has_one_trace_with_its_scores(typed, checkpoint, questions, mo
     assert len(_traces(model.source_run_id)) == 3
     assert typed("evaluate", *questions, "evaluate.traces=true").returncode == 0
     assert len(_traces(model.source_run_id)) == 2
+
+
+def test_no_trace_is_of_the_future_which_mlflow_s_view_does_not_show(monkeypatch):
+    logged = []
+    monkeypatch.setattr(view, "_of", lambda *_: list(logged))
+    monkeypatch.setattr(view, "_log_row", lambda *given: logged.append(given[-2:]))
+    view.log(None, None, SimpleNamespace(skipped=[None, "too long", None]), [60_000.0, None, 30_000.0])
+    (first, lasted), (second, rest) = logged
+    assert (lasted, rest, second - first) == (60 * 10**9, 30 * 10**9, 60 * 10**9)
+    assert second + rest <= time.time_ns()
 
 
 def _delete(traces):

@@ -106,16 +106,16 @@ def test_the_questions_are_from_all_over_the_rows_that_fit(monkeypatch, interfac
     rows = PromptRows("set", tuple(Row(str(number), (("user", str(number)),), ("t",), ()) for number in range(100)))
     unfit = dict.fromkeys(range(0, 100, 6), "no")
     found = Fit(too_long=unfit, control_tokens={1: "no"}, unaskable={2: "no"})
-    monkeypatch.setattr(fit, "fit", lambda variant, rows: found)
-    asked = speed._questions(Variant("m", "r", "v", {}, {"interface": interface}, ()), rows)
+    monkeypatch.setattr(fit, "fit", lambda variant, rows, reserve: found)
+    asked = speed._questions(Variant("m", "r", "v", {}, {"interface": interface}, ()), rows, 8)
     numbers = [int(row["prompt"] if interface == "prompt" else row["messages"][0]["content"]) for row in asked]
     assert len(numbers) == speed.QUESTIONS
     assert all(key in row for row in asked)
     assert not set(numbers) & {1, 2, *unfit}
     assert (numbers[0], numbers[-1] > 80) == (3, True)
-    monkeypatch.setattr(fit, "fit", lambda variant, rows: Fit(too_long=dict.fromkeys(range(100), "no")))
+    monkeypatch.setattr(fit, "fit", lambda variant, rows, reserve: Fit(too_long=dict.fromkeys(range(100), "no")))
     with pytest.raises(StepError, match="the speed of v could not be measured: none of 100 rows fits it"):
-        speed._questions(Variant("m", "r", "v", {}, {"interface": interface}, ()), rows)
+        speed._questions(Variant("m", "r", "v", {}, {"interface": interface}, ()), rows, 8)
 
 
 def test_a_batch_is_warmed_up_too(monkeypatch):
@@ -156,7 +156,7 @@ def test_a_model_that_crashes_or_is_not_there_is_its_own_fault_alone(bench, tmp_
         "m-1", "r", "onnx-broken", {}, {"mode": "onnx", "interface": "chat", "mode.max_batch_size": "4"}, ()
     )
     rows = prompt_set.load(FACTS)
-    monkeypatch.setattr(fit, "fit", lambda variant, rows: fit.Fit())
+    monkeypatch.setattr(fit, "fit", lambda variant, rows, reserve: fit.Fit())
     for folder, reason in (("crashing", "its process ended with SIGSEGV"), ("nowhere", "MlflowException")):
         monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda uri, folder=folder: str(tmp_path / folder))
         with pytest.raises(StepError, match=f"the speed of onnx-broken could not be measured: {reason}"):
