@@ -26,7 +26,7 @@ def test_wrappers_import_nothing_of_the_project_outside_themselves():
 
 # The files of one mode only, and what comes with MLflow's own server.
 OWN = {
-    "pyfunc": {"torch_engine", "packed_linear", "pyfunc_model"},
+    "pyfunc": {"torch_engine", "growing_cache", "packed_linear", "pyfunc_model"},
     "onnx": {"onnx_engine", "genai_engine", "onnx_model"},
 }
 SERVER = {"fastapi"}

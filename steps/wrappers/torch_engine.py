@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, Cache
 
+from .growing_cache import growing_cache
 from .packed_linear import pack
 from .sequence import Sequence, choose, groups
 
@@ -46,7 +47,7 @@ class TorchEngine:
     def reset(self) -> None:
         """Start with an empty batch."""
         self._rows: list[Sequence] = []
-        self._cache: DynamicCache | None = None
+        self._cache: Cache | None = None
         self._mask = torch.empty(0)
 
     @torch.inference_mode()
@@ -77,7 +78,7 @@ class TorchEngine:
                 layer.keys = layer.keys[index, :, first:].contiguous()
                 layer.values = layer.values[index, :, first:].contiguous()
 
-    def _prefill(self, sequences: list[Sequence]) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+    def _prefill(self, sequences: list[Sequence]) -> tuple[torch.Tensor, Cache, torch.Tensor]:
         """Run the prompts; returns logits [rows, vocabulary], their cache and mask [rows, width]."""
         width = max(len(sequence.prompt) for sequence in sequences)
         paddings = [width - len(sequence.prompt) for sequence in sequences]
@@ -86,7 +87,7 @@ class TorchEngine:
             device=self._device,
         )
         mask = torch.arange(width, device=self._device) >= torch.tensor(paddings, device=self._device)[:, None]
-        cache = DynamicCache()
+        cache = growing_cache()
         return self._forward(ids, mask, (mask.long().cumsum(dim=1) - 1).clamp(min=0), cache), cache, mask
 
     def _decode(self) -> torch.Tensor:
@@ -107,7 +108,7 @@ class TorchEngine:
         )
         return output.logits[:, -1].float()
 
-    def _join(self, sequences: list[Sequence], cache: DynamicCache, mask: torch.Tensor) -> None:
+    def _join(self, sequences: list[Sequence], cache: Cache, mask: torch.Tensor) -> None:
         """Put prefilled rows under the batch, both padded on the left to the same width."""
         if not self._rows:
             self._rows, self._cache, self._mask = list(sequences), cache, mask

@@ -1,0 +1,54 @@
+"""The cache in place holds what transformers' own holds."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import DynamicCache
+
+from steps.wrappers.growing_cache import SPARE, growing_cache
+
+HEADS, SIZE = 3, 4
+
+
+def _states(rows, width):
+    """As a model makes them: the heads of a token lie together."""
+    return torch.randn(rows, width, HEADS, SIZE).transpose(1, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_it_holds_the_same_whatever_is_appended_cut_and_joined(data):
+    ours, theirs = growing_cache(), DynamicCache()
+    rows = data.draw(st.integers(1, 4))
+    ours.update(keys := _states(rows, 5), keys, 0)
+    theirs.update(keys, keys, 0)
+    for what in data.draw(st.lists(st.sampled_from(["append", "append", "cut", "join"]), max_size=12)):
+        layers = ours.layers[0], theirs.layers[0]
+        if what == "append":
+            new = _states(rows, data.draw(st.sampled_from([1, 1, 1, SPARE])))
+            assert torch.equal(ours.update(new, 2 * new, 0)[1], theirs.update(new, 2 * new, 0)[1])
+        elif what == "cut":
+            keep = torch.tensor(sorted(data.draw(st.sets(st.integers(0, rows - 1), min_size=1))))
+            rows = len(keep)
+            for layer in layers:
+                layer.keys, layer.values = (states[keep, :, 1:].contiguous() for states in (layer.keys, layer.values))
+        else:
+            more, rows = _states(1, layers[0].keys.shape[2]), rows + 1
+            for layer in layers:
+                layer.keys, layer.values = (torch.cat([states, more]) for states in (layer.keys, layer.values))
+        assert torch.equal(layers[0].keys, layers[1].keys)
+        assert torch.equal(layers[0].values, layers[1].values)
+        assert ours.get_seq_length() == theirs.get_seq_length()
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_what_is_there_is_not_copied_for_every_token(rows):
+    cache, places = growing_cache(), set()
+    cache.update(keys := _states(rows, 5), keys, 0)
+    for _ in range(SPARE + 1):
+        cache.update(new := _states(rows, 1), new, 0)
+        places.add(cache.layers[0].keys.data_ptr())
+    assert len(places) == 1
+    cache.update(new, new, 0)
+    assert cache.layers[0].keys.data_ptr() not in places
