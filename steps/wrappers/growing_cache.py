@@ -15,9 +15,9 @@ class GrowingLayer(DynamicLayer):
         """Append new columns; returns all keys and values."""
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            self.keys, self.values = key_states, value_states
-        else:
-            self.keys, self.values = _appended(self.keys, key_states), _appended(self.values, value_states)
+            # Empty at first: as they come, values are a part of a projection three times as large, which would stay.
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.keys, self.values = _appended(self.keys, key_states), _appended(self.values, value_states)
         return self.keys, self.values
 
 

@@ -16,7 +16,7 @@ from .growing_cache import growing_cache
 from .packed_linear import pack
 from .sequence import Sequence, choose, groups
 
-# Tokens of one prefill, padding included: more gain nothing and take memory for every one of them.
+# Tokens of one prefill, padding included: a CPU gains nothing by more, and each of them takes memory.
 PREFILL_TOKENS = 2048
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

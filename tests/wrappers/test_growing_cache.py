@@ -44,11 +44,23 @@ def test_it_holds_the_same_whatever_is_appended_cut_and_joined(data):
 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_what_is_there_is_not_copied_for_every_token(rows):
-    cache, places = growing_cache(), set()
+    cache = growing_cache()
     cache.update(keys := _states(rows, 5), keys, 0)
-    for _ in range(SPARE + 1):
+    places = {cache.layers[0].keys.data_ptr()}
+    for _ in range(SPARE):
         cache.update(new := _states(rows, 1), new, 0)
         places.add(cache.layers[0].keys.data_ptr())
     assert len(places) == 1
     cache.update(new, new, 0)
     assert cache.layers[0].keys.data_ptr() not in places
+
+
+def test_what_a_model_hands_in_is_let_go():
+    """Values come as a part of one projection of queries, keys and values: it must not stay for the sake of them."""
+    cache, whole = growing_cache(), torch.randn(2, 5, 3 * HEADS * SIZE)
+    keys, values = (part.unflatten(2, (HEADS, SIZE)).transpose(1, 2) for part in whole.split(HEADS * SIZE, 2)[1:])
+    cache.update(keys, values, 0)
+    memory = cache.layers[0].values.untyped_storage()
+    assert memory.data_ptr() != whole.untyped_storage().data_ptr()
+    assert memory.nbytes() == 2 * HEADS * (5 + SPARE) * SIZE * 4
+    assert torch.equal(cache.layers[0].values, values)
