@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -144,7 +143,7 @@ def _narrow(folder: Path, target: Path) -> Path:
 
 def _exported(checkpoint: Checkpoint, precision: Precision) -> Path:
     """The checkpoint in ONNX GenAI layout, kept in the cache: variants that differ in other things share an export."""
-    made_of = [checkpoint.sha256, asdict(precision), [version(package) for package in EXPORTERS], whole.MANIFEST]
+    made_of = [checkpoint.sha256, _options(precision), [version(package) for package in EXPORTERS], whole.MANIFEST]
 
     def export(target: Path) -> None:
         with TemporaryDirectory(prefix="phi3-") as temporary:
@@ -158,8 +157,13 @@ def _export(folder: Path, target: Path, precision: Precision) -> None:
     with quiet(), TemporaryDirectory(prefix="phi3-") as cache:
         from onnxruntime_genai.models import builder
 
-        options = ["hf_remote=false", "hf_token=false"]
-        if precision.name == "int4":
-            options += [f"int4_block_size={precision.block_size}", f"int4_accuracy_level={precision.accuracy_level}"]
         arguments = ("", str(folder), str(target), precision.name, "cpu", cache)
-        builder.create_model(*arguments, **builder.parse_extra_options(*arguments, options))
+        builder.create_model(*arguments, **builder.parse_extra_options(*arguments, _options(precision)))
+
+
+def _options(precision: Precision) -> list[str]:
+    """What the model builder is told; it does not look at one that it does not know."""
+    offline = ["hf_remote=false", "hf_token=false"]
+    if precision.name != "int4":
+        return offline
+    return [*offline, f"block_size={precision.block_size}", f"accuracy_level={precision.accuracy_level}"]

@@ -80,6 +80,19 @@ def test_remote_code_is_forgotten(checkpoint, tmp_path):
     assert "auto_map" in json.loads((source / "config.json").read_text())
 
 
+@pytest.mark.parametrize(("block_size", "accuracy_level"), [(32, 4), (64, 1)])
+def test_int4_is_as_the_configuration_asks(checkpoint, block_size, accuracy_level):
+    import onnx
+
+    words = [f"precision.block_size={block_size}", f"precision.accuracy_level={accuracy_level}"]
+    with staging.staged(checkpoint, _config("mode=onnx", "precision=int4", *words)) as folder:
+        graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    nodes = [{entry.name: entry.i for entry in node.attribute} for node in graph.node if node.op_type == "MatMulNBits"]
+    assert {(node["block_size"], node["accuracy_level"], node["bits"]) for node in nodes} == {
+        (block_size, accuracy_level, 4)
+    }
+
+
 def test_a_folder_in_genai_layout_is_for_onnx(checkpoint, tmp_path):
     import shutil
 
