@@ -71,8 +71,10 @@ def run(model: Any, interface: str, rows: list[dict[str, Any]] | None = None) ->
 
 def _ask(model: Any, interface: str, check: dict[str, Any]) -> list[Reply]:
     request = dict(check.get("request", {}))
-    rows = request.pop("rows", [request])
+    rows = request.pop("rows", [request]) * check.get("times", 1)
     text = check.get("text", QUESTION)
+    if check.get("call") == "predict_stream":
+        return [_ask_stream(model, interface, rows[0], text)]
     if interface == "prompt":
         return _ask_prompt(model, rows, text)
     requests = [_chat_request(row, text) for row in rows]
@@ -109,11 +111,25 @@ def _chat_reply(reply: dict[str, Any], whole: bool) -> Reply:
 
 def _ask_prompt(model: Any, rows: list[dict[str, Any]], text: Any) -> list[Reply]:
     prompts = [{"prompt": row.get("text", text)} for row in rows]
-    params = {"max_tokens": MAX_TOKENS} | {key: value for key, value in rows[0].items() if key != "text"}
+    params = _params(rows[0])
     raw = model.predict(prompts[0] if len(prompts) == 1 else _frame(prompts), params=params)
     if len(prompts) > 1:
         return [Reply([text], [], None) for text in raw]
     return [Reply(raw if isinstance(raw, list) else [raw], [], None)]
+
+
+def _params(row: dict[str, Any]) -> dict[str, Any]:
+    return {"max_tokens": MAX_TOKENS} | {key: value for key, value in row.items() if key != "text"}
+
+
+def _ask_stream(model: Any, interface: str, row: dict[str, Any], text: Any) -> Reply:
+    """The reply that the pieces of a stream make."""
+    if interface == "prompt":
+        pieces = model.predict_stream({"prompt": row.get("text", text)}, params=_params(row))
+        return Reply(["".join(pieces)], [], None)
+    choices = [chunk["choices"][0] for chunk in model.predict_stream(_chat_request(row, text))]
+    said = "".join(choice["delta"].get("content", "") for choice in choices)
+    return Reply([said], [choice["finish_reason"] for choice in choices if choice["finish_reason"]], None)
 
 
 def _refusal_fault(error: Exception, check: dict[str, Any]) -> str | None:
