@@ -26,6 +26,7 @@ from steps.schema import EvaluateConfig
 from steps.tracking import Variant
 
 MAKE_ONE = "Make one with `mlflow run . -e build` (or `python -m steps.build`)."
+SHOWN_ROWS = 5
 NOT_SCORED, NOT_REPORTED = "could not be scored", "is scored, but could not be reported on"
 
 
@@ -46,6 +47,7 @@ def evaluate(config: EvaluateConfig) -> Outcome:
     import mlflow
 
     rows = prompt_set.load(config.prompt_set)
+    scores.check_rows(rows, config)
     client = mlflow.MlflowClient()
     variants = tracking.variants(client, tracking.experiment_id())
     chosen = _choose(config, rows, variants)
@@ -53,7 +55,7 @@ def evaluate(config: EvaluateConfig) -> Outcome:
     unfinished = [variant for variant in scored if report.is_unfinished(variant, rows, config)]
     outcome = Outcome()
     _look_back(scored, rows, config, outcome)
-    if chosen or unfinished or not report.is_compared(client, variants, rows):
+    if chosen or unfinished or not report.is_compared(client, variants, rows, config):
         _evaluate(client, rows, config, chosen, unfinished, outcome)
     else:
         tracking.say(f"Every variant has a scorecard for {rows.name} ({len(rows.rows)} rows) already.")
@@ -64,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> Outcome:
 def _look_back(scored: list[Variant], rows: PromptSet, config: EvaluateConfig, outcome: Outcome) -> None:
     """Tell the row errors of variants that were scored before, and forget what a killed process left of them."""
     for variant in scored:
-        journal.forget(_key(variant, rows, config))
+        journal.forget(_key(variant), rows.sha256)
         with _kept_apart(variant, NOT_REPORTED, outcome):
             if (scorecard.scores(variant, rows.sha256) or {}).get("answers/errors"):
                 outcome.row_errors.extend(_row_errors(variant, scorecard.read(variant, rows.sha256)))
@@ -113,7 +115,7 @@ def score_variant(
 ) -> Scorecard:
     """Ask, score and log one variant; its scorecard counts only when all of it is logged."""
     fitted = fitted or fit.check_one(variant, rows, config.prompt_set.over_context)
-    with journal.opened(_key(variant, rows, config), lambda: _say_waiting(variant)) as kept:
+    with journal.opened(_key(variant), rows.sha256, lambda: _say_waiting(variant)) as kept:
         # Another process may have scored it while this one waited.
         now = tracking.as_variant(client.get_logged_model(variant.model_id))
         if not config.run_id and scorecard.has_scorecard(now, rows, scores.names(config), config):
@@ -122,7 +124,7 @@ def score_variant(
         # Before anything of it is loaded: a changed model could run anything.
         if changed := integrity.verify(client, variant):
             raise StepError(f"it is not what build logged: {'; '.join(changed)}.")
-        with answers.loaded(variant.uri) as model:
+        with integrity.at_hand(client, variant) as folder, answers.loaded(folder) as model:
             answered = answers.answer(model, variant, rows, fitted, config.evaluate, kept)
             with quiet():
                 results = contract.run(model, variant.params["interface"])
@@ -155,6 +157,8 @@ def _log(
         "answers/errors": sum(error is not None for error in card.errors),
         "answers/skipped": sum(skipped is not None for skipped in card.skipped),
     }
+    if variant.params["interface"] == "chat":
+        asked["answers/truncated"] = sum(said.finish_reason == "length" for said in answered[0])
     report.begin(client, variant, rows)
     with tracking.reopened(variant.run_id):
         scores.log(card, data, latencies, variant.model_id)
@@ -176,15 +180,12 @@ def _log_contract(results: list[contract.Result]) -> dict[str, float]:
     return {"contract/passed": sum(result.fault is None for result in results), "contract/total": len(results)}
 
 
-def _key(variant: Variant, rows: PromptSet, config: EvaluateConfig) -> dict[str, Any]:
-    """All that decides over the answers to the rows, by which a killed evaluation finds them again."""
+def _key(variant: Variant) -> dict[str, Any]:
+    """All that decides over an answer beside the question, by which a killed evaluation finds it again."""
     return {
         "model_id": variant.model_id,
         "fingerprint": variant.tags[tracking.FINGERPRINT],
         "generation": {key: value for key, value in variant.params.items() if key.startswith("generation.")},
-        "prompt_set_sha256": rows.sha256,
-        "seed": config.evaluate.seed,
-        "batch_size": config.evaluate.batch_size,
     }
 
 
@@ -213,9 +214,17 @@ def _say_waiting(variant: Variant) -> None:
 def _say_scored(variant: Variant, card: Scorecard, config: EvaluateConfig, seconds: float) -> None:
     first = scores.first(config)
     said = f"{first} {card.metrics[f'{first}/mean']:.3f}" if f"{first}/mean" in card.metrics else "scored"
-    skipped = sum(reason is not None for reason in card.skipped)
-    left_out = f", {skipped} rows skipped: {next(filter(None, card.skipped))}" if skipped else ""
-    tracking.say(f"Scored {variant.name}: {said} ({seconds:.1f} s{left_out})")
+    tracking.say(f"Scored {variant.name}: {said} ({seconds:.1f} s{_left_out(card)})")
+
+
+def _left_out(card: Scorecard) -> str:
+    """Which rows were skipped, and why the first of them was."""
+    skipped = [identity for identity, reason in zip(card.ids, card.skipped, strict=True) if reason]
+    if not skipped:
+        return ""
+    more = [f"and {len(skipped) - SHOWN_ROWS} more"] if len(skipped) > SHOWN_ROWS else []
+    shown = ", ".join([*map(repr, skipped[:SHOWN_ROWS]), *more])
+    return f"; {len(skipped)} rows skipped ({shown}): {next(filter(None, card.skipped))}"
 
 
 def _row_errors(variant: Variant, card: Scorecard) -> list[str]:

@@ -86,10 +86,11 @@ class Columns:
 class PromptSet:
     """The questions and accepted answers that variants are scored on: a JSONL file, or a dataset of `datasets`.
 
-    `subset`, `split` and `columns` belong to a dataset; `metrics` are the set's own, beside those of `evaluate`.
+    Without a `name` it is called as the file or dataset is. `subset`, `split` and `columns` belong to a dataset;
+    `metrics` are the set's own, beside those of `evaluate`.
     """
 
-    name: str = MISSING
+    name: str | None = None
     path: str | None = field(default=None, **FREE_TEXT)
     source: str = "jsonl"
     subset: str | None = field(default=None, **FREE_TEXT)

@@ -2,14 +2,15 @@
 
 Every answer goes into a journal, so that a killed evaluation goes on where it was. Batches always hold the same
 rows, and a batch of which any answer is missing is asked again as a whole: then what a variant answers does not
-depend on where it was interrupted, whatever a batch does to the rounding of its numbers.
+depend on where it was interrupted, whatever a batch does to the rounding of its numbers. The journal knows a batch
+by what it asks: where a line of the prompt set was mended meanwhile, that line's batch alone is asked again.
 """
 
 import contextlib
 import gc
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +18,7 @@ from steps.errors import StepError
 from steps.evaluation.fit import Fit
 from steps.evaluation.journal import Journal
 from steps.evaluation.prompt_set import PromptSet
+from steps.models.manifest import digest
 from steps.quiet import quiet
 from steps.schema import Evaluation
 from steps.tracking import Variant
@@ -34,16 +36,19 @@ class Answer:
     error: str | None = None
     skipped: str | None = None
     latency_ms: float | None = None
+    finish_reason: str | None = None  # of a chat: stop, or length where max_tokens cut it
 
 
 @dataclass(frozen=True)
 class Question:
-    """A row as one repeat asks it; `seed` is None for a variant that draws nothing."""
+    """The row at `index` as one repeat asks it; `seed` is None for a variant that draws nothing."""
 
-    name: str
+    repeat: int
+    index: int
     conversation: list[dict[str, str]]
     prompt: str
     seed: int | None
+    name: str = ""  # what a journal calls the answer
 
 
 def answer(
@@ -53,9 +58,14 @@ def answer(
     from tqdm import tqdm
 
     batches = list(_batches(variant, prompt_set, fit, settings))
-    known = _answered(journal)
+    known = {name: Answer(**entry) for name, entry in journal.entries.items() if name.startswith("answer ")}
+    errors = fit.unaskable | _errors(batches, known)
+    if len(errors) > settings.max_errors:
+        # What ended an evaluation may have been the machine's fault: such rows are asked again.
+        known = {name: said for name, said in known.items() if said.error is None}
+        errors = dict(fit.unaskable)
+    _check_errors(prompt_set, errors, settings.max_errors)
     missing = [batch for batch in batches if not all(question.name in known for question in batch)]
-    _check_errors(prompt_set, fit, known, settings.max_errors)
     total, left = sum(map(len, batches)), sum(map(len, missing))
     # disable=None: no bar where the output is not a terminal
     with tqdm(initial=total - left, total=total, desc=variant.name, unit="row", disable=None) as bar:
@@ -63,10 +73,12 @@ def answer(
             found = _ask_timed(model, variant, batch)
             journal.add({name: asdict(said) for name, said in found.items()})
             known |= found
+            errors |= _errors([batch], known)
             bar.update(len(batch))
-            _check_errors(prompt_set, fit, known, settings.max_errors)
+            _check_errors(prompt_set, errors, settings.max_errors)
+    said = {(question.repeat, question.index): known[question.name] for batch in batches for question in batch}
     return [
-        [_unasked(fit, index) or known[_name(repeat, index)] for index in range(len(prompt_set.rows))]
+        [_unasked(fit, index) or said[repeat, index] for index in range(len(prompt_set.rows))]
         for repeat in range(_repeats(variant, settings))
     ]
 
@@ -120,7 +132,7 @@ def _batches(variant: Variant, prompt_set: PromptSet, fit: Fit, settings: Evalua
     together = [index for index in asked if index not in alone]
     for repeat in range(_repeats(variant, settings)):
         for places in [[index] for index in asked if index in alone] + _cut(together, settings.batch_size):
-            yield [_question(variant, prompt_set, fit, settings, repeat, index) for index in places]
+            yield _named([_question(variant, prompt_set, fit, settings, repeat, index) for index in places])
 
 
 def _cut(places: list[int], size: int) -> list[list[int]]:
@@ -132,18 +144,13 @@ def _question(
 ) -> Question:
     row = prompt_set.rows[index]
     seed = settings.seed + repeat * len(prompt_set.rows) + index if _sampled(variant) else None
-    return Question(_name(repeat, index), row.conversation, fit.prompts.get(index, row.question), seed)
+    return Question(repeat, index, row.conversation, fit.prompts.get(index, row.question), seed)
 
 
-def _name(repeat: int, index: int) -> str:
-    """What a journal calls the answer to a row."""
-    return f"answer {repeat} {index}"
-
-
-def _answered(journal: Journal) -> dict[str, Answer]:
-    """The answers of a journal; an error may have been the machine's, so such a row is asked again."""
-    known = {name: Answer(**entry) for name, entry in journal.entries.items() if name.startswith("answer ")}
-    return {name: said for name, said in known.items() if said.error is None}
+def _named(batch: list[Question]) -> list[Question]:
+    """Questions by the place in a batch that asks all of these, since an answer may depend on its batch."""
+    asked = digest([[question.conversation, question.prompt, question.seed] for question in batch])
+    return [replace(question, name=f"answer {asked[:32]} {place}") for place, question in enumerate(batch)]
 
 
 def _unasked(fit: Fit, index: int) -> Answer | None:
@@ -153,9 +160,13 @@ def _unasked(fit: Fit, index: int) -> Answer | None:
     return Answer(error=fit.unaskable[index]) if index in fit.unaskable else None
 
 
-def _check_errors(prompt_set: PromptSet, fit: Fit, known: dict[str, Answer], max_errors: int) -> None:
-    errors = dict(fit.unaskable)
-    errors |= {int(name.split()[-1]): said.error for name, said in known.items() if said.error}
+def _errors(batches: list[list[Question]], known: dict[str, Answer]) -> dict[int, str]:
+    """Why rows of these batches have no answer, by index."""
+    asked = ((question.index, known.get(question.name)) for batch in batches for question in batch)
+    return {index: said.error for index, said in asked if said and said.error}
+
+
+def _check_errors(prompt_set: PromptSet, errors: dict[int, str], max_errors: int) -> None:
     if len(errors) > max_errors:
         shown = [f"row {prompt_set.rows[index].id!r}: {error}" for index, error in list(errors.items())[:SHOWN_ERRORS]]
         raise StepError(f"{len(errors)} rows failed, more than evaluate.max_errors={max_errors}: {'; '.join(shown)}")
@@ -165,19 +176,19 @@ def _ask_timed(model: Any, variant: Variant, batch: list[Question]) -> dict[str,
     """The answers to a batch by name; where the whole fails its rows are asked one by one."""
     started = perf_counter()
     try:
-        texts = _ask(model, variant, batch)
+        replies = _ask(model, variant, batch)
     except Exception as error:  # whatever a model raises, it is the row's error
         if len(batch) > 1:
             return {name: said for question in batch for name, said in _ask_timed(model, variant, [question]).items()}
         return {batch[0].name: Answer(error=_one_line(error))}
     latency_ms = 1000 * (perf_counter() - started) / len(batch)
-    return {question.name: _as_answer(text, latency_ms) for question, text in zip(batch, texts, strict=True)}
+    return {question.name: _as_answer(*reply, latency_ms) for question, reply in zip(batch, replies, strict=True)}
 
 
-def _as_answer(text: Any, latency_ms: float) -> Answer:
+def _as_answer(text: Any, finish_reason: str | None, latency_ms: float) -> Answer:
     if not isinstance(text, str):
         return Answer(error=f"the answer is no text but {type(text).__name__}")
-    return Answer(_writable(text), latency_ms=latency_ms)
+    return Answer(_writable(text), latency_ms=latency_ms, finish_reason=finish_reason)
 
 
 def _writable(text: str) -> str:
@@ -189,29 +200,30 @@ def _one_line(error: Exception) -> str:
     return _writable(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
 
 
-def _ask(model: Any, variant: Variant, batch: list[Question]) -> list[Any]:
+def _ask(model: Any, variant: Variant, batch: list[Question]) -> list[tuple[Any, str | None]]:
+    """Text and finish_reason of every reply; a prompt's has none."""
     if variant.params["mode"] == "transformers":
         # The stock flavour answers only the first conversation of a frame, and takes no seed.
         return [_ask_stock(model, variant, question) for question in batch]
     if variant.params["interface"] == "prompt":
-        return _ask_prompts(model, batch)
+        return [(reply, None) for reply in _ask_prompts(model, batch)]
     import pandas as pd
 
     frame = pd.DataFrame({"messages": [question.conversation for question in batch]})
     if batch[0].seed is not None:
         frame["custom_inputs"] = [{"seed": question.seed} for question in batch]
-    return [_content(reply) for reply in _replies(model.predict(frame), len(batch))]
+    return [_first_choice(reply) for reply in _replies(model.predict(frame), len(batch))]
 
 
-def _ask_stock(model: Any, variant: Variant, question: Question) -> Any:
+def _ask_stock(model: Any, variant: Variant, question: Question) -> tuple[Any, str | None]:
     if question.seed is not None:
         import torch
 
         torch.manual_seed(question.seed)
     with quiet():
         if variant.params["interface"] == "chat":
-            return _content(model.predict({"messages": question.conversation})[0])
-        return model.predict({"prompt": question.prompt})[0]
+            return _first_choice(model.predict({"messages": question.conversation})[0])
+        return model.predict({"prompt": question.prompt})[0], None
 
 
 def _ask_prompts(model: Any, batch: list[Question]) -> list[Any]:
@@ -230,5 +242,6 @@ def _replies(replies: Any, number: int) -> list[Any]:
     return listed
 
 
-def _content(reply: dict[str, Any]) -> Any:
-    return reply["choices"][0]["message"]["content"]
+def _first_choice(reply: dict[str, Any]) -> tuple[Any, str | None]:
+    choice = reply["choices"][0]
+    return choice["message"]["content"], choice.get("finish_reason")

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from steps.errors import StepError
 from steps.evaluation.prompt_row import Row
-from steps.evaluation.prompt_set import MAX_FAULTS, PromptSet
+from steps.evaluation.prompt_set import PromptSet, shortened
 from steps.quiet import quiet
 from steps.tracking import Variant
 from steps.wrappers.tokenizer import ChatTokenizer
@@ -66,8 +66,7 @@ def _refuse(fits: Iterable[Fit], prompt_set: PromptSet, over_context: str) -> No
             f"{prompt_set.name}: {prompt_set.place(index)}: {fault}" for index, fault in sorted(rows.items())
         )
     if faults:
-        more = [f"… and {len(faults) - MAX_FAULTS} more faults."] if len(faults) > MAX_FAULTS else []
-        raise StepError(*list(faults)[:MAX_FAULTS], *more)
+        raise StepError(*shortened(list(faults)))
 
 
 def fit(variant: Variant, prompt_set: PromptSet, reserve: int = 1) -> Fit:

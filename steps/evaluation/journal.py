@@ -1,14 +1,15 @@
 """What an evaluation has found out so far, on disk, so that a killed one goes on where it was.
 
-One JSON line an entry in `journals/<sha256 of the key>.jsonl` of the user's cache directory, flushed to the disk
-after every `add`; the first line is the key in words. A lock keeps a second process out. The file is removed when
-all that it holds is in MLflow.
+One JSON line an entry in `journals/<digest of the key>-<digest of the rows>.jsonl` of the user's cache directory,
+flushed to the disk after every `add`; the first line is the key in words. A lock keeps a second process out. The file
+is removed when all that it holds is in MLflow. What was found out under the same key for other rows, as they were
+before one of them was mended, is known too.
 """
 
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,18 @@ from steps.models.sources import cache_directory
 
 
 class Journal:
-    """The entries of a file by their names; half a line, or what follows a broken one, never counts."""
+    """The entries of a file by their names, and of `others` of the same key, which are only read.
 
-    def __init__(self, path: Path, key: dict[str, Any]):
+    Half a line, or what follows a broken one, never counts.
+    """
+
+    def __init__(self, path: Path, key: dict[str, Any], others: Iterable[Path] = ()):
         self._path = path
         self.entries: dict[str, Any] = {}
-        whole = self._recover(key)
+        for other in others:
+            self.entries |= _recover(other, key)[0]
+        own, whole = _recover(path, key)
+        self.entries |= own
         self._file = path.open("r+b" if whole else "wb")
         self._file.truncate(whole)
         self._file.seek(whole)
@@ -47,28 +54,13 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _recover(self, key: dict[str, Any]) -> int:
-        """Read the whole lines; returns how many bytes they are, 0 where the file is of no use."""
-        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.is_file() else []
-        whole = 0
-        for line in lines:
-            content = _parse(line)
-            if whole == 0 and content != {"key": json.loads(json.dumps(key))}:
-                break
-            if whole and content.keys() != {"name", "entry"}:
-                break
-            if whole:
-                self.entries[content["name"]] = content["entry"]
-            whole += len(line)
-        return whole
-
 
 @contextlib.contextmanager
-def opened(key: dict[str, Any], waiting: Callable[[], None]) -> Iterator[Journal]:
-    """The journal of a key, for this process alone; `waiting` is called if another process has it."""
+def opened(key: dict[str, Any], rows: str, waiting: Callable[[], None]) -> Iterator[Journal]:
+    """The journal of a key and rows (a digest), for this process alone; `waiting` is called if another one has it."""
     from filelock import FileLock, Timeout
 
-    path = _path(key)
+    path = _path(key, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
     try:
@@ -77,24 +69,45 @@ def opened(key: dict[str, Any], waiting: Callable[[], None]) -> Iterator[Journal
         waiting()
         lock.acquire()
     try:
-        with contextlib.closing(Journal(path, key)) as journal:
+        others = set(path.parent.glob(f"{_stem(key)}-*.jsonl")) - {path}
+        with contextlib.closing(Journal(path, key, others)) as journal:
             yield journal
     finally:
         lock.release()
 
 
-def forget(key: dict[str, Any]) -> None:
-    """Remove the journal that a killed process left of a key; one that another process has open stays."""
+def forget(key: dict[str, Any], rows: str) -> None:
+    """Remove the journal that a killed process left; one that another process has open stays."""
     from filelock import FileLock, Timeout
 
-    path = _path(key)
+    path = _path(key, rows)
     if path.is_file():
         with contextlib.suppress(Timeout), FileLock(f"{path}.lock", timeout=0):
             path.unlink(missing_ok=True)
 
 
-def _path(key: dict[str, Any]) -> Path:
-    return cache_directory() / "journals" / f"{digest(key)}.jsonl"
+def _path(key: dict[str, Any], rows: str) -> Path:
+    return cache_directory() / "journals" / f"{_stem(key)}-{rows[:16]}.jsonl"
+
+
+def _stem(key: dict[str, Any]) -> str:
+    return digest(key)[:32]
+
+
+def _recover(path: Path, key: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The entries of the whole lines, and how many bytes these are: 0 where the file is of no use."""
+    entries: dict[str, Any] = {}
+    whole = 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
+        content = _parse(line)
+        if whole == 0 and content != {"key": json.loads(json.dumps(key))}:
+            break
+        if whole and content.keys() != {"name", "entry"}:
+            break
+        if whole:
+            entries[content["name"]] = content["entry"]
+        whole += len(line)
+    return entries, whole
 
 
 def _parse(line: bytes) -> dict[str, Any]:

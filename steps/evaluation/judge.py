@@ -47,13 +47,18 @@ def _some_key() -> Iterator[None]:
 
 def _compute(ask: Any, judge: Judge, prompt_set: PromptSet, answers: list[Answer], journal: Journal) -> Computed:
     pairs = [pair for pair in zip(prompt_set.rows, answers, strict=True) if not pair[1].skipped]
-    names = [f"judge {digest([judge.model, judge.instructions, row.id, said.text])}" for row, said in pairs]
+    names = [f"judge {digest(_asked(judge, row, said))}" for row, said in pairs]
     missing = [(name, *pair) for name, pair in zip(names, pairs, strict=True) if name not in journal.entries]
     with quiet(), ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(missing), THREADS):
             _judge_batch(ask, missing[start : start + THREADS], pool, journal)
     scores = [journal.entries[name] for name in names]
     return Computed(scores, {"mean": sum(scores) / len(scores)})
+
+
+def _asked(judge: Judge, row: Row, said: Answer) -> list[Any]:
+    """All that decides over a judgement."""
+    return [judge.model, judge.instructions, row.conversation, row.targets, said.text]
 
 
 def _judge_batch(ask: Any, batch: list[tuple[str, Row, Answer]], pool: Executor, journal: Journal) -> None:

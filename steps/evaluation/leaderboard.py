@@ -34,7 +34,7 @@ def show(variants: list[Variant], outcome: Any, config: MainConfig) -> None:
     from rich.table import Table
 
     ranked = [candidate.model_id for candidate in outcome.ranking.ranked]
-    table = Table(title=f"Leaderboard on {config.prompt_set.name}, best first")
+    table = Table(title=f"Leaderboard on {prompt_set.name_of(config.prompt_set)}, best first")
     table.add_column("")
     table.add_column("variant", no_wrap=True)
     for name in [*scores.names(config), "contract", "MB", "tokens/s", "peak MB"]:

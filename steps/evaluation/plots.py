@@ -65,7 +65,7 @@ def scores_by_tag(by_variant: dict[str, dict[str, dict[str, float]]], metric: st
     import numpy as np
     from matplotlib.figure import Figure
 
-    counts = {tag: cells["rows"] for tags in by_variant.values() for tag, cells in tags.items()}
+    counts = _counts(by_variant)
     tags = sorted(sorted(counts, key=counts.get, reverse=True)[:SHOWN_TAGS])
     means = np.array([[cells(tags_of, tag, f"{metric}/mean") for tag in tags] for tags_of in by_variant.values()])
     figure = Figure(figsize=(3 + 1.0 * len(tags), 1.8 + 0.42 * len(by_variant)), layout="constrained")
@@ -82,6 +82,16 @@ def scores_by_tag(by_variant: dict[str, dict[str, dict[str, float]]], metric: st
     axes.set_title(title)
     figure.colorbar(image, label=metric)
     return figure
+
+
+def which_tags(by_variant: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Of how many tags the picture shows which, for its title."""
+    number = len(_counts(by_variant))
+    return "by tag" if number <= SHOWN_TAGS else f"the {SHOWN_TAGS} most frequent of {number} tags"
+
+
+def _counts(by_variant: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
+    return {tag: numbers["rows"] for tags in by_variant.values() for tag, numbers in tags.items()}
 
 
 def cells(tags: dict[str, dict[str, float]], tag: str, key: str) -> float:

@@ -35,8 +35,13 @@ class Row:
 
     @property
     def question(self) -> str:
-        """What people read in a table: the last message."""
+        """The last message."""
         return self.messages[-1][1]
+
+    @property
+    def transcript(self) -> str:
+        """What people read in a table: the question, or all messages where there are more."""
+        return self.question if self.is_plain else "\n".join(f"{role}: {content}" for role, content in self.messages)
 
     @property
     def is_plain(self) -> bool:
@@ -129,6 +134,8 @@ def _rule_faults(asked: Any) -> Iterator[str]:
     for index, rule in enumerate(asked):
         if fault := rules.fault(rule):
             yield f"rules[{index}] {fault}."
+        else:
+            yield from _text_faults("rules[{}]", rule, index)
 
 
 def _text_faults(field: str, value: Any, index: int | None = None) -> Iterator[str]:

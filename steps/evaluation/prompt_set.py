@@ -106,6 +106,16 @@ def _checked(config: PromptSetConfig, source: str, unit: str, contents: Iterable
     if not rows and not faults:
         faults = ["it holds no row."]
     if faults:
-        more = [f"… and {len(faults) - MAX_FAULTS} more faults."] if len(faults) > MAX_FAULTS else []
-        raise StepError(*(f"{source}: {fault}" for fault in faults[:MAX_FAULTS]), *more)
-    return PromptSet(config.name, tuple(rows), unit)
+        raise StepError(*shortened([f"{source}: {fault}" for fault in faults]))
+    return PromptSet(name_of(config), tuple(rows), unit)
+
+
+def name_of(config: PromptSetConfig) -> str:
+    """What people call a prompt set."""
+    return config.name or Path(config.path).stem or config.path
+
+
+def shortened(faults: list[str]) -> list[str]:
+    """As many faults as people read, and how many more there are."""
+    more = [f"… and {len(faults) - MAX_FAULTS} more faults."] if len(faults) > MAX_FAULTS else []
+    return faults[:MAX_FAULTS] + more

@@ -46,6 +46,7 @@ COSTS = {
     "peak_memory_mb": "memory/peak_mb",
     "bytes": "size/bytes",
     "errors": "answers/errors",
+    "truncated": "answers/truncated",
     "skipped": "answers/skipped",
 }
 
@@ -61,8 +62,8 @@ class Entry:
 
 
 def begin(client: Any, variant: Variant, rows: PromptSet) -> None:
-    """Say that the scorecard is about to change, and that what was said of the one before holds no longer."""
-    client.set_logged_model_tags(variant.model_id, {_tag(FINISHED, rows): "{}"})
+    """Say that the scorecard is about to change: neither the one before nor its report is whole any longer."""
+    client.set_logged_model_tags(variant.model_id, {_tag(FINISHED, rows): "{}", scorecard.tag(rows.sha256): "{}"})
 
 
 def is_unfinished(variant: Variant, rows: PromptSet, config: EvaluateConfig) -> bool:
@@ -79,9 +80,9 @@ def is_untimed(variant: Variant, rows: PromptSet, config: EvaluateConfig) -> boo
     return config.evaluate.speed and not _finished(variant, rows).get("speed")
 
 
-def is_compared(client: Any, variants: list[Variant], rows: PromptSet) -> bool:
-    """Whether the run of an evaluation compares the variants as they are now."""
-    condition = f"tags.`{_tag(COMPARED, rows)}` = '{_state(variants, rows)}'"
+def is_compared(client: Any, variants: list[Variant], rows: PromptSet, config: EvaluateConfig) -> bool:
+    """Whether the run of an evaluation compares the variants as they are now, by the same metrics."""
+    condition = f"tags.`{_tag(COMPARED, rows)}` = '{_state(variants, rows, config)}'"
     return bool(client.search_runs([tracking.experiment_id()], condition, max_results=1))
 
 
@@ -94,7 +95,7 @@ def finish(client: Any, variant: Variant, rows: PromptSet, config: EvaluateConfi
     timed = config.evaluate.speed or _finished(variant, rows).get("speed", False)
     with tracking.reopened(variant.run_id):
         if is_untimed(variant, rows, config):
-            speed.log(variant, bench.measure(variant, rows, config.evaluate), bench.machine)
+            speed.log(variant, rows, bench.measure(variant, rows, config.evaluate), bench.machine)
         entry = _entry(tracking.as_variant(client.get_logged_model(variant.model_id)), rows)
         mlflow.log_text(page(entry), str(Path(scorecard.file(rows.sha256)).with_suffix(".md")))
     if config.evaluate.traces:
@@ -124,7 +125,7 @@ def compare(client: Any, rows: PromptSet, config: EvaluateConfig) -> list[str]:
     if entries:
         _log_comparison(_told_apart(entries), rows, config)
     if not faults:
-        mlflow.set_tag(_tag(COMPARED, rows), _state(variants, rows))
+        mlflow.set_tag(_tag(COMPARED, rows), _state(variants, rows, config))
     return faults
 
 
@@ -195,7 +196,7 @@ def page(entry: Entry) -> str:
 
 def _scores_table(card: Scorecard) -> list[str]:
     """Means of every metric over all rows, and below over the rows of each tag."""
-    names = list(card.scores)
+    names = [key.removesuffix("/mean") for key in card.metrics if key.endswith("/mean")]
     everything = {"rows": len(card.ids)} | card.metrics
     parts = [("all", everything), *card.by_tag.items()]
     body = [
@@ -207,6 +208,8 @@ def _scores_table(card: Scorecard) -> list[str]:
 def _with_interval(numbers: dict[str, float], name: str) -> str:
     if f"{name}/mean" not in numbers:
         return "-"
+    if f"{name}/ci_low" not in numbers:  # a metric that has no score for a row
+        return f"{numbers[f'{name}/mean']:.3f}"
     return f"{numbers[f'{name}/mean']:.3f} ({numbers[f'{name}/ci_low']:.3f} to {numbers[f'{name}/ci_high']:.3f})"
 
 
@@ -225,7 +228,7 @@ def _log_pictures(entries: list[Entry], metric: str, prompt_set: str) -> None:
             title = f"Quality against speed on {prompt_set}"
             mlflow.log_figure(plots.quality_against_speed(points, metric, title), "quality_against_speed.png")
         if by_variant:
-            title = f"{metric} on {prompt_set}, by tag (rows)"
+            title = f"{metric} on {prompt_set}, {plots.which_tags(by_variant)} (rows)"
             mlflow.log_figure(plots.scores_by_tag(by_variant, metric, title), "scores_by_tag.png")
 
 
@@ -272,10 +275,11 @@ def _finished(variant: Variant, rows: PromptSet) -> dict[str, Any]:
     return json.loads(variant.tags.get(_tag(FINISHED, rows), "{}"))
 
 
-def _state(variants: list[Variant], rows: PromptSet) -> str:
-    """A digest of the scorecards and reports of all variants as they are."""
+def _state(variants: list[Variant], rows: PromptSet, config: EvaluateConfig) -> str:
+    """A digest of the scorecards and reports of all variants as they are, and of what they are compared by."""
     tags = scorecard.tag(rows.sha256), _tag(FINISHED, rows)
-    return digest([[variant.model_id, *map(variant.tags.get, tags)] for variant in _scored(variants, rows)])
+    state = [[variant.model_id, *map(variant.tags.get, tags)] for variant in _scored(variants, rows)]
+    return digest([state, scores.first(config), scores.names(config)])
 
 
 def _told_apart(entries: list[Entry]) -> list[Entry]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from steps.errors import StepError, unknown
 from steps.evaluation.answers import Answer
-from steps.evaluation.prompt_set import PromptSet
+from steps.evaluation.prompt_set import PromptSet, shortened
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.statistics import interval
 from steps.quiet import quiet
@@ -24,6 +24,8 @@ from steps.schema import EvaluateConfig
 METRICS = Path(__file__).parent / "metrics"
 HELPERS = ("__init__", "normalize", "rules")
 JUDGE = "judge"
+# The metric that looks at the rules of a row.
+RULED = "instruction_match"
 TABLE = "eval_results_table.json"
 
 
@@ -44,6 +46,17 @@ def names(config: EvaluateConfig) -> list[str]:
 def first(config: EvaluateConfig) -> str:
     """The metric that variants are compared by: the prompt set's own, where it has one."""
     return [*config.prompt_set.metrics, *config.evaluate.metrics][0]
+
+
+def check_rows(prompt_set: PromptSet, config: EvaluateConfig) -> None:
+    """Raise StepError with every row that lacks what a metric needs, before any model loads."""
+    if RULED not in names(config):
+        return
+    lacking = [prompt_set.place(index) for index, row in enumerate(prompt_set.rows) if not row.rules]
+    if lacking:
+        raise StepError(
+            *shortened([f"{prompt_set.name}: {place}: the metric {RULED} needs rules." for place in lacking])
+        )
 
 
 def local_metrics() -> list[str]:
@@ -204,7 +217,7 @@ def dataset(prompt_set: PromptSet) -> Any:
     import mlflow
     import pandas as pd
 
-    rows = [(row.id, row.question, row.targets[0]) for row in prompt_set.rows]
+    rows = [(row.id, row.transcript, " | ".join(row.targets)) for row in prompt_set.rows]
     frame = pd.DataFrame(rows, columns=["id", "question", "target"])
     with quiet():
         return mlflow.data.from_pandas(frame, name=prompt_set.name, targets="target", digest=prompt_set.sha256[:16])

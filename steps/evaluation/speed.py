@@ -2,15 +2,16 @@
 
 Reads the variant's model from the store and some questions of the prompt set; the numbers are medians:
 
-    speed/load_seconds            loading the model, its libraries being imported already
+    speed/load_seconds            loading the model, its libraries being imported already, each time in a process anew
     speed/time_to_first_token_ms  until the first text of a stream; of a model without one, a call for one token
     speed/tokens_per_second       one by one, reading the prompt included; _p25 and _p75 are the quartiles of the calls
     speed/batch_tokens_per_second with `mode.max_batch_size` requests in a call; the stock flavour takes one at a time
     speed/latency_p50_ms, _p95_ms of a whole answer, one by one
-    speed/bandwidth_fraction      tokens_per_second against reading all weights from memory for each token (CPU only)
+    speed/bandwidth_fraction      tokens_per_second against reading all weights, in the bytes that they are stored in,
+                                  from memory for each token (CPU only)
     memory/peak_mb                the most that the process held, libraries included; memory/gpu_peak_mb on a GPU
 
-`speed.json` on the variant's run has every call, and what the machine is.
+`speed/<first 16 of the prompt set's sha256>.json` on the variant's run has every call, and what the machine is.
 """
 
 import contextlib
@@ -24,9 +25,9 @@ from typing import Any
 
 from steps import store
 from steps.errors import StepError
-from steps.evaluation import fit
+from steps.evaluation import fit, scores
 from steps.evaluation.prompt_set import PromptSet
-from steps.quiet import quiet
+from steps.models import integrity
 from steps.schema import Evaluation
 from steps.tracking import Variant
 
@@ -53,8 +54,12 @@ class Bench:
 
     def measure(self, variant: Variant, rows: PromptSet, evaluation: Evaluation) -> dict[str, Any]:
         """Every call of one variant, timed; raises StepError where its process fails or is ended."""
+        import mlflow
+
         self.machine  # noqa: B018  every process has imported by then: nothing runs beside a measurement
-        measured = _ask(self._processes[IMPORTS[variant.params["mode"]]], _request(variant, rows, evaluation))
+        process = self._processes[IMPORTS[variant.params["mode"]]]
+        with integrity.at_hand(mlflow.MlflowClient(), variant) as folder:
+            measured = _ask(process, _request(folder, variant, rows, evaluation))
         if "fault" in measured:
             raise StepError(f"the speed of {variant.name} could not be measured: {measured['fault'][:500]}")
         return measured
@@ -97,7 +102,7 @@ def metrics(measured: dict[str, Any], machine: dict[str, Any], on_gpu: bool) -> 
     rates = [tokens / latency for latency, tokens in measured["single"]]
     low, median, high = np.percentile(rates, [25, 50, 75])
     found = {
-        "speed/load_seconds": measured["load_seconds"],
+        "speed/load_seconds": np.median(measured["loads"]),
         MAIN: median,
         f"{MAIN}_p25": low,
         f"{MAIN}_p75": high,
@@ -115,24 +120,25 @@ def metrics(measured: dict[str, Any], machine: dict[str, Any], on_gpu: bool) -> 
     return {name: float(value) for name, value in found.items()}
 
 
-def log(variant: Variant, measured: dict[str, Any], machine: dict[str, Any]) -> None:
+def log(variant: Variant, rows: PromptSet, measured: dict[str, Any], machine: dict[str, Any]) -> None:
     """Log every call to the active run, and then the medians to it and to the variant's model."""
     import mlflow
 
     on_gpu = variant.params.get("mode.execution_provider", "cpu") != "cpu"
     # A number in a table has its calls beside it, wherever this is interrupted.
-    mlflow.log_dict({"machine": machine} | measured, "speed.json")
-    mlflow.log_metrics(metrics(measured, machine, on_gpu), model_id=variant.model_id)
+    mlflow.log_dict({"machine": machine} | measured, file(rows.sha256))
+    mlflow.log_metrics(metrics(measured, machine, on_gpu), dataset=scores.dataset(rows), model_id=variant.model_id)
 
 
-def _request(variant: Variant, rows: PromptSet, evaluation: Evaluation) -> dict[str, Any]:
+def file(prompt_set_sha256: str) -> str:
+    """The artifact of every call that was timed."""
+    return f"speed/{prompt_set_sha256[:16]}.json"
+
+
+def _request(folder: str, variant: Variant, rows: PromptSet, evaluation: Evaluation) -> dict[str, Any]:
     """What speed_process.measure takes."""
-    import mlflow
-
-    with quiet():
-        path = mlflow.artifacts.download_artifacts(variant.uri)
     return {
-        "path": path,
+        "path": folder,
         "mode": variant.params["mode"],
         "interface": variant.params["interface"],
         "rows": _questions(variant, rows, evaluation.speed_tokens),

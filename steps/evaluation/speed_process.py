@@ -32,16 +32,26 @@ def main() -> None:
         import_module(module)
     print("{}", file=replies)
     for line in sys.stdin:
-        print(json.dumps(in_a_fork(answer, json.loads(line))), file=replies)
+        print(json.dumps(reply(json.loads(line))), file=replies)
+
+
+def reply(request: dict[str, Any]) -> dict[str, Any]:
+    """What a fork says to a request, with `loads`: the seconds of loading the model, each time in a fork of its own."""
+    said = in_a_fork(answer, request)
+    if "load_seconds" not in said:
+        return said
+    # The first one is the measuring fork's, which may have read the files from the disk.
+    alone = [in_a_fork(answer, {"path": path}) for path in _enough([request["path"]], request["seconds"])]
+    return said | {"loads": [said["load_seconds"], *(one["load_seconds"] for one in alone if "load_seconds" in one)]}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The machine's facts for an empty request, else what was measured of a model."""
+    """The machine's facts for an empty request, the seconds of loading for one of a path alone, else `measure`."""
     if not request:
         from steps.evaluation import machine
 
         return machine.facts()
-    return measure(request)
+    return {"load_seconds": _loaded(request["path"])[1]} if request.keys() == {"path"} else measure(request)
 
 
 def in_a_fork(work: Callable[[dict], dict], request: dict[str, Any]) -> dict[str, Any]:
@@ -77,11 +87,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     `request` holds `path`, `mode`, `interface`, `rows` (what predict takes), `batch_size`, `max_tokens` (a cap on each
     completion) and `seconds` (how long each of the three kinds of calls goes on at least three times).
     """
-    import mlflow.pyfunc
-
-    started = perf_counter()
-    model = mlflow.pyfunc.load_model(request["path"])
-    loaded = perf_counter() - started
+    model, load_seconds = _loaded(request["path"])
     asking = Asking(model, request)
     rows, seconds = request["rows"], request["seconds"]
     batch = [rows[index % len(rows)] for index in range(request["batch_size"])]
@@ -91,7 +97,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     first = [_timed(asking.first_token, row) for row in _enough(rows if asking.can_stop_early else [], seconds / 4)]
     batched = [_timed(asking.tokens, given) for given in _enough([batch] if asking.takes_batches else [], seconds)]
     return {
-        "load_seconds": loaded,
+        "load_seconds": load_seconds,
         "single": single,
         "first_token": [latency for latency, _ in first],
         "batched": batched or single,
@@ -99,6 +105,14 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "peak_bytes": _peak_bytes(),
         "gpu_peak_bytes": _gpu_peak_bytes(),
     }
+
+
+def _loaded(path: str) -> tuple[Any, float]:
+    import mlflow.pyfunc
+
+    started = perf_counter()
+    model = mlflow.pyfunc.load_model(path)
+    return model, perf_counter() - started
 
 
 class Asking:

@@ -16,6 +16,7 @@ from typing import Any
 from steps import tracking
 from steps.errors import StepError
 from steps.models.manifest import digest, sha256_of
+from steps.quiet import quiet
 from steps.tracking import Variant
 
 TAG = "phi3.manifest_sha256"
@@ -159,6 +160,19 @@ def _opened(location: str, path: str) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="phi3-") as temporary:
         yield Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{location}/{path}", dst_path=temporary))
+
+
+@contextlib.contextmanager
+def at_hand(client: Any, variant: Variant) -> Iterator[str]:
+    """The folder of a variant's model: where it lies, or fetched from a server for as long as it is needed."""
+    import mlflow
+
+    location = client.get_logged_model(variant.model_id).artifact_location
+    if folder := local_folder(location):
+        yield str(folder)
+        return
+    with TemporaryDirectory(prefix="phi3-") as temporary, quiet():
+        yield mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=temporary)
 
 
 def local_folder(location: str) -> Path | None:

@@ -123,20 +123,37 @@ def test_more_errors_than_allowed_end_it_and_name_the_rows(tmp_path):
     assert sum(model.calls) < 6
 
 
-def test_a_row_with_an_error_is_asked_again_next_time(tmp_path):
-    _ask(tmp_path, _Model("b"), _rows("a", "b", "c"))
+def test_an_error_is_an_answer_and_is_not_asked_again(tmp_path):
+    """Else what comes out would depend on whether it was killed."""
+    first = _ask(tmp_path, _Model("b"), _rows("a", "b", "c"))
     model = _Model()
-    (answered,) = _ask(tmp_path, model, _rows("a", "b", "c"))
-    assert [said.text for said in answered] == ["a", "b", "c"]
+    assert _ask(tmp_path, model, _rows("a", "b", "c")) == first
+    assert model.calls == []
+
+
+def test_rows_of_more_errors_than_allowed_are_asked_again(tmp_path):
+    with pytest.raises(StepError, match=r"more than evaluate\.max_errors=1"):
+        _ask(tmp_path, _Model("a", "d"), _rows(*"abcdef"), max_errors=1)
+    model = _Model()
+    (answered,) = _ask(tmp_path, model, _rows(*"abcdef"), max_errors=1)
+    assert [said.error for said in answered] == [None] * 6
+    assert model.calls == [2, 2, 2]
+
+
+def test_after_a_line_was_mended_its_batch_alone_is_asked_again(tmp_path):
+    _ask(tmp_path, _Model(), _rows(*"abcde"))
+    model = _Model()
+    assert _texts(_ask(tmp_path, model, _rows(*"abCde"))) == [list("abCde")]
     assert model.calls == [2]
 
 
-def test_errors_of_the_journal_are_not_counted_before_their_rows_are_asked_again(tmp_path):
-    _ask(tmp_path, _Model("a", "d"), _rows(*"abcd"))
+def test_how_a_chat_ended_is_known(tmp_path):
     model = _Model()
-    (answered,) = _ask(tmp_path, model, _rows(*"abcd"), max_errors=0)
-    assert [said.error for said in answered] == [None] * 4
-    assert model.calls == [2, 2]
+    model._reply = lambda row, params: {"choices": [{"message": {"content": "x"}, "finish_reason": "length"}]}
+    (answered,) = _ask(tmp_path, model, _rows("a"))
+    assert answered[0].finish_reason == "length"
+    (answered,) = _ask(tmp_path, _Model(), _rows("b"), _variant(interface="prompt"))
+    assert answered[0].finish_reason is None
 
 
 def test_rows_that_cannot_be_asked_count_as_errors(tmp_path):
@@ -163,9 +180,9 @@ def test_the_bar_counts_all_rows_and_begins_at_those_that_are_known(tmp_path, mo
             self.shown[-1].append(number)
 
     monkeypatch.setattr("tqdm.tqdm", _Bar)
-    _ask(tmp_path, _Model("c"), _rows(*"abcde"))
     _ask(tmp_path, _Model(), _rows(*"abcde"))
-    assert _Bar.shown == [[0, 5, 2, 2, 1], [3, 5, 2]]
+    _ask(tmp_path, _Model(), _rows(*"abcdE"))
+    assert _Bar.shown == [[0, 5, 2, 2, 1], [4, 5, 1]]
 
 
 def test_an_answer_that_is_no_text_is_an_error(tmp_path):

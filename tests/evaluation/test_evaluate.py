@@ -163,6 +163,18 @@ def test_killed_at_10_50_and_90_percent_it_ends_with_the_same_scorecard_bit_for_
     assert len(mlflow.artifacts.load_dict(f"runs:/{variant.run_id}/{table}")["data"]) == len(rows.rows)
 
 
+def test_a_rescoring_that_was_killed_half_way_is_no_scorecard(store, typed, tmp_path, monkeypatch):
+    words, sha256 = _file(tmp_path, [_row("half")])
+    only = f"run_id={store.variants()[GREEDY].run_id}"
+    assert typed("evaluate", words).returncode == 0
+    with monkeypatch.context() as patch:
+        _die(patch, scorecard, "log")
+        assert typed("evaluate", words, only).returncode == KILLED
+    assert _metrics(store.variants()[GREEDY], sha256) is None
+    assert f"Scored {GREEDY}" in typed("evaluate", words).stdout
+    assert _metrics(store.variants()[GREEDY], sha256)["answer_match/mean"] == 1
+
+
 @pytest.mark.parametrize("where", ["before the mark", "before the journal is removed"])
 def test_killed_when_all_is_asked_it_asks_nothing_again(store, tmp_path, typed, monkeypatch, where):
     variant = store.variants()[GREEDY]
@@ -290,7 +302,7 @@ def test_a_model_that_lost_its_files_does_not_keep_the_others_from_it(store, typ
     assert line.startswith(f"error: {GREEDY} (models:/")
     assert line.endswith("could not be scored: FileNotFoundError: tokenizer.json")
     (run,) = mlflow.search_runs(
-        filter_string="attributes.run_name = 'evaluate-facts'",
+        filter_string="attributes.run_name = 'evaluate-mine'",
         order_by=["start_time DESC"],
         max_results=1,
         output_format="list",
@@ -303,9 +315,10 @@ def test_rows_over_the_context_are_skipped_where_the_configuration_says_so(store
     words, sha256 = _file(tmp_path, [_row("long", "word " * 2000), _row("good")])
     done = typed("evaluate", words, "prompt_set.over_context=skip", f"run_id={store.variants()[GREEDY].run_id}")
     assert done.returncode == 0
-    assert "1 rows skipped: its prompt has 2" in done.stdout
+    assert "1 rows skipped ('long'): its prompt has 2" in done.stdout
     variant = store.variants()[GREEDY]
     card = scorecard.read(variant, sha256)
+    assert _metrics(variant, sha256)["answers/truncated"] == 0
     assert (card.answers[0], card.scores["answer_match"]) == (None, [None, 1.0])
     assert (card.metrics["answer_match/mean"], _metrics(variant, sha256)["answers/skipped"]) == (1, 1)
 
@@ -346,7 +359,7 @@ def test_the_form_of_an_answer_is_checked_by_rules(store, typed, tmp_path):
     assert scorecard.row_scores(store.variants()[GREEDY], sha256)["instruction_match"] == [1, 0]
     assert typed("evaluate", "prompt_set=instructions", words).returncode == 0
     (run,) = mlflow.search_runs(
-        filter_string="attributes.run_name = 'evaluate-instructions'",
+        filter_string="attributes.run_name = 'evaluate-mine'",
         order_by=["start_time DESC"],
         max_results=1,
         output_format="list",
@@ -356,7 +369,7 @@ def test_the_form_of_an_answer_is_checked_by_rules(store, typed, tmp_path):
     words, _ = _file(tmp_path, [_row("a", rules=["json"]), _row("b")])
     done = typed("evaluate", "prompt_set=instructions", words, f"run_id={store.variants()[GREEDY].run_id}")
     assert done.returncode == 1
-    assert "metric instruction_match failed: ValueError: every row of the prompt set must have rules" in done.stderr
+    assert done.stderr == "error: mine: line 2 (id 'b'): the metric instruction_match needs rules.\n"
 
 
 class _Judge(http.server.BaseHTTPRequestHandler):

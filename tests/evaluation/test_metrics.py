@@ -4,9 +4,11 @@ import math
 
 import pytest
 
+from steps import cli
 from steps.errors import StepError
 from steps.evaluation import scores
 from steps.evaluation.answers import Answer
+from steps.evaluation.metrics import rules
 from steps.evaluation.prompt_row import Row
 from steps.evaluation.prompt_set import PromptSet
 
@@ -32,6 +34,55 @@ def test_scores(name):
     expected = [row[COLUMNS[name]] for row in SCORES]
     assert computed["scores"] == pytest.approx(expected)
     assert computed[name] == pytest.approx(sum(expected) / len(expected))
+
+
+RULES = [
+    # rule, answers that keep it, answers that do not
+    ("one_word", ["Madrid", " Madrid.\n"], ["New Delhi", ""]),
+    ("one_line", ["The capital.", "a\n"], ["a\nb", " "]),
+    (
+        "sentence",
+        ["The capital is Madrid.", "Is it Madrid?"],
+        ["It is.", "the capital is Madrid.", "It is so. Or not."],
+    ),
+    ("json", ['{"a": 1}', "[]", "\n[1]\n"], ["5", '"a"', "{", '{"a": 1} there', "[" * 100_000]),
+    ("upper_case", ["MADRID", "IN 1 DAY"], ["Madrid", "1"]),
+    ("lower_case", ["madrid", "in 1 day"], ["Madrid", "1"]),
+    ("no_punctuation", ["New Delhi", "tête"], ["Madrid.", "it's"]),
+    ("max_words=2", ["a", "a b"], ["a b c", ""]),
+    ("min_words=2", ["a b", "a b c"], ["a", ""]),
+    ("starts_with=The", ["The capital", " The"], ["the capital", "A capital"]),
+    ("ends_with=.", ["It is.", "It is. "], ["It is", "It is?"]),
+    ("contains=a=b", ["so a=b", "a=b"], ["a b", "A=B"]),
+]
+
+
+@pytest.mark.parametrize(("rule", "keeping", "breaking"), RULES, ids=[rule for rule, *_ in RULES])
+def test_rules(rule, keeping, breaking):
+    assert rules.fault(rule) is None
+    assert [rules.keeps(answer, rule) for answer in keeping] == [True] * len(keeping)
+    assert [rules.keeps(answer, rule) for answer in breaking] == [False] * len(breaking)
+
+
+def test_every_rule_is_tested():
+    assert {rule.partition("=")[0] for rule, *_ in RULES} == {*rules.RULES, *rules.VALUED}
+
+
+def test_rows_without_what_a_metric_needs_are_told_by_their_line():
+    rows = PromptSet(
+        "set",
+        tuple(
+            Row(name, (("user", "q"),), ("t",), (), asked, number)
+            for number, (name, asked) in enumerate([("a", ("json",)), ("b", ()), ("c", ())], start=1)
+        ),
+        "line",
+    )
+    scores.check_rows(rows, cli.compose("evaluate", []))
+    with pytest.raises(StepError) as refusal:
+        scores.check_rows(rows, cli.compose("evaluate", ["prompt_set=instructions"]))
+    assert refusal.value.faults == tuple(
+        f"set: line {place}: the metric instruction_match needs rules." for place in ("2 (id 'b')", "3 (id 'c')")
+    )
 
 
 def test_chrf_is_sacrebleus_within_0_and_1():

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from steps import cli
 from steps.errors import StepError
-from steps.evaluation import prompt_set
+from steps.evaluation import prompt_set, scores
 from steps.schema import PromptSet
 
 
@@ -71,6 +72,8 @@ FAULTS = {
         "rules[0] must be one of one_word, one_line, sentence, json, upper_case, lower_case, no_punctuation, "
         "max_words=…, min_words=…, starts_with=…, ends_with=…, contains=…, got 'jsn'.",
     ),
+    "NUL in a rule": (_line(rules=["json", "contains=\0"]), "rules[1] holds a NUL character."),
+    "surrogate in a rule": (_line(rules=["contains=\ud800"]), "rules[0] holds a lone surrogate."),
     "rule without a number": (_line(rules=["max_words=x"]), "rules[0] needs a whole number, got 'max_words=x'."),
     "nested beyond all bounds": ("[" * 100_000, "broken JSON: it is nested too deeply."),
     "a number beyond all bounds": ('{"id": ' + "1" * 5000 + "}", "broken JSON: a number has too many digits."),
@@ -117,6 +120,38 @@ def test_prompt_stands_for_one_user_message(tmp_path):
     (row,) = loaded.rows
     assert row.conversation == [{"role": "user", "content": "q"}]
     assert (row.targets, row.tags) == (("t", "u"), ("x",))
+
+
+def test_people_read_all_turns_and_all_accepted_answers(tmp_path):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    loaded = _load(tmp_path, _line(), _line(id="b", messages=turns, target=["t", "u"]))
+    table = scores.dataset(loaded).df
+    assert list(table["question"]) == ["q", "user: a\nassistant: b\nuser: c"]
+    assert list(table["target"]) == ["t", "t | u"]
+
+
+SHIPPED = {
+    "facts": (118, lambda row: row.is_plain and row.tags),
+    "instructions": (84, lambda row: row.rules and row.tags),
+    "chat": (42, lambda row: len(row.messages) >= 3 and row.tags),
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_set_is_what_it_says(name):
+    config = cli.compose("evaluate", [f"prompt_set={name}"])
+    rows, (number, kept) = prompt_set.load(config.prompt_set), SHIPPED[name]
+    scores.check_rows(rows, config)
+    assert rows.name == name
+    assert len(rows.rows) == number
+    assert [row.id for row in rows.rows if not kept(row)] == []
+
+
+def test_a_set_is_called_as_its_file_is_until_it_gets_a_name(tmp_path):
+    (tmp_path / "my.jsonl").write_text(_line())
+    for words, name in (([], "my"), (["prompt_set.name=mine"], "mine")):
+        config = cli.compose("evaluate", [f"prompt_set.path={tmp_path / 'my.jsonl'}", *words])
+        assert prompt_set.load(config.prompt_set).name == name
 
 
 def test_a_row_knows_its_line(tmp_path):

@@ -99,6 +99,43 @@ def test_the_first_metric_is_the_prompt_sets_own_where_it_has_one():
     assert scores.first(cli.compose("evaluate", ["prompt_set=instructions"])) == "instruction_match"
 
 
+def test_a_metric_without_scores_of_the_rows_is_on_the_page_without_an_interval():
+    plain = entry("a", [1.0])
+    card = replace(plain.card, metrics=plain.card.metrics | {"bleu/mean": 0.25})
+    assert "| all | 1 | 1.000 (0.900 to 1.100) | 0.250 |" in report.page(replace(plain, card=card))
+
+
+def test_tags_that_the_picture_leaves_out_are_told():
+    tags = {str(number): {"rows": number, "chrf/mean": 0.5} for number in range(25)}
+    assert plots.which_tags({"a": tags}) == "the 20 most frequent of 25 tags"
+    assert plots.which_tags({"a": {"x": {"rows": 1}}}) == "by tag"
+
+
+def test_the_picture_has_error_bars_marks_by_size_and_the_front():
+    slow, fast = (
+        Point(name, "onnx", 0.8, 0.7, 0.85, speed, speed - 2, speed + 3, 4e6 / speed)
+        for name, speed in (("slow", 10), ("fast", 40))
+    )
+    (axes,) = plots.quality_against_speed([slow, fast], "chrf", "A title").axes
+    bars = [
+        segment.tolist() for container in axes.containers for part in container[2] for segment in part.get_segments()
+    ]
+    assert bars == [
+        [[8, 0.8], [13, 0.8]],
+        [[10, 0.7], [10, 0.85]],
+        [[38, 0.8], [43, 0.8]],
+        [[40, 0.7], [40, 0.85]],
+    ]
+    large, small = (
+        marks.get_sizes()[0] for marks in axes.collections if marks.get_label().startswith(("slow", "fast"))
+    )
+    assert large == 4 * small
+    (front,) = [line for line in axes.lines if line.get_label() == "Pareto front"]
+    assert list(front.get_xdata()[1:]) == [40, 40]
+    assert list(front.get_ydata()[:2]) == [0.8, 0.8]
+    assert axes.get_title() == "A title"
+
+
 def test_the_page_says_what_was_asked_scored_and_spent():
     page = report.page(entry("a", [1.0, None], speed__latency_p50_ms=12.5))
     assert "1 of 2 rows asked, 0 with an error" in page
@@ -187,7 +224,7 @@ class _Bench:
 
     def measure(self, variant, rows, evaluation):
         return {
-            "load_seconds": 1.0,
+            "loads": [1.0],
             "single": [[0.1, 10]],
             "first_token": [],
             "batched": [[0.1, 10]],
@@ -225,7 +262,7 @@ def _files(client, of, folder="scorecards"):
 
 def _evaluation(client):
     """The run of the latest evaluation."""
-    return client.search_runs(["0"], "attributes.run_name = 'evaluate-facts'", order_by=["start_time DESC"])[0]
+    return client.search_runs(["0"], "attributes.run_name LIKE 'evaluate-%'", order_by=["start_time DESC"])[0]
 
 
 def _json(paths):

@@ -1,5 +1,6 @@
 """Speed and memory: what a fresh process measures of a model, and what becomes of one that fails there."""
 
+import contextlib
 import json
 
 import mlflow
@@ -13,6 +14,7 @@ from steps.evaluation.fit import Fit
 from steps.evaluation.prompt_row import Row
 from steps.evaluation.prompt_set import PromptSet as PromptRows
 from steps.evaluation.speed import Bench
+from steps.models import integrity
 from steps.schema import Evaluation, PromptSet
 from steps.tracking import Variant
 
@@ -56,23 +58,27 @@ def test_a_variant_is_measured_and_its_medians_are_logged(bench, checkpoint, int
     (variant,) = tracking.variants(mlflow.MlflowClient(), "0")
     measured = bench.measure(variant, prompt_set.load(FACTS), BRIEF)
     with tracking.reopened(variant.run_id):
-        speed.log(variant, measured, bench.machine)
+        speed.log(variant, prompt_set.load(FACTS), measured, bench.machine)
     (variant,) = tracking.variants(mlflow.MlflowClient(), "0")
     found = {name: value for name, _, value in variant.metrics}
+    # What the questions of one prompt set gave is not taken for what those of another would give.
+    sha256 = prompt_set.load(FACTS).sha256
+    assert {digest for name, digest, _ in variant.metrics if name.startswith("speed/")} == {sha256[:16]}
     assert {f"speed/{name}" for name in NAMES} <= set(found)
     assert all(value > 0 for value in found.values())
     assert found["speed/latency_p50_ms"] <= found["speed/latency_p95_ms"]
     assert found["memory/peak_mb"] > 50
     assert all(1 <= tokens <= BRIEF.speed_tokens for _, tokens in measured["single"])
     assert all(tokens > 4 for _, tokens in measured["batched"])
-    kept = mlflow.artifacts.load_dict(f"runs:/{variant.run_id}/speed.json")
+    assert len(measured["loads"]) > speed_process.MINIMUM_CALLS
+    kept = mlflow.artifacts.load_dict(f"runs:/{variant.run_id}/{speed.file(sha256)}")
     assert kept["machine"]["cores"] >= 1
     assert len(kept["single"]) >= speed_process.MINIMUM_CALLS
 
 
 def test_the_medians_and_the_fraction_of_the_bandwidth():
     measured = {
-        "load_seconds": 2.0,
+        "loads": [9.0, 2.0, 1.0],
         "single": [[0.1, 10], [0.2, 10], [0.4, 10]],
         "first_token": [0.03, 0.01, 0.02],
         "batched": [[0.5, 100]],
@@ -81,6 +87,7 @@ def test_the_medians_and_the_fraction_of_the_bandwidth():
         "gpu_peak_bytes": 0,
     }
     found = speed.metrics(measured, {"read_bandwidth": 10**11}, on_gpu=False)
+    assert found["speed/load_seconds"] == pytest.approx(2)
     assert found["speed/tokens_per_second"] == pytest.approx(50)
     assert found["speed/batch_tokens_per_second"] == pytest.approx(200)
     assert found["speed/time_to_first_token_ms"] == pytest.approx(20)
@@ -97,7 +104,8 @@ def test_calls_are_logged_before_the_medians_that_say_they_are_there(monkeypatch
     monkeypatch.setattr(speed, "metrics", lambda *_: {})
     for name in ("log_dict", "log_metrics"):
         monkeypatch.setattr(mlflow, name, lambda *_, name=name, **__: logged.append(name))
-    speed.log(Variant("m-1", "r", "v", {}, {}, ()), {}, {})
+    rows = PromptRows("set", (Row("a", (("user", "q"),), ("t",), ()),))
+    speed.log(Variant("m-1", "r", "v", {}, {}, ()), rows, {}, {})
     assert logged == ["log_dict", "log_metrics"]
 
 
@@ -158,7 +166,8 @@ def test_a_model_that_crashes_or_is_not_there_is_its_own_fault_alone(bench, tmp_
     rows = prompt_set.load(FACTS)
     monkeypatch.setattr(fit, "fit", lambda variant, rows, reserve: fit.Fit())
     for folder, reason in (("crashing", "its process ended with SIGSEGV"), ("nowhere", "MlflowException")):
-        monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda uri, folder=folder: str(tmp_path / folder))
+        at_hand = contextlib.nullcontext(str(tmp_path / folder))
+        monkeypatch.setattr(integrity, "at_hand", lambda client, variant, at_hand=at_hand: at_hand)
         with pytest.raises(StepError, match=f"the speed of onnx-broken could not be measured: {reason}"):
             bench.measure(variant, rows, BRIEF)
     assert bench.machine["read_bandwidth"] > 1e8

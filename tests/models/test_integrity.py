@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -77,6 +78,20 @@ def test_a_model_that_was_loaded_where_it_lies_is_whole_still(stored):
     with answers.loaded(str(model.folder)):
         assert list(model.folder.rglob("__pycache__"))
     assert model.verify() == []
+
+
+def test_a_model_on_a_server_is_on_this_machine_for_as_long_as_it_is_needed(stored, monkeypatch, tmp_path):
+    model, client = stored("onnx"), mlflow.MlflowClient()
+    with integrity.at_hand(client, model.variant) as folder:
+        assert Path(folder) == model.folder
+    monkeypatch.setattr(integrity, "local_folder", lambda location: None)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with integrity.at_hand(client, model.variant) as folder, answers.loaded(folder) as loaded:
+        assert temporary in Path(folder).parents
+        assert loaded.predict({"messages": [{"role": "user", "content": "Hello"}]})
+    assert list(temporary.iterdir()) == []
 
 
 def _manifest_file(model):
