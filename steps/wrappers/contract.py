@@ -128,12 +128,12 @@ def _check_size(rows: Many[dict[str, Any]]) -> None:
         raise RequestError("no_rows", "a request needs at least one row, got 0")
     if len(rows) > MAX_ROWS:
         raise RequestError("too_many_rows", f"a request holds at most {MAX_ROWS} rows, got {len(rows)}")
-    if _is_larger(list(rows), MAX_BYTES):
-        raise RequestError("too_large", f"a request holds at most {MAX_BYTES} bytes of UTF-8, got more")
+    if (size := _size(list(rows), MAX_BYTES)) > MAX_BYTES:
+        raise RequestError("too_large", f"a request holds at most {MAX_BYTES} bytes of UTF-8, got at least {size}")
 
 
-def _is_larger(content: Any, limit: int) -> bool:
-    """Whether all texts in lists and objects, and whatever else is in them, have more bytes than so many."""
+def _size(content: Any, limit: int) -> int:
+    """The bytes of all texts in lists and objects, and of whatever else is in them; counted no further than a limit."""
     size, open_ = 0, [content]
     # An end also for an object that holds itself: every piece counts for a byte at least.
     while open_ and size <= limit:
@@ -143,7 +143,7 @@ def _is_larger(content: Any, limit: int) -> bool:
             open_ += [*piece.keys(), *piece.values()]
         elif isinstance(piece, list | tuple) or (isinstance(piece, np.ndarray) and piece.dtype == object):
             open_ += piece if isinstance(piece, list | tuple) else piece.ravel().tolist()
-    return size > limit
+    return size
 
 
 def _bytes(piece: Any) -> int:

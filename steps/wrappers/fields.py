@@ -31,7 +31,8 @@ def checked_messages(messages: Any, tokenizer: ChatTokenizer) -> list[dict[str, 
 def _message(index: int, message: Any, tokenizer: ChatTokenizer) -> dict[str, str]:
     where = f"messages[{index}]"
     if not isinstance(message, dict):
-        raise RequestError("not_a_message", f"{where} must be an object with role and content")
+        said = f"{where} must be an object with role and content, got {type(message).__name__}"
+        raise RequestError("not_a_message", said)
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise RequestError("unknown_role", f"{where}.role must be one of {', '.join(ROLES)}, got {short(role)}")
@@ -49,7 +50,7 @@ def checked_settings(values: dict[str, Any], explicit: bool, context: int, used:
     if room < 1:
         raise RequestError(
             "context_exceeded",
-            f"the prompt fills the context of {context} tokens: it must be {1 - room} token(s) shorter",
+            f"the prompt has {used} tokens and fills the context of {context}: it must be {1 - room} token(s) shorter",
         )
     max_tokens = _integer("max_tokens", values["max_tokens"], 1, None)
     if max_tokens > room and explicit:
@@ -76,8 +77,8 @@ def checked_text(field: str, value: Any) -> str:
         raise RequestError("empty_text", f"{field} must not be empty")
     if "\0" in value:
         raise RequestError("nul", f"{field} must not hold a NUL character (at {value.index(chr(0))})")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise RequestError("lone_surrogate", f"{field} must be valid Unicode, got a lone surrogate")
+    if place := [index for index, character in enumerate(value) if "\ud800" <= character <= "\udfff"]:
+        raise RequestError("lone_surrogate", f"{field} must be valid Unicode, got a lone surrogate (at {place[0]})")
     return value
 
 
@@ -117,8 +118,10 @@ def _stop(value: Any) -> tuple[str, ...]:
     strings = [value] if isinstance(value, str) else list(value)
     if len(strings) > MAX_STOPS:
         raise RequestError("invalid_stop", f"stop holds at most {MAX_STOPS} strings, got {len(strings)}")
-    if not all(isinstance(string, str) and string for string in strings):
-        raise RequestError("invalid_stop", "stop must hold strings that are not empty")
+    for index, string in enumerate(strings):
+        if not isinstance(string, str) or not string:
+            said = f"stop[{index}] must be a string that is not empty, got {short(string)}"
+            raise RequestError("invalid_stop", said)
     return tuple(strings)
 
 

@@ -136,7 +136,7 @@ async def _joined(receive) -> bytes | None:
             return None
         body += message.get("body", b"")
         if len(body) > MAX_BYTES:
-            raise RequestError("too_large", f"a body holds at most {MAX_BYTES} bytes")
+            raise RequestError("too_large", f"a body holds at most {MAX_BYTES} bytes, got at least {len(body)}")
         more = message.get("more_body", False)
     return bytes(body)
 

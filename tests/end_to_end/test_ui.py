@@ -193,6 +193,22 @@ def test_the_table_view_shows_the_answers_side_by_side(page, server, store):
     show(page, "answers")
 
 
+def test_the_charts_draw_the_scores_of_every_variant(page, server, store):
+    from playwright.sync_api import expect
+
+    client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
+    runs = {run.info.run_name: run for run in client.search_runs(["0"])}
+    means = sorted(f"{runs[name].data.metrics['answer_match/mean']:.2f}" for name in VARIANTS)
+    page.set_viewport_size({"width": 1400, "height": 800})
+    page.goto("about:blank")
+    page.goto(f"{server}/experiments/0/runs?compareRunsMode=CHART")
+    title = page.get_by_title("answer_match/mean", exact=True)
+    chart = page.locator("div").filter(has=title).filter(has=page.locator(".barlayer")).last
+    expect(chart.locator(".bartext")).to_have_count(len(VARIANTS), timeout=SECONDS * 1000)
+    assert sorted(chart.locator(".bartext").all_text_contents()) == means
+    show(page, "charts")
+
+
 def test_the_evaluation_has_a_leaderboard_and_pictures(page, server, store):
     client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
     (run,) = client.search_runs(["0"], "attributes.run_name = 'evaluate-facts'")

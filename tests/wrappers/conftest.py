@@ -48,6 +48,14 @@ def onnx_scheduler(checkpoint):
 
 
 @pytest.fixture(scope="session")
+def int4_scheduler(checkpoint):
+    from steps.wrappers.onnx_engine import OnnxEngine
+
+    with staging.staged(checkpoint, cli.compose("build", ["mode=onnx", "precision=int4"])) as folder:
+        yield Scheduler(OnnxEngine(str(folder), 16))
+
+
+@pytest.fixture(scope="session")
 def genai_scheduler(checkpoint):
     from steps.wrappers.genai_engine import GenaiEngine
 

@@ -42,7 +42,7 @@ def test_the_engines_answer_the_same(
 
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
-@pytest.mark.parametrize("engine", ["torch", "packed", "onnx", "genai"])
+@pytest.mark.parametrize("engine", ["torch", "packed", "onnx", "int4", "genai"])
 def test_a_batch_answers_as_one_by_one(request, engine, contract, tokenizer, data):
     """Rows of mixed length, each with its own cap, more of them than fit into the batch."""
     scheduler = request.getfixturevalue(f"{engine}_scheduler")

@@ -173,7 +173,7 @@ REFUSED = {
     "a long number": (b'{"secret": ' + b"9" * 5000 + b"}", "invalid_json", "a number is too long"),
     "33 levels": (_deep(33), "invalid_json", "at most 32 levels"),
     "endless levels": (b"[" * 500_000, "invalid_json", "deeper than 32 levels"),
-    "too large": (b'"' + b"a" * 3_000_000 + b'"', "too_large", "at most 1000000 bytes"),
+    "too large": (b'"' + b"a" * 3_000_000 + b'"', "too_large", "at most 1000000 bytes, got at least 1"),
     "a list": ([SECRET], "invalid_request", "a body is a JSON object with messages"),
     "nothing known": ({SECRET: 1}, "invalid_request", "a body is"),
     "two forms": ({"inputs": SECRET, "instances": []}, "invalid_request", "exactly one of inputs"),
