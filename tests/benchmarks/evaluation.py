@@ -146,12 +146,14 @@ class PausingJournal(Journal):
 
     def __init__(self, path: Path, rows: list[Row], bare: Callable[[list[Row]], float]):
         super().__init__(path, {})
-        self.bare_seconds, self._rows, self._bare, self._next = 0.0, rows, bare, 0
+        self.bare_seconds, self._rows, self._bare = 0.0, rows, bare
+        self._asked = self._next = 0
 
     def add(self, entries: dict[str, Any]) -> None:
         super().add(entries)
+        self._asked += len(entries)
         step = PROMPTS // SLICES
-        while self._next + step <= len(self.entries):
+        while self._next + step <= self._asked:
             self.bare_seconds += self._bare(self._rows[self._next : self._next + step])
             self._next += step
 

@@ -60,7 +60,11 @@ REFUSED = {
     "stop not text": (_row(stop=[1]), "invalid_stop", "stop[0] must be a string that is not empty, got 1"),
     "stop too many": (_row(stop=["a"] * 9), "invalid_stop", "at most 8 strings, got 9"),
     "stop in an array of none": (_row(stop=np.array("x")), "invalid_stop", "a list of strings"),
-    "stop in an array of arrays": (_row(stop=np.array([["x"]])), "invalid_stop", "strings"),
+    "stop in an array of arrays": (
+        _row(stop=np.array([["x"]])),
+        "invalid_stop",
+        "stop[0] must be a string that is not empty",
+    ),
     "stream": (_row(stream=True), "stream", "predict_stream"),
     "stream numpy's true": (_row(stream=np.True_), "stream", "predict_stream"),
     "stream in an array": (_row(stream=np.array([True, False])), "stream", "must be true or false"),
