@@ -115,7 +115,9 @@ def score_variant(
 ) -> Scorecard:
     """Ask, score and log one variant; its scorecard counts only when all of it is logged."""
     fitted = fitted or fit.check_one(variant, rows, config.prompt_set.over_context)
-    with journal.opened(_key(variant), rows.sha256, lambda: _say_waiting(variant)) as kept:
+    # Who names a variant that is scored already has it asked again.
+    anew = config.run_id is not None
+    with journal.opened(_key(variant), rows.sha256, lambda: _say_waiting(variant), anew) as kept:
         # Another process may have scored it while this one waited.
         now = tracking.as_variant(client.get_logged_model(variant.model_id))
         if not config.run_id and scorecard.has_scorecard(now, rows, scores.names(config), config):
@@ -183,6 +185,7 @@ def _log_contract(results: list[contract.Result]) -> dict[str, float]:
 def _key(variant: Variant) -> dict[str, Any]:
     """All that decides over an answer beside the question, by which a killed evaluation finds it again."""
     return {
+        "environment": tracking.environment(),
         "model_id": variant.model_id,
         "fingerprint": variant.tags[tracking.FINGERPRINT],
         "generation": {key: value for key, value in variant.params.items() if key.startswith("generation.")},

@@ -14,7 +14,7 @@ from typing import Any
 from steps import cli, evaluate, register, tracking
 from steps.build import build, fingerprint
 from steps.errors import StepError
-from steps.evaluation import leaderboard, prompt_set
+from steps.evaluation import leaderboard, prompt_set, scores
 from steps.models import sources
 from steps.schema import BuildConfig, EvaluateConfig, MainConfig, RegisterConfig, only
 
@@ -25,7 +25,7 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
 
     client = mlflow.MlflowClient()
     # A fault of it is told before anything is built.
-    prompt_set.load(config.prompt_set)
+    scores.check_rows(prompt_set.load(config.prompt_set), config)
     with tracking.run("main") as active:
         model_ids = build_all(client, variants)
         evaluated = evaluate.evaluate(only(EvaluateConfig, config))

@@ -62,6 +62,7 @@ def answer(
     errors = fit.unaskable | _errors(batches, known)
     if len(errors) > settings.max_errors:
         # What ended an evaluation may have been the machine's fault: such rows are asked again.
+        journal.drop([name for name, said in known.items() if said.error is not None])
         known = {name: said for name, said in known.items() if said.error is None}
         errors = dict(fit.unaskable)
     _check_errors(prompt_set, errors, settings.max_errors)

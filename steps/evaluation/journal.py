@@ -2,8 +2,8 @@
 
 One JSON line an entry in `journals/<digest of the key>-<digest of the rows>.jsonl` of the user's cache directory,
 flushed to the disk after every `add`; the first line is the key in words. A lock keeps a second process out. The file
-is removed when all that it holds is in MLflow. What was found out under the same key for other rows, as they were
-before one of them was mended, is known too.
+is removed when all that it holds is in MLflow. What a killed process found out under the same key for other rows, as
+they were before one of them was mended, is known too, but for errors: these may have been the machine's.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ class Journal:
     def __init__(self, path: Path, key: dict[str, Any], others: Iterable[Path] = ()):
         self._path = path
         self.entries: dict[str, Any] = {}
-        for other in others:
-            self.entries |= _recover(other, key)[0]
+        for other in sorted(others):
+            self.entries |= {name: entry for name, entry in _recover(other, key)[0].items() if not _is_error(entry)}
         own, whole = _recover(path, key)
         self.entries |= own
         self._file = path.open("r+b" if whole else "wb")
@@ -41,6 +41,13 @@ class Journal:
         """Keep entries; when this returns they outlast the process and the machine."""
         self._write([{"name": name, "entry": entry} for name, entry in entries.items()])
         self.entries |= entries
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Forget entries, for good."""
+        names = list(names)
+        self._write([{"name": name, "entry": None} for name in names])
+        for name in names:
+            del self.entries[name]
 
     def remove(self) -> None:
         """Forget everything."""
@@ -56,8 +63,11 @@ class Journal:
 
 
 @contextlib.contextmanager
-def opened(key: dict[str, Any], rows: str, waiting: Callable[[], None]) -> Iterator[Journal]:
-    """The journal of a key and rows (a digest), for this process alone; `waiting` is called if another one has it."""
+def opened(key: dict[str, Any], rows: str, waiting: Callable[[], None], anew: bool = False) -> Iterator[Journal]:
+    """The journal of a key and rows (a digest), for this process alone; `waiting` is called if another one has it.
+
+    `anew` leaves out what is known of other rows.
+    """
     from filelock import FileLock, Timeout
 
     path = _path(key, rows)
@@ -69,7 +79,7 @@ def opened(key: dict[str, Any], rows: str, waiting: Callable[[], None]) -> Itera
         waiting()
         lock.acquire()
     try:
-        others = set(path.parent.glob(f"{_stem(key)}-*.jsonl")) - {path}
+        others = set() if anew else set(path.parent.glob(f"{_stem(key)}-*.jsonl")) - {path}
         with contextlib.closing(Journal(path, key, others)) as journal:
             yield journal
     finally:
@@ -98,7 +108,7 @@ def _recover(path: Path, key: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """The entries of the whole lines, and how many bytes these are: 0 where the file is of no use."""
     entries: dict[str, Any] = {}
     whole = 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
+    for line in _lines(path):
         content = _parse(line)
         if whole == 0 and content != {"key": json.loads(json.dumps(key))}:
             break
@@ -107,7 +117,19 @@ def _recover(path: Path, key: dict[str, Any]) -> tuple[dict[str, Any], int]:
         if whole:
             entries[content["name"]] = content["entry"]
         whole += len(line)
-    return entries, whole
+    return {name: entry for name, entry in entries.items() if entry is not None}, whole
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a file; none of one that another process has just removed."""
+    try:
+        return path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+
+
+def _is_error(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.get("error") is not None
 
 
 def _parse(line: bytes) -> dict[str, Any]:

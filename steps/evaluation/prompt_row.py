@@ -17,7 +17,7 @@ UNFIT = re.compile("[\0\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One question; `targets` are the accepted answers, the first one is shown; `rules` are for its form.
+    """One question; `targets` are the accepted answers; `rules` are for its form.
 
     `number` is where it stands: its line in a file or its row in a dataset.
     """

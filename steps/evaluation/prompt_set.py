@@ -22,6 +22,7 @@ from steps.evaluation.prompt_row import Row
 from steps.schema import PromptSet as PromptSetConfig
 
 MAX_FAULTS = 50
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,9 @@ def _checked(config: PromptSetConfig, source: str, unit: str, contents: Iterable
 
 def name_of(config: PromptSetConfig) -> str:
     """What people call a prompt set."""
-    return config.name or Path(config.path).stem or config.path
+    path = Path(config.path)
+    # A dataset's name may hold a dot that begins no suffix.
+    return config.name or (path.stem if path.suffix.lower() in SUFFIXES else path.name) or config.path
 
 
 def shortened(faults: list[str]) -> list[str]:

@@ -99,6 +99,11 @@ def has_scorecard(variant: Variant, rows: PromptSet, metrics: list[str], config:
     return all(known.get(key) == value for key, value in asked.items()) and set(metrics) <= set(known["metrics"])
 
 
+def is_scored_at_all(variant: Variant) -> bool:
+    """Whether a variant has a whole scorecard on any prompt set."""
+    return any(key.startswith(TAG) and json.loads(mark) for key, mark in variant.tags.items())
+
+
 def scores(variant: Variant, sha256: str) -> dict[str, float] | None:
     """The variant's metrics on these very rows, with those that belong to no dataset (size); None if not scored."""
     known = _mark_of(variant, sha256)

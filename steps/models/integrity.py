@@ -171,8 +171,10 @@ def at_hand(client: Any, variant: Variant) -> Iterator[str]:
     if folder := local_folder(location):
         yield str(folder)
         return
-    with TemporaryDirectory(prefix="phi3-") as temporary, quiet():
-        yield mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=temporary)
+    with TemporaryDirectory(prefix="phi3-") as temporary:
+        with quiet():
+            fetched = mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=temporary)
+        yield fetched
 
 
 def local_folder(location: str) -> Path | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from steps import evaluate, tracking
 from steps.errors import StepError
-from steps.evaluation import scorecard, scores
+from steps.evaluation import scorecard, scores, speed
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
 from steps.promotion import admission
@@ -18,6 +18,7 @@ from steps.schema import EvaluateConfig, Evaluation, Promotion, RegisterConfig
 from steps.tracking import FINGERPRINT, Variant, as_variant
 
 SCORE_ONE = "Score them with `mlflow run . -e evaluate` (or `python -m steps.evaluate`)."
+TIMED = ("speed/", "memory/")
 BUILD_ONE = "Make one with `mlflow run . -e build` (or `python -m steps.build`)."
 
 
@@ -111,9 +112,14 @@ def comparable(
             f"writes none. Score it: `python -m steps.evaluate run_id={variant.run_id}`."
         )
     admission.refuse_unless_whole(client, variant, checked)
-    _score(client, variant, rows, config)
-    variant = as_variant(client.get_logged_model(variant.model_id))
-    known = candidate(variant, rows, config.promotion)
+    if known is None or known.faults or not all(map(_is_measured, _lacking(known, config.promotion))):
+        _score(client, variant, rows, config)
+        variant = as_variant(client.get_logged_model(variant.model_id))
+        known = candidate(variant, rows, config.promotion)
+    if any(map(_is_measured, _lacking(known, config.promotion))):
+        _time(variant, rows)
+        variant = as_variant(client.get_logged_model(variant.model_id))
+        known = candidate(variant, rows, config.promotion)
     if faults := _unusable(known, config.promotion):
         raise StepError(f"{variant.name} is registered and cannot be compared: {', '.join(faults)}.")
     return variant, known
@@ -155,6 +161,13 @@ def _score(client: Any, variant: Variant, rows: PromptSet, config: RegisterConfi
     tracking.say(f"{variant.name} is registered and has no scorecard for {rows.name}: scoring it first.")
     settings = EvaluateConfig(config.prompt_set, Evaluation(metrics=metrics), variant.run_id)
     evaluate.score_variant(client, variant, rows, scores.load_metrics(scores.names(settings)), settings)
+
+
+def _time(variant: Variant, rows: PromptSet) -> None:
+    """Measure the speed and memory of one variant, which belong to the prompt set whose questions are asked."""
+    tracking.say(f"{variant.name} is registered and was not timed on {rows.name}: timing it first.")
+    with speed.bench([variant]) as bench, tracking.reopened(variant.run_id):
+        speed.log(variant, rows, bench.measure(variant, rows, Evaluation()), bench.machine)
 
 
 def _without_broken(variants: list[Variant], checked: dict[str, list[str]]) -> tuple[list[Variant], list[str]]:
@@ -206,8 +219,18 @@ def _scored(variants: list[Variant], rows: PromptSet) -> list[Variant]:
 
 def _unusable(known: Candidate, promotion: Promotion) -> list[str]:
     """Why a scorecard cannot be compared by the policy: rows that cannot be read, metrics that it has not."""
+    return [*known.faults, *(f"it has no {name}" for name in _lacking(known, promotion))]
+
+
+def _lacking(known: Candidate, promotion: Promotion) -> list[str]:
+    """What the policy asks for and the scorecard has not."""
     asked = dict.fromkeys([promotion.metric, *promotion.prefer, *promotion.limits])
-    return [*known.faults, *(f"it has no {name}" for name in asked if metric_key(name) not in known.metrics)]
+    return [name for name in asked if metric_key(name) not in known.metrics]
+
+
+def _is_measured(name: str) -> bool:
+    """Whether a metric is what `evaluate.speed` measures."""
+    return metric_key(name).startswith(TIMED)
 
 
 def _nobody(rows: PromptSet, variants: list[Variant], left_out: list[str]) -> list[str]:
@@ -217,7 +240,7 @@ def _nobody(rows: PromptSet, variants: list[Variant], left_out: list[str]) -> li
             "No scored candidate is left (promotion.retry_rejected=true asks rejected ones again):",
             *_sentences(left_out),
         ]
-    before = any(key.startswith(scorecard.TAG) for variant in variants for key in variant.tags)
+    before = any(scorecard.is_scored_at_all(variant) for variant in variants)
     changed = f" The scorecards there are of other rows: {rows.name} has changed since." if before else ""
     return [f"No variant has a scorecard for {rows.name} (sha256 {rows.sha256[:16]}…).{changed} {SCORE_ONE}"]
 

@@ -140,6 +140,25 @@ def test_rows_of_more_errors_than_allowed_are_asked_again(tmp_path):
     assert model.calls == [2, 2, 2]
 
 
+def test_a_retry_that_is_killed_keeps_no_error_that_it_was_to_ask_again(tmp_path, monkeypatch):
+    fails = _Model("a", "c", "e")
+    with pytest.raises(StepError, match=r"more than evaluate\.max_errors=2"):
+        _ask(tmp_path, fails, _rows(*"abcdef"), max_errors=2)
+    killed = _Model()
+    killed.predict = _raising(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        _ask(tmp_path, killed, _rows(*"abcdef"), max_errors=2)
+    (answered,) = _ask(tmp_path, _Model(), _rows(*"abcdef"), max_errors=2)
+    assert [said.error for said in answered] == [None] * 6
+
+
+def _raising(error):
+    def predict(*_, **__):
+        raise error
+
+    return predict
+
+
 def test_after_a_line_was_mended_its_batch_alone_is_asked_again(tmp_path):
     _ask(tmp_path, _Model(), _rows(*"abcde"))
     model = _Model()

@@ -51,7 +51,7 @@ def test_what_is_known_of_other_rows_is_known_too_and_stays_theirs(tmp_path, mon
     monkeypatch.setenv("PHI3_CACHE_DIR", str(tmp_path))
     for key, rows, text in ((KEY, "1" * 16, "of the others"), (KEY | {"generation": {}}, ROWS, "of another model")):
         with journal.opened(key, rows, lambda: None) as other:
-            other.add({text: 1})
+            other.add({text: 1, "failed": {"text": "", "error": "RuntimeError: out of memory"}})
     with journal.opened(KEY, ROWS, lambda: None) as mine:
         assert mine.entries == {"of the others": 1}
         mine.add({"mine": 2})
@@ -61,6 +61,23 @@ def test_what_is_known_of_other_rows_is_known_too_and_stays_theirs(tmp_path, mon
     journal.forget(KEY, "1" * 16)
     with journal.opened(KEY, ROWS, lambda: None) as mine:
         assert mine.entries == {}
+
+
+def test_what_is_known_of_other_rows_is_left_out_where_all_is_asked_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("PHI3_CACHE_DIR", str(tmp_path))
+    with journal.opened(KEY, "1" * 16, lambda: None) as other:
+        other.add({"of the others": 1})
+    with journal.opened(KEY, ROWS, lambda: None, anew=True) as mine:
+        assert mine.entries == {}
+
+
+def test_what_was_dropped_is_forgotten_for_good(tmp_path):
+    opened = Journal(tmp_path / "journal.jsonl", KEY)
+    opened.add({"a": 1, "b": 2})
+    opened.drop(["a"])
+    assert opened.entries == {"b": 2}
+    opened.close()
+    assert _entries(tmp_path / "journal.jsonl") == {"b": 2}
 
 
 def test_what_was_added_is_on_the_disk_once_for_all_of_it(tmp_path, monkeypatch):

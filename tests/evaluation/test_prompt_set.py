@@ -154,6 +154,11 @@ def test_a_set_is_called_as_its_file_is_until_it_gets_a_name(tmp_path):
         assert prompt_set.load(config.prompt_set).name == name
 
 
+def test_a_dot_in_a_dataset_s_name_is_a_part_of_it():
+    words = ["prompt_set=dataset", "prompt_set.path=owner/squad_v1.1"]
+    assert prompt_set.name_of(cli.compose("evaluate", words).prompt_set) == "squad_v1.1"
+
+
 def test_a_row_knows_its_line(tmp_path):
     loaded = _load(tmp_path, _line(), "", _line(id="b"))
     assert [loaded.place(index) for index in range(2)] == ["line 1 (id 'a')", "line 3 (id 'b')"]

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -88,7 +89,9 @@ def test_a_model_on_a_server_is_on_this_machine_for_as_long_as_it_is_needed(stor
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    terminal = sys.stderr
     with integrity.at_hand(client, model.variant) as folder, answers.loaded(folder) as loaded:
+        assert sys.stderr is terminal  # what is asked in there is not to be silent
         assert temporary in Path(folder).parents
         assert loaded.predict({"messages": [{"role": "user", "content": "Hello"}]})
     assert list(temporary.iterdir()) == []

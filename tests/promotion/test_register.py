@@ -14,6 +14,7 @@ from steps.errors import StepError
 from steps.evaluation import prompt_set, scorecard
 from steps.models import integrity
 from steps.promotion import lock, registry
+from steps.promotion.rank import metric_key
 from tests.promotion.store import card_of, copied, write_card, write_prompt_set, write_scorecard
 
 
@@ -320,6 +321,25 @@ def test_a_champion_without_a_scorecard_is_scored_first(store, capsys):
     assert "is registered and has no scorecard for made: scoring it first" in capsys.readouterr().out
     assert champion.model_id in [candidate.model_id for candidate in outcome.ranking.ranked]
     assert outcome.decision.promote
+
+
+def test_a_champion_is_timed_first_where_the_policy_asks_for_its_speed(store, capsys):
+    """What was measured with the questions of another prompt set does not count."""
+    store.score(3, 5)
+    store.register()
+    write_prompt_set(store.path, "other")
+    rows, (other, champion, *_) = store.score(7), store.variants
+    for sha256, variant in ((rows.sha256, other), ("0" * 64, champion)):
+        of_set = {"dataset_name": "made", "dataset_digest": sha256[:16]}
+        store.client.log_metric(variant.run_id, metric_key("latency"), 5.0, model_id=variant.model_id, **of_set)
+    outcome = store.register("promotion.prefer=[latency]")
+    said = capsys.readouterr().out
+    assert "has no scorecard for made: scoring it first" in said
+    assert "was not timed on made: timing it first" in said
+    assert champion.model_id in [candidate.model_id for candidate in outcome.ranking.ranked]
+    # What is known is not measured again.
+    store.register("promotion.prefer=[latency]")
+    assert "first" not in capsys.readouterr().out
 
 
 def test_history_and_rollback(store, typed):
