@@ -14,9 +14,10 @@ import yaml
 TABLE = Path(__file__).with_suffix(".yaml")
 QUESTION = "What is the capital of Spain?"
 MAX_TOKENS = 12
-EXPECTATIONS = set(
-    "refused same_as choices tokens words finish_reason without object replies answers_of last_tokens".split()  # noqa: SIM905
-)
+EXPECTATIONS = {
+    *("refused", "same_as", "choices", "tokens", "words", "finish_reason", "without", "object"),
+    *("replies", "answers_of", "closest_to", "last_tokens"),
+}
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,6 @@ def _reply_fault(replies: list[Reply], expect: dict[str, Any], answered: dict[st
     if "refused" in expect:
         return "answered instead of refused"
     first = replies[0]
-    others = expect.get("answers_of", [expect["same_as"]] if "same_as" in expect else [])
-    if missing := [name for name in others if name not in answered]:
-        return f"'{missing[0]}' was not answered, so there is nothing to compare"
-    if "same_as" in expect and answered[expect["same_as"]][0].texts != first.texts:
-        return f"the answer differs from that of '{expect['same_as']}'"
     if expect.get("object") and not first.whole:
         return "the reply is a list, not an object"
     if len(replies) != expect.get("replies", 1):
@@ -168,10 +164,41 @@ def _reply_fault(replies: list[Reply], expect: dict[str, Any], answered: dict[st
         return f"the answer holds {expect['without']!r}"
     if "words" in expect and len(first.texts[0].split()) > expect["words"]:
         return f"the answer has {len(first.texts[0].split())} words instead of {expect['words']}"
-    wanted = [text for name in expect.get("answers_of", []) for text in answered[name][0].texts]
-    if wanted and [reply.texts[0] for reply in replies] != wanted:
+    return _comparison_fault(replies, expect, answered) or _count_fault(replies, expect)
+
+
+def _comparison_fault(replies: list[Reply], expect: dict[str, Any], answered: dict[str, list[Reply]]) -> str | None:
+    """In which way answers are not those of other checks."""
+    names = [name for key in ("same_as", "answers_of", "closest_to") for name in _listed(expect.get(key, []))]
+    if missing := [name for name in names if name not in answered]:
+        return f"'{missing[0]}' was not answered, so there is nothing to compare"
+    if "same_as" in expect and answered[expect["same_as"]][0].texts != replies[0].texts:
+        return f"the answer differs from that of '{expect['same_as']}'"
+    texts = [reply.texts[0] for reply in replies]
+    own = [answered[name][0].texts[0] for name in expect.get("answers_of", expect.get("closest_to", []))]
+    if "answers_of" in expect and texts != own:
         return "the rows' answers differ from those one by one"
-    return _count_fault(replies, expect)
+    if "closest_to" in expect and not _are_closest(texts, own):
+        return "a row has the answer of another row"
+    return None
+
+
+def _listed(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else names
+
+
+def _are_closest(texts: list[str], own: list[str]) -> bool:
+    """Whether every text begins like its own answer at least as far as like any other."""
+    return all(
+        _shared(text, mine) == max(_shared(text, answer) for answer in own)
+        for text, mine in zip(texts, own, strict=True)
+    )
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters two texts begin with together."""
+    places = (place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    return next(places, min(len(one), len(other)))
 
 
 def _count_fault(replies: list[Reply], expect: dict[str, Any]) -> str | None:

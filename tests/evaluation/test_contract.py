@@ -68,6 +68,39 @@ def test_answers_are_compared(monkeypatch):
     assert contract.run(model, "chat")[1].fault == "the answer differs from that of 'one'"
 
 
+MADRID, PARIS = "The capital of Spain is Madrid.", "The capital of France is Paris."
+ORDERS = {
+    "in order": ([MADRID, PARIS], None, None),
+    "one rounded otherwise": (
+        ["The capital city is Madrid.", PARIS],
+        None,
+        "the rows' answers differ from those one by one",
+    ),
+    "changed places": (
+        [PARIS, MADRID],
+        "a row has the answer of another row",
+        "the rows' answers differ from those one by one",
+    ),
+    "one twice": (
+        [MADRID, MADRID],
+        "a row has the answer of another row",
+        "the rows' answers differ from those one by one",
+    ),
+}
+
+
+@pytest.mark.parametrize(("texts", "closest", "same"), ORDERS.values(), ids=ORDERS)
+def test_rows_are_held_against_their_own_answers(monkeypatch, texts, closest, same):
+    rows = [{"name": "one"}, {"name": "other"}]
+    for name in ("closest_to", "answers_of"):
+        rows.append({"name": name, "request": TWO, "expect": {"replies": 2, name: ["one", "other"]}})
+    monkeypatch.setattr(contract, "checks", lambda interface: rows)
+    replies = iter([_chat(MADRID), _chat(PARIS), *[[_chat(text) for text in texts]] * 2])
+    model = _Model(None)
+    model.predict = lambda data, params=None: next(replies)
+    assert [result.fault for result in contract.run(model, "chat")] == [None, None, closest, same]
+
+
 def test_the_token_counts_must_add_up(monkeypatch):
     monkeypatch.setattr(contract, "checks", lambda interface: [{"name": "it"}])
     reply = _chat("a")
