@@ -204,7 +204,7 @@ def _one_line(error: Exception) -> str:
 def _ask(model: Any, variant: Variant, batch: list[Question]) -> list[tuple[Any, str | None]]:
     """Text and finish_reason of every reply; a prompt's has none."""
     if variant.params["mode"] == "transformers":
-        # The stock flavour answers only the first conversation of a frame, and takes no seed.
+        # The stock flavour answers the rows of a frame one after the other anyway, and takes no seed.
         return [_ask_stock(model, variant, question) for question in batch]
     if variant.params["interface"] == "prompt":
         return [(reply, None) for reply in _ask_prompts(model, batch)]

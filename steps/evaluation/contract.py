@@ -72,7 +72,7 @@ def run(model: Any, interface: str, rows: list[dict[str, Any]] | None = None) ->
 
 def _ask(model: Any, interface: str, check: dict[str, Any]) -> list[Reply]:
     request = dict(check.get("request", {}))
-    rows = request.pop("rows", [request]) * check.get("times", 1)
+    rows = request.pop("rows", [request])
     text = check.get("text", QUESTION)
     if check.get("call") == "predict_stream":
         return [_ask_stream(model, interface, rows[0], text)]
