@@ -206,9 +206,10 @@ class _App:
         self._loop.close()
 
 
-@pytest.fixture(params=["chat", "prompt"])
+@pytest.fixture(params=["chat", "prompt", "onnx-chat"])
 def app(request, uris, monkeypatch):
-    uri, store = uris("pyfunc", request.param)
+    *mode, interface = request.param.split("-")
+    uri, store = uris(*(mode or ["pyfunc"]), interface)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
     monkeypatch.setitem(sys.modules, "mlflow.pyfunc.scoring_server.app", types.ModuleType("app"))
