@@ -115,8 +115,9 @@ def score_variant(
 ) -> Scorecard:
     """Ask, score and log one variant; its scorecard counts only when all of it is logged."""
     fitted = fitted or fit.check_one(variant, rows, config.prompt_set.over_context)
+    before = tracking.as_variant(client.get_logged_model(variant.model_id))
     # Who names a variant that is scored already has it asked again.
-    anew = config.run_id is not None
+    anew = config.run_id is not None and scorecard.scores(before, rows.sha256) is not None
     with journal.opened(_key(variant), rows.sha256, lambda: _say_waiting(variant), anew) as kept:
         # Another process may have scored it while this one waited.
         now = tracking.as_variant(client.get_logged_model(variant.model_id))

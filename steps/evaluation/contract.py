@@ -188,11 +188,13 @@ def _listed(names: str | list[str]) -> list[str]:
 
 
 def _are_closest(texts: list[str], own: list[str]) -> bool:
-    """Whether every text begins like its own answer at least as far as like any other."""
-    return all(
-        _shared(text, mine) == max(_shared(text, answer) for answer in own)
-        for text, mine in zip(texts, own, strict=True)
-    )
+    """Whether every text begins like its own answer as far as like any other at least, and one of them farther."""
+    if texts == own:
+        return True
+    shared = [[_shared(text, answer) for answer in own] for text in texts]
+    if any(row[place] == 0 or row[place] < max(row) for place, row in enumerate(shared)):
+        return False
+    return len(set(own)) == 1 or any(row[place] > min(row) for place, row in enumerate(shared))
 
 
 def _shared(one: str, other: str) -> int:

@@ -114,8 +114,9 @@ def _checked(config: PromptSetConfig, source: str, unit: str, contents: Iterable
 def name_of(config: PromptSetConfig) -> str:
     """What people call a prompt set."""
     path = Path(config.path)
-    # A dataset's name may hold a dot that begins no suffix.
-    return config.name or (path.stem if path.suffix.lower() in SUFFIXES else path.name) or config.path
+    # The name of a dataset on the hub may hold a dot that begins no suffix.
+    is_file = config.source == "jsonl" or path.suffix.lower() in SUFFIXES
+    return config.name or (path.stem if is_file else path.name) or config.path
 
 
 def shortened(faults: list[str]) -> list[str]:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from steps import evaluate, tracking
 from steps.errors import StepError
-from steps.evaluation import scorecard, scores, speed
+from steps.evaluation import report, scorecard, scores, speed
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
 from steps.promotion import admission
@@ -59,7 +59,9 @@ def gather(
         variant.model_id: candidate(variant, rows, config.promotion)
         for variant in _one_of_each(_scored(allowed, rows), registry, champion)
     }
-    if known and (faults := policy_faults(list(known.values()), config.promotion)):
+    # What the champion can still be timed for is told afterwards.
+    asked = _without_measured(config.promotion) if champion else config.promotion
+    if known and (faults := policy_faults(list(known.values()), asked)):
         raise StepError(*faults)
     if champion:
         champion, found = comparable(client, champion, known.get(champion.model_id), rows, config, checked)
@@ -117,7 +119,7 @@ def comparable(
         variant = as_variant(client.get_logged_model(variant.model_id))
         known = candidate(variant, rows, config.promotion)
     if any(map(_is_measured, _lacking(known, config.promotion))):
-        _time(variant, rows)
+        _time(client, variant, rows, config)
         variant = as_variant(client.get_logged_model(variant.model_id))
         known = candidate(variant, rows, config.promotion)
     if faults := _unusable(known, config.promotion):
@@ -163,11 +165,17 @@ def _score(client: Any, variant: Variant, rows: PromptSet, config: RegisterConfi
     evaluate.score_variant(client, variant, rows, scores.load_metrics(scores.names(settings)), settings)
 
 
-def _time(variant: Variant, rows: PromptSet) -> None:
-    """Measure the speed and memory of one variant, which belong to the prompt set whose questions are asked."""
-    tracking.say(f"{variant.name} is registered and was not timed on {rows.name}: timing it first.")
-    with speed.bench([variant]) as bench, tracking.reopened(variant.run_id):
-        speed.log(variant, rows, bench.measure(variant, rows, Evaluation()), bench.machine)
+def _time(client: Any, variant: Variant, rows: PromptSet, config: RegisterConfig) -> None:
+    """Have evaluate finish the report of one variant with its speed and memory, unless they are there.
+
+    They belong to the prompt set whose questions are asked.
+    """
+    settings = EvaluateConfig(config.prompt_set, Evaluation(), variant.run_id)
+    if not report.is_untimed(variant, rows, settings):
+        return
+    tracking.say(f"{variant.name} is registered and was not timed on {rows.name}: timing it first, as evaluate does.")
+    with speed.bench([variant]) as bench:
+        report.finish(client, variant, rows, settings, bench)
 
 
 def _without_broken(variants: list[Variant], checked: dict[str, list[str]]) -> tuple[list[Variant], list[str]]:
@@ -226,6 +234,12 @@ def _lacking(known: Candidate, promotion: Promotion) -> list[str]:
     """What the policy asks for and the scorecard has not."""
     asked = dict.fromkeys([promotion.metric, *promotion.prefer, *promotion.limits])
     return [name for name in asked if metric_key(name) not in known.metrics]
+
+
+def _without_measured(promotion: Promotion) -> Promotion:
+    """The policy without what is measured."""
+    limits = {name: limit for name, limit in promotion.limits.items() if not _is_measured(name)}
+    return replace(promotion, prefer=[name for name in promotion.prefer if not _is_measured(name)], limits=limits)
 
 
 def _is_measured(name: str) -> bool:

@@ -69,23 +69,15 @@ def test_answers_are_compared(monkeypatch):
 
 
 MADRID, PARIS = "The capital of Spain is Madrid.", "The capital of France is Paris."
+FOREIGN, OTHERS = "a row has the answer of another row", "the rows' answers differ from those one by one"
 ORDERS = {
+    "empty": (["", ""], FOREIGN, OTHERS),
+    "of nobody": (["#####", PARIS], FOREIGN, OTHERS),
+    "alike": (["The", "The"], FOREIGN, OTHERS),
     "in order": ([MADRID, PARIS], None, None),
-    "one rounded otherwise": (
-        ["The capital city is Madrid.", PARIS],
-        None,
-        "the rows' answers differ from those one by one",
-    ),
-    "changed places": (
-        [PARIS, MADRID],
-        "a row has the answer of another row",
-        "the rows' answers differ from those one by one",
-    ),
-    "one twice": (
-        [MADRID, MADRID],
-        "a row has the answer of another row",
-        "the rows' answers differ from those one by one",
-    ),
+    "one rounded otherwise": (["The capital city is Madrid.", PARIS], None, OTHERS),
+    "changed places": ([PARIS, MADRID], FOREIGN, OTHERS),
+    "one twice": ([MADRID, MADRID], FOREIGN, OTHERS),
 }
 
 

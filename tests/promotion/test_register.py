@@ -11,7 +11,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 
 from steps import cli, register, tracking
 from steps.errors import StepError
-from steps.evaluation import prompt_set, scorecard
+from steps.evaluation import prompt_set, report, scorecard
 from steps.models import integrity
 from steps.promotion import lock, registry
 from steps.promotion.rank import metric_key
@@ -337,9 +337,19 @@ def test_a_champion_is_timed_first_where_the_policy_asks_for_its_speed(store, ca
     assert "has no scorecard for made: scoring it first" in said
     assert "was not timed on made: timing it first" in said
     assert champion.model_id in [candidate.model_id for candidate in outcome.ranking.ranked]
-    # What is known is not measured again.
+    # What is known is not measured again, not by evaluate either.
     store.register("promotion.prefer=[latency]")
     assert "first" not in capsys.readouterr().out
+    assert not report.is_untimed(store.variants[1], rows, cli.compose("evaluate", []))
+
+
+def test_a_champion_that_is_alone_is_timed_too(store, capsys):
+    store.score(3)
+    store.register()
+    store.register("promotion.prefer=[latency]")
+    assert "was not timed on made: timing it first" in capsys.readouterr().out
+    with pytest.raises(StepError, match="cannot be compared: it has no speed/warp"):
+        store.register("promotion.prefer=[speed/warp]")
 
 
 def test_history_and_rollback(store, typed):
