@@ -17,12 +17,11 @@ from typing import Any
 
 from steps.cli import CONF
 from steps.errors import StepError
-from steps.evaluation import prompt_row
+from steps.evaluation import dataset_rows, prompt_row
 from steps.evaluation.prompt_row import Row
 from steps.schema import PromptSet as PromptSetConfig
 
 MAX_FAULTS = 50
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,6 @@ class PromptSet:
 def load(config: PromptSetConfig) -> PromptSet:
     """Read and check a prompt set; raises StepError with every fault and where it is."""
     if config.source == "datasets":
-        from steps.evaluation import dataset_rows
-
         return _checked(config, config.path, "row", dataset_rows.read(config))
     path = locate(config.path)
     with path.open("rb") as file:
@@ -115,7 +112,7 @@ def name_of(config: PromptSetConfig) -> str:
     """What people call a prompt set."""
     path = Path(config.path)
     # The name of a dataset on the hub may hold a dot that begins no suffix.
-    is_file = config.source == "jsonl" or path.suffix.lower() in SUFFIXES
+    is_file = config.source == "jsonl" or path.suffix.lower() in dataset_rows.BUILDERS
     return config.name or (path.stem if is_file else path.name) or config.path
 
 

@@ -151,30 +151,25 @@ def _listed(client: Any, model_id: str, folder: str | None = None) -> dict[str, 
 
 
 @contextlib.contextmanager
-def _opened(location: str, path: str) -> Iterator[Path]:
-    """A file of a model on this machine: where it lies, or fetched from a server for as long as it is read."""
+def _opened(location: str, path: str = "") -> Iterator[Path]:
+    """A file or all of a model on this machine: where it lies, or fetched from a server for as long as it is needed."""
     import mlflow
 
     if folder := local_folder(location):
         yield folder / path
         return
     with TemporaryDirectory(prefix="phi3-") as temporary:
-        yield Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{location}/{path}", dst_path=temporary))
+        with quiet():
+            address = f"{location}/{path}".rstrip("/")
+            fetched = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=temporary)
+        yield Path(fetched)
 
 
 @contextlib.contextmanager
 def at_hand(client: Any, variant: Variant) -> Iterator[str]:
-    """The folder of a variant's model: where it lies, or fetched from a server for as long as it is needed."""
-    import mlflow
-
-    location = client.get_logged_model(variant.model_id).artifact_location
-    if folder := local_folder(location):
+    """The folder of a variant's model on this machine, for as long as it is needed."""
+    with _opened(client.get_logged_model(variant.model_id).artifact_location) as folder:
         yield str(folder)
-        return
-    with TemporaryDirectory(prefix="phi3-") as temporary:
-        with quiet():
-            fetched = mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=temporary)
-        yield fetched
 
 
 def local_folder(location: str) -> Path | None:

@@ -116,15 +116,19 @@ def comparable(
     admission.refuse_unless_whole(client, variant, checked)
     if known is None or known.faults or not all(map(_is_measured, _lacking(known, config.promotion))):
         _score(client, variant, rows, config)
-        variant = as_variant(client.get_logged_model(variant.model_id))
-        known = candidate(variant, rows, config.promotion)
+        variant, known = _read_again(client, variant, rows, config)
     if any(map(_is_measured, _lacking(known, config.promotion))):
         _time(client, variant, rows, config)
-        variant = as_variant(client.get_logged_model(variant.model_id))
-        known = candidate(variant, rows, config.promotion)
+        variant, known = _read_again(client, variant, rows, config)
     if faults := _unusable(known, config.promotion):
         raise StepError(f"{variant.name} is registered and cannot be compared: {', '.join(faults)}.")
     return variant, known
+
+
+def _read_again(client: Any, variant: Variant, rows: PromptSet, config: RegisterConfig) -> tuple[Variant, Candidate]:
+    """A variant as it is by now."""
+    variant = as_variant(client.get_logged_model(variant.model_id))
+    return variant, candidate(variant, rows, config.promotion)
 
 
 def candidate(variant: Variant, rows: PromptSet, promotion: Promotion) -> Candidate:

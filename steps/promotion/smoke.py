@@ -181,7 +181,7 @@ def _ask(server: Served, row: Row, prompt: str | None) -> str:
 
 def _contract_fault(server: Served, variant: Variant) -> str | None:
     """The core checks that the served model broke."""
-    rows = contract.core(variant.params["interface"], variant.params["mode"])
+    rows = contract.core(*(variant.params[name] for name in ("interface", "mode", "precision")))
     results = contract.run(server, variant.params["interface"], rows)
     broken = [f"'{result.name}' ({result.fault})" for result in results if result.fault]
     return f"it broke the contract: {', '.join(broken)}" if broken else None

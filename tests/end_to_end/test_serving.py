@@ -120,7 +120,7 @@ def test_clients_at_once_get_their_own_answers_and_memory_stays_flat(served):
 
     # Two questions may have the same short answer: one of them is enough.
     own = {json.dumps(reply): (body, reply) for body in bodies for reply in [ask(body)]}
-    assert len(own) > 16
+    assert len(own) > len(bodies) - 4
     bodies, alone = [body for body, _ in own.values()], [reply for _, reply in own.values()]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(ask, bodies))
@@ -214,7 +214,7 @@ def test_clients_that_leave_free_their_places_at_once(served):
 
     def ask(question, timeout=60):
         rows = [{"messages": [{"role": "user", "content": question}], "temperature": 2, "max_tokens": 400, "n": 8}] * 8
-        with contextlib.suppress(TimeoutError, urllib.error.URLError):
+        with contextlib.suppress(TimeoutError):
             assert served.post({"inputs": rows}, timeout)[0] == 200
 
     alone = seconds(lambda: ask(SPAIN))

@@ -140,7 +140,7 @@ def test_rows_of_more_errors_than_allowed_are_asked_again(tmp_path):
     assert model.calls == [2, 2, 2]
 
 
-def test_a_retry_that_is_killed_keeps_no_error_that_it_was_to_ask_again(tmp_path, monkeypatch):
+def test_a_retry_that_is_killed_keeps_no_error_that_it_was_to_ask_again(tmp_path):
     fails = _Model("a", "c", "e")
     with pytest.raises(StepError, match=r"more than evaluate\.max_errors=2"):
         _ask(tmp_path, fails, _rows(*"abcdef"), max_errors=2)

@@ -68,6 +68,15 @@ def test_answers_are_compared(monkeypatch):
     assert contract.run(model, "chat")[1].fault == "the answer differs from that of 'one'"
 
 
+def test_what_must_hold_exactly_is_not_asked_of_bf16_before_it_is_served():
+    def names(mode, precision):
+        return {check["name"] for check in contract.core("chat", mode, precision)}
+
+    assert names("pyfunc", "fp32") - names("pyfunc", "bf16") == {"two rows as one by one"}
+    assert "two rows in order" in names("pyfunc", "bf16")
+    assert names("transformers", "fp32") == names("transformers", "bf16") < names("onnx", "int4")
+
+
 MADRID, PARIS = "The capital of Spain is Madrid.", "The capital of France is Paris."
 FOREIGN, OTHERS = "a row has the answer of another row", "the rows' answers differ from those one by one"
 ORDERS = {
