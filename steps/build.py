@@ -11,12 +11,18 @@ from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
-from steps import cli, tracking
-from steps.models import flavors, integrity, leftovers, prompts, room, sources, staging
-from steps.models.manifest import digest, digest_files
-from steps.models.sources import Checkpoint
-from steps.schema import BuildConfig
-from steps.wrappers.checkpoint import read_manifest
+from steps import command_line
+from steps.checkpoints import disk_space, sources, staging
+from steps.checkpoints.sources import Checkpoint
+from steps.config.parameters import flatten, text
+from steps.config.schema import BuildConfig
+from steps.digests import digest, digest_code
+from steps.modes import flavors
+from steps.output import echo
+from steps.store import integrity, orphans, prompts, runs
+from steps.store.environment import git_commit, package_versions
+from steps.store.names import FINGERPRINT
+from steps.wrappers.manifest import read_manifest
 
 WRAPPERS = Path(__file__).parent / "wrappers"
 
@@ -29,23 +35,23 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
     client = mlflow.MlflowClient()
     started = perf_counter()
     identity = fingerprint(config, checkpoint)
-    with tracking.run(variant_name(config), {tracking.FINGERPRINT: identity}) as run, leftovers.none_left(client, run):
-        params = tracking.flatten(asdict(config))
-        tracking.log_params(params)
-        mlflow.log_text(cli.to_yaml(config), "config.yaml")
+    with runs.start(variant_name(config), {FINGERPRINT: identity}) as run, orphans.none_left(client, run):
+        params = flatten(asdict(config))
+        runs.log_params(params)
+        mlflow.log_text(command_line.to_yaml(config), "config.yaml")
         mlflow.log_dict(_checkpoint_facts(checkpoint), "checkpoint.json")
-        mlflow.log_dict(tracking.environment(), "environment.json")
-        if commit := tracking.git_commit():
+        mlflow.log_dict(package_versions(), "environment.json")
+        if commit := git_commit():
             mlflow.set_tag("mlflow.source.git.commit", commit)
         place = integrity.local_folder(run.info.artifact_uri)
-        with room.needed(checkpoint.bytes, place), staging.staged(checkpoint, config) as folder:
+        with disk_space.needed(checkpoint.bytes, place), staging.staged(checkpoint, config) as folder:
             size = sum(file.stat().st_size for file in folder.iterdir())
             staged = read_manifest(folder)
             model_id = flavors.log_variant(
                 config,
                 folder,
                 name=variant_name(config),
-                params={key: tracking.text(value) for key, value in params.items()},
+                params={key: text(value) for key, value in params.items()},
                 tags={"phi3.checkpoint_sha256": checkpoint.sha256},
             )
         mlflow.log_metrics({"size/bytes": size, "build/seconds": perf_counter() - started}, model_id=model_id)
@@ -53,8 +59,8 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
         manifest = integrity.seal(client, model_id, {f"{at}/{name}": entry for name, entry in staged.items()})
         prompts.link(config.prompting, model_id, run.info.run_id)
         # Only now is it a variant: whoever is killed before leaves none.
-        client.set_logged_model_tags(model_id, {tracking.FINGERPRINT: identity, integrity.TAG: manifest})
-    tracking.say(f"Built {variant_name(config)}: models:/{model_id} ({size / 1e6:.1f} MB)")
+        client.set_logged_model_tags(model_id, {FINGERPRINT: identity, integrity.TAG: manifest})
+    echo(f"Built {variant_name(config)}: models:/{model_id} ({size / 1e6:.1f} MB)")
     return model_id
 
 
@@ -63,7 +69,7 @@ def fingerprint(config: BuildConfig, checkpoint: Checkpoint) -> str:
     settings = asdict(config)
     # The checkpoint is known by its bytes, not by where they lie.
     settings["model"] = {"name": config.model.name, "sha256": checkpoint.sha256}
-    code = digest_files(sorted(WRAPPERS.glob("*.py")))
+    code = digest_code(WRAPPERS)
     return digest([settings, code, flavors.requirements(config.mode.name)])
 
 
@@ -91,7 +97,7 @@ def _checkpoint_facts(checkpoint: Checkpoint) -> dict:
 
 def main() -> None:
     """Run the step from the command line."""
-    cli.run("build", build)
+    command_line.run("build", build)
 
 
 if __name__ == "__main__":

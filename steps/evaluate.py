@@ -13,17 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from steps import cli, store, tracking
+from steps import command_line
+from steps.config.schema import EvaluateConfig
 from steps.errors import RowErrors, StepError
 from steps.evaluation import answers, contract, fit, journal, judge, prompt_set, report, scorecard, scores, speed
 from steps.evaluation.answers import Answer
 from steps.evaluation.fit import Fit
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
-from steps.models import integrity
-from steps.quiet import quiet
-from steps.schema import EvaluateConfig
-from steps.tracking import Variant
+from steps.output import echo, suppress_output
+from steps.store import connection, integrity, runs
+from steps.store.environment import package_versions
+from steps.store.names import FINGERPRINT
+from steps.store.variants import Variant, as_variant, find_variants
 
 MAKE_ONE = "Make one with `mlflow run . -e build` (or `python -m steps.build`)."
 SHOWN_ROWS = 5
@@ -49,7 +51,7 @@ def evaluate(config: EvaluateConfig) -> Outcome:
     rows = prompt_set.load(config.prompt_set)
     scores.check_rows(rows, config)
     client = mlflow.MlflowClient()
-    variants = tracking.variants(client, tracking.experiment_id())
+    variants = find_variants(client, runs.experiment_id())
     chosen = _choose(config, rows, variants)
     scored = [] if config.run_id else [variant for variant in variants if variant not in chosen]
     unfinished = [variant for variant in scored if report.is_unfinished(variant, rows, config)]
@@ -58,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> Outcome:
     if chosen or unfinished or not report.is_compared(client, variants, rows, config):
         _evaluate(client, rows, config, chosen, unfinished, outcome)
     else:
-        tracking.say(f"Every variant has a scorecard for {rows.name} ({len(rows.rows)} rows) already.")
+        echo(f"Every variant has a scorecard for {rows.name} ({len(rows.rows)} rows) already.")
         _check_faults(outcome)
     return outcome
 
@@ -87,7 +89,7 @@ def _evaluate(
     metrics = scores.load_metrics(scores.names(config)) if chosen else {}
     untimed = [variant for variant in unfinished if report.is_untimed(variant, rows, config)]
     timed = [*chosen, *untimed] if config.evaluate.speed else []
-    with tracking.run(f"evaluate-{rows.name}"), speed.bench(timed) as bench:
+    with runs.start(f"evaluate-{rows.name}"), speed.bench(timed) as bench:
         mlflow.log_params(
             {"prompt_set.rows": len(rows.rows), "prompt_set.sha256": rows.sha256, "evaluated": len(chosen)}
         )
@@ -115,12 +117,12 @@ def score_variant(
 ) -> Scorecard:
     """Ask, score and log one variant; its scorecard counts only when all of it is logged."""
     fitted = fitted or fit.check_one(variant, rows, config.prompt_set.over_context)
-    before = tracking.as_variant(client.get_logged_model(variant.model_id))
+    before = as_variant(client.get_logged_model(variant.model_id))
     # Who names a variant that is scored already has it asked again.
     anew = config.run_id is not None and scorecard.scores(before, rows.sha256) is not None
     with journal.opened(_key(variant), rows.sha256, lambda: _say_waiting(variant), anew) as kept:
         # Another process may have scored it while this one waited.
-        now = tracking.as_variant(client.get_logged_model(variant.model_id))
+        now = as_variant(client.get_logged_model(variant.model_id))
         if not config.run_id and scorecard.has_scorecard(now, rows, scores.names(config), config):
             kept.remove()
             return scorecard.read(now, rows.sha256)
@@ -129,7 +131,7 @@ def score_variant(
             raise StepError(f"it is not what build logged: {'; '.join(changed)}.")
         with integrity.at_hand(client, variant) as folder, answers.loaded(folder) as model:
             answered = answers.answer(model, variant, rows, fitted, config.evaluate, kept)
-            with quiet():
+            with suppress_output():
                 results = contract.run(model, variant.params["interface"])
         computed = scores.compute(metrics, rows, answered)
         if config.evaluate.judge.model:
@@ -163,7 +165,7 @@ def _log(
     if variant.params["interface"] == "chat":
         asked["answers/truncated"] = sum(said.finish_reason == "length" for said in answered[0])
     report.begin(client, variant, rows)
-    with tracking.reopened(variant.run_id):
+    with runs.reopen(variant.run_id):
         scores.log(card, data, latencies, variant.model_id)
         # With the dataset, so that what was measured on two prompt sets can be told apart.
         mlflow.log_metrics(asked | _log_contract(results), dataset=data, model_id=variant.model_id)
@@ -186,9 +188,9 @@ def _log_contract(results: list[contract.Result]) -> dict[str, float]:
 def _key(variant: Variant) -> dict[str, Any]:
     """All that decides over an answer beside the question, by which a killed evaluation finds it again."""
     return {
-        "environment": tracking.environment(),
+        "environment": package_versions(),
         "model_id": variant.model_id,
-        "fingerprint": variant.tags[tracking.FINGERPRINT],
+        "fingerprint": variant.tags[FINGERPRINT],
         "generation": {key: value for key, value in variant.params.items() if key.startswith("generation.")},
     }
 
@@ -212,13 +214,13 @@ def _seconds(answered: list[list[Answer]]) -> float:
 
 
 def _say_waiting(variant: Variant) -> None:
-    tracking.say(f"Another process asks {variant.name} these rows: waiting for it.")
+    echo(f"Another process asks {variant.name} these rows: waiting for it.")
 
 
 def _say_scored(variant: Variant, card: Scorecard, config: EvaluateConfig, seconds: float) -> None:
     first = scores.first(config)
     said = f"{first} {card.metrics[f'{first}/mean']:.3f}" if f"{first}/mean" in card.metrics else "scored"
-    tracking.say(f"Scored {variant.name}: {said} ({seconds:.1f} s{_left_out(card)})")
+    echo(f"Scored {variant.name}: {said} ({seconds:.1f} s{_left_out(card)})")
 
 
 def _left_out(card: Scorecard) -> str:
@@ -246,7 +248,7 @@ def _kept_apart(variant: Variant, what: str, outcome: Outcome) -> Iterator[None]
     try:
         yield
     except Exception as error:
-        store.check_server("went away and has not come back")
+        connection.check_server("went away and has not come back")
         said = "; ".join(error.faults) if isinstance(error, StepError) else f"{type(error).__name__}: {error}"
         outcome.faults.append(f"{variant.name} ({variant.uri}) {what}: {said}")
 
@@ -264,7 +266,7 @@ def check_rows(outcome: Outcome) -> None:
 
 def main() -> None:
     """Run the step from the command line."""
-    cli.run("evaluate", lambda config: check_rows(evaluate(config)))
+    command_line.run("evaluate", lambda config: check_rows(evaluate(config)))
 
 
 if __name__ == "__main__":

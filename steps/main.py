@@ -11,12 +11,16 @@ import sys
 from dataclasses import fields
 from typing import Any
 
-from steps import cli, evaluate, register, tracking
+from steps import command_line, evaluate, register
 from steps.build import build, fingerprint
+from steps.checkpoints import sources
+from steps.config.schema import BuildConfig, EvaluateConfig, MainConfig, RegisterConfig, only
 from steps.errors import StepError
 from steps.evaluation import leaderboard, prompt_set, scores
-from steps.models import sources
-from steps.schema import BuildConfig, EvaluateConfig, MainConfig, RegisterConfig, only
+from steps.output import echo
+from steps.store import runs
+from steps.store.names import FINGERPRINT
+from steps.store.variants import find_variants
 
 
 def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
@@ -26,12 +30,12 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
     client = mlflow.MlflowClient()
     # A fault of it is told before anything is built.
     scores.check_rows(prompt_set.load(config.prompt_set), config)
-    with tracking.run("main") as active:
+    with runs.start("main") as active:
         model_ids = build_all(client, variants)
         evaluated = evaluate.evaluate(only(EvaluateConfig, config))
         outcome = register.register(only(RegisterConfig, config))
         chosen = [
-            variant for variant in tracking.variants(client, active.info.experiment_id) if variant.model_id in model_ids
+            variant for variant in find_variants(client, active.info.experiment_id) if variant.model_id in model_ids
         ]
         leaderboard.show(chosen, outcome, config)
         mlflow.log_dict(leaderboard.as_dict(chosen, outcome, config), "leaderboard.json")
@@ -43,10 +47,7 @@ def build_all(client: Any, variants: list[BuildConfig]) -> list[str]:
     """Have every variant READY, building those that are not yet; returns the ids of their LoggedModels."""
     import mlflow
 
-    ready = {
-        variant.tags[tracking.FINGERPRINT]: variant.model_id
-        for variant in tracking.variants(client, tracking.experiment_id())
-    }
+    ready = {variant.tags[FINGERPRINT]: variant.model_id for variant in find_variants(client, runs.experiment_id())}
     checkpoints: dict[str, sources.Checkpoint] = {}
     model_ids: list[str] = []
     for config in variants:
@@ -56,7 +57,7 @@ def build_all(client: Any, variants: list[BuildConfig]) -> list[str]:
         if identity not in ready:
             ready[identity] = build(config, checkpoint)
         elif ready[identity] not in model_ids:
-            tracking.say(f"Ready already: models:/{ready[identity]} (variant {identity[:12]})")
+            echo(f"Ready already: models:/{ready[identity]} (variant {identity[:12]})")
         if ready[identity] not in model_ids:
             model_ids.append(ready[identity])
     mlflow.log_param("variants.count", len(model_ids))
@@ -68,28 +69,30 @@ def plan(overrides: list[str]) -> tuple[list[str], list[list[str]]]:
 
     What is about a variant reaches every one, and a sweep in it multiplies them.
     """
-    cli.check("main", cli.expand(overrides))
+    command_line.check("main", command_line.expand(overrides))
     keys = {entry.name for entry in fields(BuildConfig)}
-    for_variants = [override for override in overrides if cli.key_of(override).partition(".")[0] in keys]
+    for_variants = [override for override in overrides if command_line.key_of(override).partition(".")[0] in keys]
     own = [override for override in overrides if override not in for_variants]
-    if len(cli.expand(own)) > 1:
+    if len(command_line.expand(own)) > 1:
         raise StepError("A sweep in main multiplies variants: only keys of build can have one.")
-    listed = cli.compose("main", own).variants
-    points = [job for variant in listed for job in cli.expand([*cli.parse(variant)[1], *for_variants])]
-    cli.check("build", points)
+    listed = command_line.compose("main", own).variants
+    points = [
+        job for variant in listed for job in command_line.expand([*command_line.parse(variant)[1], *for_variants])
+    ]
+    command_line.check("build", points)
     return own, points
 
 
 def main() -> None:
     """Run the main job from the command line."""
-    cli.guarded(lambda: _main(sys.argv[1:]))
+    command_line.guarded(lambda: _main(sys.argv[1:]))
 
 
 def _main(arguments: list[str]) -> None:
-    flags, overrides = cli.parse(arguments)
+    flags, overrides = command_line.parse(arguments)
     own, points = (overrides, []) if flags else plan(overrides)
-    cli.hand_to_hydra(
-        "main", lambda config: run_all(config, [cli.compose("build", point) for point in points]), own, flags
+    command_line.hand_to_hydra(
+        "main", lambda config: run_all(config, [command_line.compose("build", point) for point in points]), own, flags
     )
 
 

@@ -13,16 +13,18 @@ names a version that is whole and was smoked, and the next start goes on from th
 from dataclasses import dataclass
 from typing import Any
 
-from steps import cli, tracking
+from steps import command_line
+from steps.config.schema import RegisterConfig
 from steps.errors import StepError
 from steps.evaluation import prompt_set
+from steps.output import echo
 from steps.promotion import candidates, gate, history, lock, registry, report, rollback
 from steps.promotion.admission import Job, Rejected, admit, crown, faults, refusal, registered
 from steps.promotion.candidates import Field
 from steps.promotion.gate import Decision
 from steps.promotion.rank import Candidate, Ranking, rank
 from steps.promotion.registry import CHALLENGER, Registry
-from steps.schema import RegisterConfig
+from steps.store import runs
 
 # Without a lock: how often to look again and repair what others wrote meanwhile.
 ROUNDS = 10
@@ -70,19 +72,19 @@ def promote(client: Any, config: RegisterConfig) -> Outcome:
     if config.dry_run:
         found = survey(client, config, rows, {})
         verdict = f"would promote {found.best.name}" if found.decision.promote else "nothing would change"
-        tracking.say(f"Dry run: {verdict}: {found.decision.reason}.")
+        echo(f"Dry run: {verdict}: {found.decision.reason}.")
         return _outcome(found, found.registry)
     with (
         lock.held(config.registered_model, config.promotion.lock_seconds) as alone,
-        tracking.run(f"register-{config.registered_model}") as active,
+        runs.start(f"register-{config.registered_model}") as active,
     ):
         job = Job(client, config, rows, active.info.run_id)
         found, now = _settle(job, alone)
         _log(job, found, now, found.decision)
     done = f"Promoted {found.best.name} to {config.registered_model}@champion (version {now.champion.number})"
-    tracking.say(f"{done if found.decision.promote else 'Nothing changes'}: {found.decision.reason}.")
+    echo(f"{done if found.decision.promote else 'Nothing changes'}: {found.decision.reason}.")
     for sentence in found.field.left_out:
-        tracking.say(f"Left out: {sentence}.")
+        echo(f"Left out: {sentence}.")
     return _outcome(found, now)
 
 
@@ -107,7 +109,7 @@ def tell_history(client: Any, config: RegisterConfig) -> None:
     """Say who was champion when, and why."""
     found = history.lines(registry.read(client, config.registered_model))
     for line in found or [f"{config.registered_model} has had no champion yet."]:
-        tracking.say(line)
+        echo(line)
 
 
 def _settle(job: Job, alone: bool) -> tuple[Survey, Registry]:
@@ -177,7 +179,7 @@ def _outcome(found: Survey, now: Registry) -> Outcome:
 
 def main() -> None:
     """Run the step from the command line."""
-    cli.run("register", register)
+    command_line.run("register", register)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ def isolated(monkeypatch, tmp_path, caches, empty_store):
 @pytest.fixture(scope="session")
 def checkpoint(caches):
     """The miniature, trained once for the session."""
-    from steps.models import sources
-    from steps.schema import Model
+    from steps.checkpoints import sources
+    from steps.config.schema import Model
 
     before = os.environ.get("PHI3_CACHE_DIR")
     os.environ["PHI3_CACHE_DIR"] = str(caches / "phi3")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps import cli
+from steps import command_line
 from steps.errors import StepError, unknown
 
 ARRIVES = {
@@ -24,11 +24,11 @@ ARRIVES = {
 
 @pytest.mark.parametrize(("arguments", "overrides"), ARRIVES.values(), ids=ARRIVES)
 def test_parse(arguments, overrides):
-    assert cli.parse(arguments) == ([], overrides)
+    assert command_line.parse(arguments) == ([], overrides)
 
 
 def test_flags_of_hydra_pass():
-    assert cli.parse(["--cfg", "job", "mode=onnx"]) == (["--cfg", "job"], ["mode=onnx"])
+    assert command_line.parse(["--cfg", "job", "mode=onnx"]) == (["--cfg", "job"], ["mode=onnx"])
 
 
 @settings(max_examples=60, deadline=None)
@@ -36,8 +36,8 @@ def test_flags_of_hydra_pass():
 @pytest.mark.parametrize("point", [0, 1])
 def test_free_text_arrives_literally(point, text):
     """Commas, quotes, backslashes, shell syntax and interpolation: alone, and beside a sweep."""
-    _, overrides = cli.parse(["mode=pyfunc,onnx", "--prompting.system", text])
-    config = cli.compose("build", cli.expand(overrides)[point])
+    _, overrides = command_line.parse(["mode=pyfunc,onnx", "--prompting.system", text])
+    config = command_line.compose("build", command_line.expand(overrides)[point])
     assert config.prompting.system == text
 
 
@@ -45,8 +45,8 @@ def test_free_text_arrives_literally(point, text):
     "text", ["$(touch marker)", "`id`", "a; b", "${oc.env:HOME}", "\\${oc.env:HOME}", "it's \\'", "x\\", "{a: [b}"]
 )
 def test_free_text_is_never_run_nor_resolved(text):
-    (job,) = cli.expand(cli.parse([f"prompting.system={text}"])[1])
-    assert cli.compose("build", job).prompting.system == text
+    (job,) = command_line.expand(command_line.parse([f"prompting.system={text}"])[1])
+    assert command_line.compose("build", job).prompting.system == text
 
 
 REFUSED = {
@@ -120,7 +120,7 @@ REFUSED = {
 @pytest.mark.parametrize(("step_name", "overrides", "sentences"), REFUSED.values(), ids=REFUSED)
 def test_check_refuses(step_name, overrides, sentences):
     with pytest.raises(StepError) as refusal:
-        cli.check(step_name, cli.expand(overrides))
+        command_line.check(step_name, command_line.expand(overrides))
     for sentence in sentences:
         assert any(sentence in fault for fault in refusal.value.faults), refusal.value.faults
     assert len(refusal.value.faults) == len(sentences)
@@ -135,21 +135,21 @@ def test_check_refuses(step_name, overrides, sentences):
 )
 def test_parse_refuses(argument, sentence):
     with pytest.raises(StepError) as refusal:
-        cli.parse([argument])
+        command_line.parse([argument])
     assert sentence in str(refusal.value)
 
 
 def test_unreadable_value_is_named():
     with pytest.raises(StepError, match="'mode=a;b' cannot be read"):
-        cli.expand(["mode=a;b"])
+        command_line.expand(["mode=a;b"])
 
 
 def test_later_override_replaces_the_earlier():
-    assert cli.expand(["mode=pyfunc", "mode=onnx"]) == [["mode=onnx"]]
+    assert command_line.expand(["mode=pyfunc", "mode=onnx"]) == [["mode=onnx"]]
 
 
 def test_a_sweep_has_every_point():
-    points = cli.expand(["mode=pyfunc,onnx", "generation.temperature=choice(0,0.7)"])
+    points = command_line.expand(["mode=pyfunc,onnx", "generation.temperature=choice(0,0.7)"])
     assert len(points) == 4
     assert ["mode=onnx", "generation.temperature=0.7"] in points
 

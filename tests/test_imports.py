@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from steps.models.flavors import REQUIREMENTS, WRAPPERS
+from steps.modes.flavors import REQUIREMENTS, WRAPPERS
 from tests.conftest import PROJECT
 
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "onnxruntime_genai")
@@ -20,7 +20,7 @@ def test_import_is_light(module):
 
 
 def test_wrappers_import_nothing_of_the_project_outside_themselves():
-    for file in (PROJECT / "steps" / "wrappers").glob("*.py"):
+    for file in (PROJECT / "steps" / "wrappers").rglob("*.py"):
         assert "steps" not in file.read_text().replace("steps/", ""), file.name
 
 
@@ -36,7 +36,7 @@ ITSELF = {"wrappers"}
 @pytest.mark.parametrize("mode", OWN)
 def test_a_model_asks_for_all_that_its_code_imports(mode):
     others = set().union(*OWN.values()) - OWN[mode]
-    names = {name for file in WRAPPERS.glob("*.py") if file.stem not in others for name in _imported(file)}
+    names = {name for file in WRAPPERS.rglob("*.py") if file.stem not in others for name in _imported(file)}
     needed = {name.replace("_", "-") for name in names - ITSELF - SERVER - sys.stdlib_module_names}
     assert needed == set(REQUIREMENTS[mode])
 

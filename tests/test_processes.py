@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from steps import processes
+from steps.store import processes
 from tests.conftest import PROJECT
 
 

@@ -4,9 +4,9 @@ import re
 
 import yaml
 
-from steps import cli
-from steps.limits import faults
-from steps.schema import SCHEMAS
+from steps import command_line
+from steps.config.schema import SCHEMAS
+from steps.config.validation import faults
 from tests.conftest import PROJECT
 
 README = (PROJECT / "README.md").read_text()
@@ -44,7 +44,7 @@ def test_every_project_run_in_the_readme_is_one_that_starts():
         ]
         if name not in ("test", "benchmark"):
             needs = ["model.path=."] if "model=local" in values and not any("path" in v for v in values) else []
-            cli.check(name, cli.expand(cli.parse([*values, *needs])[1]))
+            command_line.check(name, command_line.expand(command_line.parse([*values, *needs])[1]))
 
 
 def test_every_python_command_in_the_readme_composes():
@@ -52,7 +52,7 @@ def test_every_python_command_in_the_readme_composes():
     assert len(commands) >= 2
     for command in commands:
         name, *words = command.removeprefix("python -m steps.").split()
-        for job in cli.expand(cli.parse(words)[1]):
-            config = cli.compose(name, job)
+        for job in command_line.expand(command_line.parse(words)[1]):
+            config = command_line.compose(name, job)
             assert isinstance(config, SCHEMAS[name])
             assert faults(config) == []

@@ -6,7 +6,8 @@ from dataclasses import fields, is_dataclass
 import pytest
 import yaml
 
-from steps import cli, limits, schema
+from steps import command_line
+from steps.config import schema, validation
 from steps.evaluation import prompt_set
 from steps.main import plan
 from tests.conftest import PROJECT
@@ -30,25 +31,25 @@ def test_every_option_composes_and_converts(file):
     steps = _steps_with(file.parent.name)
     assert steps
     for step_name in steps:
-        config = cli.compose(step_name, [*NEEDS.get(override, []), override])
+        config = command_line.compose(step_name, [*NEEDS.get(override, []), override])
         if file.parent.name not in ("generation", "prompt_set"):  # a prompt set is called as its file is
             assert getattr(config, file.parent.name).name == file.stem
-        assert limits.faults(config) == []
+        assert validation.faults(config) == []
 
 
 @pytest.mark.parametrize("step_name", schema.SCHEMAS)
 def test_every_step_composes_as_it_stands(step_name):
-    config = cli.compose(step_name, [])
+    config = command_line.compose(step_name, [])
     assert isinstance(config, schema.SCHEMAS[step_name])
-    assert limits.faults(config) == []
+    assert validation.faults(config) == []
 
 
 def test_the_main_job_has_five_variants_or_more():
     own, points = plan([])
     assert own == []
     assert len(points) >= 5
-    modes = {cli.compose("build", point).mode.name for point in points}
-    assert modes == set(limits.PRECISIONS)
+    modes = {command_line.compose("build", point).mode.name for point in points}
+    assert modes == set(validation.PRECISIONS)
 
 
 def test_overrides_of_main_reach_every_variant_and_sweeps_multiply_them():
@@ -68,7 +69,7 @@ def _keys(kind, prefix=""):
 def test_every_key_is_read_somewhere():
     read = set()
     for file in (PROJECT / "steps").rglob("*.py"):
-        if file.name not in ("schema.py", "limits.py"):
+        if file.name not in ("schema.py", "validation.py"):
             tree = ast.parse(file.read_text())
             read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     unread = {key for key in _keys(schema.MainConfig) if key.rpartition(".")[2] not in read}
@@ -82,7 +83,7 @@ def test_placeholders_of_mlproject_are_keys_with_the_same_default(entry_point):
     assert command.startswith(f"python -m steps.{entry_point}")
     assert '"' not in command
     assert "'" not in command
-    config = cli.compose(entry_point, [])
+    config = command_line.compose(entry_point, [])
     for name, parameter in declared.items():
         assert f"{name}={{{name}}}" in command
         value = getattr(config, name)

@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any
 
+from steps.config.schema import Evaluation
+from steps.digests import digest
 from steps.errors import StepError
 from steps.evaluation.fit import Fit
 from steps.evaluation.journal import Journal
 from steps.evaluation.prompt_set import PromptSet
-from steps.models.manifest import digest
-from steps.quiet import quiet
-from steps.schema import Evaluation
-from steps.tracking import Variant
+from steps.output import suppress_output
+from steps.store.variants import Variant
 
 SHOWN_ERRORS = 3
 # Few, since a row alone takes as long as several in a batch.
@@ -93,7 +93,7 @@ def loaded(uri: str) -> Iterator[Any]:
     _forget_wrappers()
     gc.collect()
     try:
-        with quiet():
+        with suppress_output():
             model = mlflow.pyfunc.load_model(uri)
         yield model
     finally:
@@ -221,7 +221,7 @@ def _ask_stock(model: Any, variant: Variant, question: Question) -> tuple[Any, s
         import torch
 
         torch.manual_seed(question.seed)
-    with quiet():
+    with suppress_output():
         if variant.params["interface"] == "chat":
             return _first_choice(model.predict({"messages": question.conversation})[0])
         return model.predict({"prompt": question.prompt})[0], None

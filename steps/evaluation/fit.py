@@ -12,10 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from steps.errors import StepError
-from steps.evaluation.prompt_row import Row
 from steps.evaluation.prompt_set import PromptSet, shortened
-from steps.quiet import quiet
-from steps.tracking import Variant
+from steps.evaluation.prompt_set.row import Row
+from steps.output import suppress_output
+from steps.store.variants import Variant
 from steps.wrappers.tokenizer import ChatTokenizer
 
 FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json", "genai_config.json"}
@@ -94,7 +94,7 @@ def tokenizer_of(variant: Variant) -> Iterator[ChatTokenizer]:
     import mlflow
 
     client = mlflow.MlflowClient()
-    with TemporaryDirectory(prefix="phi3-") as folder, quiet():
+    with TemporaryDirectory(prefix="phi3-") as folder, suppress_output():
         if variant.params["mode"] == "transformers":
             where = "model"
         else:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from steps.models.manifest import digest
-from steps.models.sources import cache_directory
+from steps.checkpoints.sources import cache_directory
+from steps.digests import digest
 
 
 class Journal:

@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
+from steps.config.schema import Judge
+from steps.digests import digest
 from steps.errors import StepError
 from steps.evaluation.answers import Answer
 from steps.evaluation.journal import Journal
-from steps.evaluation.prompt_row import Row
 from steps.evaluation.prompt_set import PromptSet
+from steps.evaluation.prompt_set.row import Row
 from steps.evaluation.scores import Computed
-from steps.models.manifest import digest
-from steps.quiet import quiet
-from steps.schema import Judge
+from steps.output import suppress_output
 
 THREADS = 8
 PARTS = "The conversation: {{ inputs }}\nThe answer: {{ outputs }}\nThe accepted answers: {{ expectations }}"
@@ -49,7 +49,7 @@ def _compute(ask: Any, judge: Judge, prompt_set: PromptSet, answers: list[Answer
     pairs = [pair for pair in zip(prompt_set.rows, answers, strict=True) if not pair[1].skipped]
     names = [f"judge {digest(_asked(judge, row, said))}" for row, said in pairs]
     missing = [(name, *pair) for name, pair in zip(names, pairs, strict=True) if name not in journal.entries]
-    with quiet(), ThreadPoolExecutor(THREADS) as pool:
+    with suppress_output(), ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(missing), THREADS):
             _judge_batch(ask, missing[start : start + THREADS], pool, journal)
     scores = [journal.entries[name] for name in names]

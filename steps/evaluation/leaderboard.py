@@ -4,11 +4,12 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-from steps import store, tracking
+from steps.config.schema import MainConfig
 from steps.evaluation import prompt_set, scorecard, scores
+from steps.output import echo
 from steps.promotion.rank import metric_key
-from steps.schema import MainConfig
-from steps.tracking import Variant
+from steps.store import connection
+from steps.store.variants import Variant
 
 
 def rows(variants: list[Variant], ranked: list[str], config: MainConfig) -> list[dict[str, Any]]:
@@ -58,15 +59,15 @@ def say_next(variants: list[Variant], config: MainConfig, experiment: str) -> No
     """The two commands to go on with; a dry run has made no champion to serve."""
     runs = quote(json.dumps([variant.run_id for variant in variants]))
     experiments = quote(json.dumps([experiment]))
-    tracking.say("\nCompare the runs:")
-    address = store.interface_address()
+    echo("\nCompare the runs:")
+    address = connection.interface_address()
     if address.startswith("http://127.0.0.1:5000"):
-        tracking.say(f"    mlflow ui --port 5000{store.ui_arguments()}")
-    tracking.say(f"    {address}/#/compare-runs?runs={runs}&experiments={experiments}")
+        echo(f"    mlflow ui --port 5000{connection.ui_arguments()}")
+    echo(f"    {address}/#/compare-runs?runs={runs}&experiments={experiments}")
     if not config.dry_run:
-        tracking.say("Serve the champion:")
+        echo("Serve the champion:")
         model = f"models:/{config.registered_model}@champion"
-        tracking.say(f"    mlflow models serve -m {model} --env-manager uv --port 5001")
+        echo(f"    mlflow models serve -m {model} --env-manager uv --port 5001")
 
 
 def _contract(metrics: dict[str, float]) -> str:

@@ -15,7 +15,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from steps import tracking
+from steps.config.schema import EvaluateConfig
+from steps.digests import digest
 from steps.errors import StepError
 from steps.evaluation import plots, scorecard, scores, speed, traces
 from steps.evaluation.plots import Point
@@ -23,10 +24,9 @@ from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.speed import Bench
 from steps.evaluation.statistics import difference
-from steps.models.manifest import digest
-from steps.quiet import quiet
-from steps.schema import EvaluateConfig
-from steps.tracking import Variant
+from steps.output import suppress_output
+from steps.store import runs
+from steps.store.variants import Variant, as_variant, find_variants
 
 # A tag of a LoggedModel for each prompt set: what is whole beside the scorecard, and since which evaluation.
 FINISHED = "phi3.report"
@@ -83,7 +83,7 @@ def is_untimed(variant: Variant, rows: PromptSet, config: EvaluateConfig) -> boo
 def is_compared(client: Any, variants: list[Variant], rows: PromptSet, config: EvaluateConfig) -> bool:
     """Whether the run of an evaluation compares the variants as they are now, by the same metrics."""
     condition = f"tags.`{_tag(COMPARED, rows)}` = '{_state(variants, rows, config)}'"
-    return bool(client.search_runs([tracking.experiment_id()], condition, max_results=1))
+    return bool(client.search_runs([runs.experiment_id()], condition, max_results=1))
 
 
 def finish(client: Any, variant: Variant, rows: PromptSet, config: EvaluateConfig, bench: Bench) -> None:
@@ -91,12 +91,12 @@ def finish(client: Any, variant: Variant, rows: PromptSet, config: EvaluateConfi
     import mlflow
 
     # Another process may have timed it since.
-    variant = tracking.as_variant(client.get_logged_model(variant.model_id))
+    variant = as_variant(client.get_logged_model(variant.model_id))
     timed = config.evaluate.speed or _finished(variant, rows).get("speed", False)
-    with tracking.reopened(variant.run_id):
+    with runs.reopen(variant.run_id):
         if is_untimed(variant, rows, config):
             speed.log(variant, rows, bench.measure(variant, rows, config.evaluate), bench.machine)
-        entry = _entry(tracking.as_variant(client.get_logged_model(variant.model_id)), rows)
+        entry = _entry(as_variant(client.get_logged_model(variant.model_id)), rows)
         mlflow.log_text(page(entry), str(Path(scorecard.file(rows.sha256)).with_suffix(".md")))
     if config.evaluate.traces:
         traces.log(variant, rows, entry.card, scorecard.read_latencies(variant, rows.sha256))
@@ -118,7 +118,7 @@ def compare(client: Any, rows: PromptSet, config: EvaluateConfig) -> list[str]:
     """
     import mlflow
 
-    variants = tracking.variants(client, tracking.experiment_id())
+    variants = find_variants(client, runs.experiment_id())
     first = scores.first(config)
     entries, faults = _entries(variants, rows)
     entries.sort(key=lambda entry: entry.metrics.get(f"{first}/mean", float("-inf")), reverse=True)
@@ -134,7 +134,7 @@ def _log_comparison(entries: list[Entry], rows: PromptSet, config: EvaluateConfi
 
     first = scores.first(config)
     pairs = pairwise(entries, first)
-    with quiet():
+    with suppress_output():
         mlflow.log_table(leaderboard(entries, scores.names(config)), "leaderboard.json")
         if pairs:
             mlflow.log_table({key: [pair[key] for pair in pairs] for key in pairs[0]}, "pairwise.json")
@@ -223,7 +223,7 @@ def _log_pictures(entries: list[Entry], metric: str, prompt_set: str) -> None:
 
     points = [_point(entry, metric) for entry in entries if _has_point(entry, metric)]
     by_variant = {entry.name: entry.card.by_tag for entry in entries if _has_tags(entry, metric)}
-    with quiet():  # matplotlib tells that it builds its list of fonts
+    with suppress_output():  # matplotlib tells that it builds its list of fonts
         if points:
             title = f"Quality against speed on {prompt_set}"
             mlflow.log_figure(plots.quality_against_speed(points, metric, title), "quality_against_speed.png")

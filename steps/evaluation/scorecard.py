@@ -11,11 +11,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from steps import tracking
+from steps.config.schema import EvaluateConfig
 from steps.errors import StepError
 from steps.evaluation.prompt_set import PromptSet
-from steps.schema import EvaluateConfig
-from steps.tracking import Variant
+from steps.store.variants import Variant, load_artifact
 
 TAG = "phi3.scorecard"
 
@@ -125,7 +124,7 @@ def _mark_of(variant: Variant, sha256: str) -> dict[str, Any]:
 
 def _artifact(variant: Variant, path: str) -> dict[str, Any]:
     try:
-        return tracking.load_artifact(variant, path)
+        return load_artifact(variant, path)
     except Exception as error:  # a store, a server or a folder may each lose a file in its own way
         raise StepError(
             f"{path} of {variant.name} (run {variant.run_id}) cannot be read ({type(error).__name__}). "

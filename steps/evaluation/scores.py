@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steps.config.schema import EvaluateConfig
 from steps.errors import StepError, unknown
 from steps.evaluation.answers import Answer
 from steps.evaluation.prompt_set import PromptSet, shortened
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.statistics import interval
-from steps.quiet import quiet
-from steps.schema import EvaluateConfig
+from steps.output import suppress_output
 
 METRICS = Path(__file__).parent / "metrics"
 HELPERS = ("__init__", "normalize", "rules")
@@ -86,7 +86,7 @@ def _load(name: str) -> Any:
 
     if name in local_metrics():
         return evaluate.load(str(METRICS / f"{name}.py"))
-    with quiet():
+    with suppress_output():
         return evaluate.load(name)
 
 
@@ -118,7 +118,7 @@ def compute(metrics: dict[str, Any], prompt_set: PromptSet, repeats: list[list[A
     found: dict[str, list[Computed]] = {}
     for name, metric in metrics.items():
         try:
-            with quiet():
+            with suppress_output():
                 found[name] = [_compute(name, metric, prompt_set, answers) for answers in repeats]
         except Exception as error:  # whatever a metric of any origin raises
             faults.append(f"metric {name} failed: {type(error).__name__}: {error}")
@@ -219,7 +219,7 @@ def dataset(prompt_set: PromptSet) -> Any:
 
     rows = [(row.id, row.transcript, " | ".join(row.targets)) for row in prompt_set.rows]
     frame = pd.DataFrame(rows, columns=["id", "question", "target"])
-    with quiet():
+    with suppress_output():
         return mlflow.data.from_pandas(frame, name=prompt_set.name, targets="target", digest=prompt_set.sha256[:16])
 
 
@@ -233,7 +233,7 @@ def log(card: Scorecard, data: Any, latencies: list[float | None], model_id: str
     for key, value in card.metrics.items():
         name, _, aggregate = key.partition("/")
         by_metric.setdefault(name, {})[aggregate] = value
-    with quiet():
+    with suppress_output():
         result = mlflow.models.evaluate(
             model=lambda features: answers,
             data=data,

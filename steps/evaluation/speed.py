@@ -23,13 +23,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from steps import store
+from steps.config.schema import Evaluation
 from steps.errors import StepError
 from steps.evaluation import fit, scores
 from steps.evaluation.prompt_set import PromptSet
-from steps.models import integrity
-from steps.schema import Evaluation
-from steps.tracking import Variant
+from steps.store import connection, integrity
+from steps.store.variants import Variant
 
 PROJECT = Path(__file__).resolve().parents[2]
 MAIN = "speed/tokens_per_second"
@@ -169,7 +168,7 @@ def _start(imports: tuple[str, ...]) -> subprocess.Popen:
         stderr=subprocess.DEVNULL,
         text=True,
         cwd=PROJECT,
-        env=store.storeless_environment(),
+        env=connection.storeless_environment(),
     )
 
 

@@ -6,11 +6,11 @@ of the same rows are deleted, so that the view shows one for each row.
 
 from time import time_ns
 
-from steps import store, tracking
 from steps.errors import StepError
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
-from steps.tracking import Variant
+from steps.store import connection, runs
+from steps.store.variants import Variant
 
 # A tag of each trace: which prompt set its row is of.
 SET = "phi3.prompt_set"
@@ -20,7 +20,7 @@ def log(variant: Variant, rows: PromptSet, card: Scorecard, latencies: list[floa
     """Log a trace for every row that was asked; `latencies` are milliseconds. Raises StepError where some got lost."""
     import mlflow
 
-    store.write_traces_in_turn()
+    connection.write_traces_in_turn()
     # Back from now: MLflow's view shows no trace of the future.
     earlier, started = _of(variant, rows), time_ns() - int(sum(latency or 0 for latency in latencies) * 1e6)
     for index, skipped in enumerate(card.skipped):
@@ -34,7 +34,7 @@ def log(variant: Variant, rows: PromptSet, card: Scorecard, latencies: list[floa
     if written != asked:
         raise StepError(f"{asked - written} of {asked} traces could not be written: evaluate it again.")
     if earlier:
-        mlflow.MlflowClient().delete_traces(tracking.experiment_id(), trace_ids=earlier)
+        mlflow.MlflowClient().delete_traces(runs.experiment_id(), trace_ids=earlier)
 
 
 def count(variant: Variant, rows: PromptSet) -> int:
@@ -55,7 +55,7 @@ def _log_row(variant: Variant, rows: PromptSet, card: Scorecard, index: int, sta
         inputs={"messages": row.conversation},
         tags={SET: rows.sha256[:16], "variant": variant.name, "row": row.id},
         metadata={"mlflow.sourceRun": variant.run_id, "mlflow.modelId": variant.model_id},
-        experiment_id=tracking.experiment_id(),
+        experiment_id=runs.experiment_id(),
         start_time_ns=started,
     )
     # What is said of the active trace is written together with it, instead of one by one afterwards.
@@ -74,7 +74,7 @@ def _of(variant: Variant, rows: PromptSet) -> list[str]:
     import mlflow
 
     found = mlflow.search_traces(
-        locations=[tracking.experiment_id()],
+        locations=[runs.experiment_id()],
         run_id=variant.run_id,
         filter_string=f"tags.`{SET}` = '{rows.sha256[:16]}'",
         return_type="list",

@@ -7,16 +7,16 @@ does not take part again until it is asked for (`promotion.retry_rejected=true`,
 from dataclasses import dataclass, field
 from typing import Any
 
-from steps import tracking
+from steps.config.schema import RegisterConfig
 from steps.errors import StepError
 from steps.evaluation import scorecard
 from steps.evaluation.prompt_set import PromptSet
-from steps.models import integrity
+from steps.output import echo
 from steps.promotion import history, registry, report, smoke
 from steps.promotion.rank import Candidate
 from steps.promotion.registry import CHAMPION, REJECTED, SMOKE, Registry, Version
-from steps.schema import RegisterConfig
-from steps.tracking import Variant
+from steps.store import integrity
+from steps.store.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def admit(job: Job, known: Registry, version: Version, variant: Variant) -> None
     promotion = job.config.promotion
     name, number = known.name, version.number
     if promotion.smoke and (SMOKE not in version.tags or version.rejected):
-        tracking.say(f"Smoke test of {name} version {number} ({variant.name}): serving it …")
+        echo(f"Smoke test of {name} version {number} ({variant.name}): serving it …")
         card = scorecard.read(variant, job.rows.sha256)
         try:
             found = smoke.fault(f"models:/{name}/{number}", variant, job.rows, card, promotion)

@@ -6,16 +6,19 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from steps import evaluate, tracking
+from steps import evaluate
+from steps.config.schema import EvaluateConfig, Evaluation, Promotion, RegisterConfig
 from steps.errors import StepError
 from steps.evaluation import report, scorecard, scores, speed
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
+from steps.output import echo
 from steps.promotion import admission
 from steps.promotion.rank import Candidate, metric_key, policy_faults, row_metric
 from steps.promotion.registry import Registry
-from steps.schema import EvaluateConfig, Evaluation, Promotion, RegisterConfig
-from steps.tracking import FINGERPRINT, Variant, as_variant
+from steps.store import runs
+from steps.store.names import FINGERPRINT
+from steps.store.variants import Variant, as_variant, find_variants
 
 SCORE_ONE = "Score them with `mlflow run . -e evaluate` (or `python -m steps.evaluate`)."
 TIMED = ("speed/", "memory/")
@@ -46,7 +49,7 @@ def gather(
 
     `checked` has the faults of the models whose files were read already: what is broken does not take part.
     """
-    variants = {variant.model_id: variant for variant in tracking.variants(client, tracking.experiment_id())}
+    variants = {variant.model_id: variant for variant in find_variants(client, runs.experiment_id())}
     champion, vacant = _champion(client, registry, variants, checked)
     if champion:
         variants[champion.model_id] = champion
@@ -164,7 +167,7 @@ def _row_faults(card: Scorecard, metrics: dict[str, float], rows: PromptSet, pro
 def _score(client: Any, variant: Variant, rows: PromptSet, config: RegisterConfig) -> None:
     """Have evaluate score one variant, in the policy's metric beside the usual ones."""
     metrics = list(dict.fromkeys([*Evaluation().metrics, row_metric(config.promotion.metric)]))
-    tracking.say(f"{variant.name} is registered and has no scorecard for {rows.name}: scoring it first.")
+    echo(f"{variant.name} is registered and has no scorecard for {rows.name}: scoring it first.")
     settings = EvaluateConfig(config.prompt_set, Evaluation(metrics=metrics), variant.run_id)
     evaluate.score_variant(client, variant, rows, scores.load_metrics(scores.names(settings)), settings)
 
@@ -177,7 +180,7 @@ def _time(client: Any, variant: Variant, rows: PromptSet, config: RegisterConfig
     settings = EvaluateConfig(config.prompt_set, Evaluation(), variant.run_id)
     if not report.is_untimed(variant, rows, settings):
         return
-    tracking.say(f"{variant.name} is registered and was not timed on {rows.name}: timing it first, as evaluate does.")
+    echo(f"{variant.name} is registered and was not timed on {rows.name}: timing it first, as evaluate does.")
     with speed.bench([variant]) as bench:
         report.finish(client, variant, rows, settings, bench)
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from steps.config.schema import Promotion
 from steps.evaluation.statistics import Difference
 from steps.promotion.rank import Candidate, Ranking, compared, costs, metric_key, score
-from steps.schema import Promotion
 
 
 @dataclass(frozen=True)

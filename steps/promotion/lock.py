@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from steps import store, tracking
 from steps.errors import StepError
+from steps.output import echo
+from steps.store import connection
 
 
 @contextlib.contextmanager
@@ -37,7 +38,7 @@ def held(registered_model: str, seconds: float) -> Iterator[bool]:
 
 def file(registered_model: str) -> Path | None:
     """The lock file of a registered name; None where the registry is no file."""
-    registry = store.registry_file()
+    registry = connection.registry_file()
     if registry is None:
         return None
     return registry.with_name(f"{registry.name}-{sha256(registered_model.encode()).hexdigest()[:12]}.lock")
@@ -49,5 +50,5 @@ def _acquire(lock, registered_model: str, seconds: float) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        tracking.say(f"Waiting for another register of {registered_model} …")
+        echo(f"Waiting for another register of {registered_model} …")
         lock.acquire(timeout=seconds)

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from steps.config.schema import Promotion
 from steps.errors import unknown
 from steps.evaluation.statistics import Difference, difference
-from steps.quiet import quiet
-from steps.schema import Promotion
+from steps.output import suppress_output
 
 # What people say for the metrics that a policy is mostly about.
 SHORT = {
@@ -144,7 +144,7 @@ def _keeps(value: float, bound: float, at_least: bool) -> bool:
     from mlflow.models.evaluation.validation import ModelValidationFailedException
 
     threshold = MetricThreshold(threshold=bound, greater_is_better=at_least)
-    with quiet():
+    with suppress_output():
         try:
             validate_evaluation_results({"value": threshold}, EvaluationResult({"value": value}, {}))
         except ModelValidationFailedException:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steps.errors import StepError
+from steps.output import suppress_output
 from steps.promotion.rank import Candidate
-from steps.quiet import quiet
-from steps.tracking import FINGERPRINT
+from steps.store.names import FINGERPRINT
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -88,7 +88,7 @@ def create(client: Any, registry: Registry, candidate: Candidate, tags: dict[str
     import mlflow
 
     made_of = {FINGERPRINT: candidate.fingerprint, MODEL_ID: candidate.model_id, VARIANT: candidate.name}
-    with quiet():
+    with suppress_output():
         mlflow.register_model(f"models:/{candidate.model_id}", registry.name, tags=made_of | tags)
     version = only_one(client, read(client, registry.name), candidate.model_id)
     client.update_model_version(registry.name, version.number, description=description)

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from steps import tracking
+from steps.config.schema import Promotion, RegisterConfig
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.statistics import interval
 from steps.promotion.gate import Decision
 from steps.promotion.rank import Candidate, Ranking, metric_key, row_metric, score
 from steps.promotion.registry import CHALLENGER, CHAMPION, Registry
-from steps.schema import Promotion, RegisterConfig
+from steps.store.environment import git_commit
 
 
 def as_dict(
@@ -109,7 +109,7 @@ def essence(
         "phi3.prompt_set_sha256": rows.sha256,
         "phi3.replaced_version": replaced or "none",
         "phi3.run_id": run_id,
-        "phi3.git_commit": tracking.git_commit() or "none",
+        "phi3.git_commit": git_commit() or "none",
     }
 
 

@@ -8,17 +8,18 @@ register would promote it again.
 from dataclasses import replace
 from typing import Any
 
-from steps import tracking
+from steps.config.schema import RegisterConfig
 from steps.errors import StepError
 from steps.evaluation import prompt_set, scorecard
+from steps.output import echo
 from steps.promotion import candidates, history, lock, registry, report
 from steps.promotion.admission import Job, admit, crown, refuse_unless_whole
 from steps.promotion.gate import Decision
 from steps.promotion.history import Change
 from steps.promotion.rank import Candidate, Ranking, compared, faults_of
 from steps.promotion.registry import CHALLENGER, REJECTED, Registry, Version
-from steps.schema import RegisterConfig
-from steps.tracking import Variant, as_variant
+from steps.store import runs
+from steps.store.variants import Variant, as_variant
 
 # A tag of a rollback's run that was killed: the run that told what it had made.
 TOLD = "phi3.told_by"
@@ -29,11 +30,11 @@ def rollback(client: Any, config: RegisterConfig) -> None:
     rows = prompt_set.load(config.prompt_set)
     if config.dry_run:
         target = _target(registry.read(client, config.registered_model), config)
-        tracking.say(f"Dry run: would roll back to version {target.number}.")
+        echo(f"Dry run: would roll back to version {target.number}.")
         return
     with (
         lock.held(config.registered_model, config.promotion.lock_seconds),
-        tracking.run(f"rollback-{config.registered_model}") as active,
+        runs.start(f"rollback-{config.registered_model}") as active,
     ):
         _rollback(Job(client, config, rows, active.info.run_id))
 
@@ -55,7 +56,7 @@ def _rollback(job: Job) -> None:
     job.client.set_model_version_tag(now.name, left.number, REJECTED, f"rolled back to version {target.number}")
     crown(job, now, target, candidate, reason)
     _report(job, target, candidate, left, reason)
-    tracking.say(f"Rolled back to {variant.name}: {now.name}@champion is version {target.number}, not {left.number}.")
+    echo(f"Rolled back to {variant.name}: {now.name}@champion is version {target.number}, not {left.number}.")
 
 
 def _unreported(job: Job, now: Registry) -> Change | None:
@@ -75,9 +76,7 @@ def _finish(job: Job, now: Registry, made: Change) -> None:
     variant, candidate = candidates.comparable(job.client, variant, known, job.rows, job.config, job.checked)
     _report(job, target, candidate, left, made.reason)
     job.client.set_tag(made.run_id, TOLD, job.run_id)
-    tracking.say(
-        f"The rollback to version {target.number} ({variant.name}) was killed after it was made: now it is told."
-    )
+    echo(f"The rollback to version {target.number} ({variant.name}) was killed after it was made: now it is told.")
 
 
 def _report(job: Job, target: Version, candidate: Candidate, left: Version | None, reason: str) -> None:

@@ -15,15 +15,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from steps import store
+from steps.config.schema import Promotion
 from steps.evaluation import contract, fit
 from steps.evaluation.answers import asked_alone
-from steps.evaluation.prompt_row import Row
 from steps.evaluation.prompt_set import PromptSet
+from steps.evaluation.prompt_set.row import Row
 from steps.evaluation.scorecard import Scorecard
 from steps.redaction import redacted
-from steps.schema import Promotion
-from steps.tracking import Variant
+from steps.store import connection
+from steps.store.variants import Variant
 
 WATCHER = Path(__file__).with_name("watcher.py")
 REQUEST_SECONDS = 300
@@ -109,7 +109,8 @@ def served(uri: str, seconds: float) -> Iterator[Served]:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                env=store.child_environment(folder) | {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(REQUEST_SECONDS)},
+                env=connection.child_environment(folder)
+                | {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(REQUEST_SECONDS)},
                 start_new_session=True,
             )
         try:

@@ -11,12 +11,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pandas as pd
 from mlflow.pyfunc import PythonModel
 
-from .checkpoint import BrokenCheckpoint, check
-from .contract import Contract, Request, chat_chunk, chat_completion
-from .errors import RequestError
-from .scheduler import Engine, Scheduler
-from .sequence import Sequence
-from .serving import CLIENT, watch_clients
+from .contract.errors import RequestError
+from .contract.requests import Contract, Request, chat_chunk, chat_completion
+from .engines.scheduler import Engine, Scheduler
+from .engines.sequence import Sequence
+from .manifest import BrokenCheckpoint, check
+from .serving.app import CLIENT, watch_clients
 from .tokenizer import ChatTokenizer
 
 
@@ -110,13 +110,13 @@ def _check_whole(directory: str) -> None:
 def _engine(name: str, directory: str, arguments: dict[str, Any]) -> Engine:
     """Import an engine by name: neither engine's libraries are needed for the other."""
     if name == "torch":
-        from .torch_engine import TorchEngine
+        from .engines.torch_engine import TorchEngine
 
         return TorchEngine(directory, **arguments)
     if arguments["execution_provider"] == "cpu":
-        from .onnx_engine import OnnxEngine
+        from .engines.onnx_engine import OnnxEngine
 
         return OnnxEngine(directory, arguments["max_batch_size"])
-    from .genai_engine import GenaiEngine
+    from .engines.genai_engine import GenaiEngine
 
     return GenaiEngine(directory, **arguments)

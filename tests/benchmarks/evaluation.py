@@ -24,21 +24,22 @@ import mlflow
 from rich.console import Console
 from rich.table import Table
 
-from steps import build, cli, evaluate, store, tracking
+from steps import build, command_line, evaluate
+from steps.checkpoints import sources, staging
+from steps.config.schema import Evaluation, Model
+from steps.config.schema import PromptSet as PromptSetConfig
 from steps.evaluation import answers, fit, prompt_set, scores
 from steps.evaluation.fit import Fit
 from steps.evaluation.journal import Journal
-from steps.evaluation.prompt_row import Row
 from steps.evaluation.prompt_set import PromptSet
-from steps.models import sources, staging
-from steps.schema import Evaluation, Model
-from steps.schema import PromptSet as PromptSetConfig
-from steps.tracking import Variant
-from steps.wrappers.onnx_engine import OnnxEngine
-from steps.wrappers.scheduler import Scheduler
-from steps.wrappers.sequence import Sequence, Settings
+from steps.evaluation.prompt_set.row import Row
+from steps.store import connection, runs
+from steps.store.variants import Variant, as_variant, find_variants
+from steps.wrappers.engines.onnx_engine import OnnxEngine
+from steps.wrappers.engines.scheduler import Scheduler
+from steps.wrappers.engines.sequence import Sequence, Settings
+from steps.wrappers.engines.torch_engine import TorchEngine
 from steps.wrappers.tokenizer import ChatTokenizer
-from steps.wrappers.torch_engine import TorchEngine
 from tests.benchmarks.wrappers import random_phi3
 
 PROMPTS, SLICES, NEW_TOKENS, BATCH = 1000, 4, 16, 16
@@ -68,7 +69,7 @@ def main() -> None:
         large = check_large_set(Path(folder), project)
         os.chdir(folder)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        store.connect()
+        connection.connect()
         table = Table(title=f"{PROMPTS} prompts x {NEW_TOKENS} tokens")
         for column in ("engine", "bare (tokens/s)", "asked", "ratio", "asked, scored, logged", "ratio"):
             table.add_column(column, justify="left" if column == "engine" else "right")
@@ -83,7 +84,7 @@ def main() -> None:
 
 def fit_large_set(file: Path) -> None:
     """Print the seconds of holding a set of 100,000 rows against a variant's tokenizer and context."""
-    variant = tracking.variants(mlflow.MlflowClient(), tracking.experiment_id())[-1]
+    variant = find_variants(mlflow.MlflowClient(), runs.experiment_id())[-1]
     rows = prompt_set.load(PromptSetConfig("large", str(file)))
     started = time.perf_counter()
     fit.fit(variant, rows)
@@ -109,7 +110,7 @@ def check_large_set(folder: Path, project: Path) -> Path:
 def compare(folder: Path, checkpoint: Path, mode: str, precision: str) -> tuple[float, float, float]:
     """Tokens/s asked by `evaluate`, of a whole scored variant, and of the bare engine in turn with the first."""
     words = ["model=local", f"model.path={checkpoint}", f"mode={mode}", f"precision={precision}"]
-    config = cli.compose("build", [*words, f"generation.max_tokens={NEW_TOKENS}"])
+    config = command_line.compose("build", [*words, f"generation.max_tokens={NEW_TOKENS}"])
     model_id = build.build(config)
     scored = _scored_seconds(model_id)
     rows = list(_rows().rows)
@@ -161,8 +162,8 @@ class PausingJournal(Journal):
 def _scored_seconds(model_id: str) -> float:
     """All that `evaluate` does for a variant but timing it."""
     client = mlflow.MlflowClient()
-    variant = tracking.as_variant(client.get_logged_model(model_id))
-    config = cli.compose("evaluate", [])
+    variant = as_variant(client.get_logged_model(model_id))
+    config = command_line.compose("evaluate", [])
     rows = _rows()
     metrics = scores.load_metrics(scores.names(config))
     started = time.perf_counter()

@@ -25,16 +25,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from steps import build, cli, store
+from steps import build, command_line
+from steps.checkpoints import sources, staging
+from steps.checkpoints.sources import Checkpoint
+from steps.config.schema import Model
 from steps.evaluation import answers
-from steps.models import sources, staging
-from steps.models.sources import Checkpoint
-from steps.schema import Model
-from steps.wrappers.onnx_engine import OnnxEngine
-from steps.wrappers.scheduler import Scheduler
-from steps.wrappers.sequence import Sequence, Settings
+from steps.store import connection
+from steps.wrappers.engines.onnx_engine import OnnxEngine
+from steps.wrappers.engines.scheduler import Scheduler
+from steps.wrappers.engines.sequence import Sequence, Settings
+from steps.wrappers.engines.torch_engine import TorchEngine
 from steps.wrappers.tokenizer import ChatTokenizer
-from steps.wrappers.torch_engine import TorchEngine
 
 PARTS = ("torch", "onnx", "served")
 PROMPTS, NEW_TOKENS, BATCH = 64, 32, 16
@@ -105,7 +106,9 @@ def pairs(folder: Path, parts: list[str]):
     if "torch" in parts:
         yield from _torch_pairs(folder, checkpoint, prompts)
     for precision in ("fp32", "int4") if "onnx" in parts else ():
-        choice = cli.compose("build", ["model=local", f"model.path={folder}", "mode=onnx", f"precision={precision}"])
+        choice = command_line.compose(
+            "build", ["model=local", f"model.path={folder}", "mode=onnx", f"precision={precision}"]
+        )
         with staging.staged(checkpoint, choice) as exported:
             ours = _ours(Scheduler(OnnxEngine(str(exported), BATCH)), folder, prompts)
             bare = _bare_onnx(str(exported), prompts)
@@ -124,7 +127,7 @@ def _torch_pairs(folder: Path, checkpoint: Checkpoint, prompts: list[list[int]])
         names = f"torch engine, {precision}, batches of {BATCH}", f"bare generate, {precision}, batches of {BATCH}"
         yield names, (engine(precision, BATCH), partial(_generate, model, prompts))
     words = ["model=local", f"model.path={folder}", f"generation.max_tokens={NEW_TOKENS}"]
-    stock = build.build(cli.compose("build", [*words, "mode=transformers", "precision=bf16"]), checkpoint)
+    stock = build.build(command_line.compose("build", [*words, "mode=transformers", "precision=bf16"]), checkpoint)
     with answers.loaded(f"models:/{stock}") as loaded:
         for batch in (BATCH, PROMPTS):
             names = f"torch engine, bf16, batches of {batch}", "stock flavour, bf16, one prompt a call"
@@ -216,7 +219,7 @@ def _bare_onnx(directory: str, prompts: list[list[int]]) -> Callable[[], float]:
 def served(folder: str, mode: str, precision: str, rounds: int) -> tuple[float, float]:
     """Tokens/s through `mlflow models serve` with many clients and with one, in turn."""
     overrides = ["model=local", f"model.path={folder}/checkpoint", f"mode={mode}", f"precision={precision}"]
-    model_id = build.build(cli.compose("build", overrides))
+    model_id = build.build(command_line.compose("build", overrides))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -266,5 +269,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
-    store.connect()
+    connection.connect()
     main(given.parts or list(PARTS), given.rounds)

@@ -10,9 +10,10 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from steps import tracking
+from steps.checkpoints import staging
 from steps.evaluation import answers
-from steps.models import flavors, staging
+from steps.modes import flavors
+from steps.store.variants import find_variants, logged_models
 from tests.conftest import SPAIN
 
 
@@ -75,14 +76,14 @@ def test_a_full_disk_is_told_in_a_line_and_nothing_is_left_over(typed, checkpoin
         line,
     )
     assert {run.info.status for run in client.search_runs([experiment])} == {"FAILED"}
-    assert {str(model.status) for model in tracking.logged_models(client, experiment)} <= {"FAILED"}
+    assert {str(model.status) for model in logged_models(client, experiment)} <= {"FAILED"}
     assert not [file for file in Path(small_disk).rglob("*") if file.stat().st_size > 100_000]
     assert shutil.disk_usage(small_disk).free > 900_000
 
 
 def test_the_champion_is_served_on_beside_a_build_that_found_no_room(typed, checkpoint, small_disk, monkeypatch):
     assert typed("build", "mode=onnx").returncode == 0
-    (variant,) = tracking.variants(mlflow.MlflowClient(), "0")
+    (variant,) = find_variants(mlflow.MlflowClient(), "0")
     mlflow.register_model(variant.uri, "phi3")
     mlflow.MlflowClient().set_registered_model_alias("phi3", "champion", "1")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "small")

@@ -11,9 +11,10 @@ import mlflow
 import pytest
 import yaml
 
-from steps import cli, tracking
+from steps import command_line
 from steps.build import build
-from steps.models import integrity
+from steps.store import integrity, runs
+from steps.store.variants import find_variants
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def store(tmp_path_factory, empty_store, checkpoint):
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.setenv("MLFLOW_EXPERIMENT_NAME", "hostile")
         mlflow.create_experiment("hostile", artifact_location=str(folder / "files"))
-        build(cli.compose("build", ["mode=onnx"]), checkpoint)
+        build(command_line.compose("build", ["mode=onnx"]), checkpoint)
     return folder
 
 
@@ -36,7 +37,7 @@ def variant(store, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "hostile")
     shutil.copytree(store / "files", tmp_path / "kept")
     client = mlflow.MlflowClient()
-    (found,) = tracking.variants(client, tracking.experiment_id())
+    (found,) = find_variants(client, runs.experiment_id())
     yield found, Path(client.get_logged_model(found.model_id).artifact_location)
     client.set_logged_model_tags(found.model_id, {integrity.TAG: found.tags[integrity.TAG]})
     shutil.rmtree(store / "files")

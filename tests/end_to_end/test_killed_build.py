@@ -10,8 +10,10 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from steps import cli, processes, store, tracking
-from steps.models import leftovers
+from steps import command_line
+from steps.store import connection, orphans, processes, runs
+from steps.store.names import FINGERPRINT
+from steps.store.variants import find_variants
 from tests.conftest import PROJECT
 
 
@@ -44,7 +46,7 @@ def test_a_build_that_lives_is_left_alone_and_one_that_was_killed_is_marked(
     half_built, typed, checkpoint, record_property
 ):
     client = mlflow.MlflowClient()
-    leftovers.sweep(client, "0")
+    orphans.sweep(client, "0")
     assert len(_models("PENDING")) == len(_runs("RUNNING")) == 1
     (model,) = _models("PENDING")
     half = Path(model.artifact_location, "artifacts")
@@ -88,28 +90,26 @@ def test_a_pending_model_is_marked_although_mlflow_run_has_marked_its_run(killed
     run = killed_run()
     client.create_logged_model("0", name="half", source_run_id=run.info.run_id)
     client.set_terminated(run.info.run_id, "FAILED")
-    leftovers.sweep(client, "0")
+    orphans.sweep(client, "0")
     assert [model.name for model in _models("FAILED")] == ["half"]
 
 
 def test_the_run_of_a_whole_variant_whose_evaluation_was_killed_is_finished(killed_run):
     client = mlflow.MlflowClient()
-    run = killed_run(**{tracking.FINGERPRINT: "f"})
-    model = client.create_logged_model(
-        "0", name="whole", source_run_id=run.info.run_id, tags={tracking.FINGERPRINT: "f"}
-    )
+    run = killed_run(**{FINGERPRINT: "f"})
+    model = client.create_logged_model("0", name="whole", source_run_id=run.info.run_id, tags={FINGERPRINT: "f"})
     client.finalize_logged_model(model.model_id, "READY")
-    leftovers.sweep(client, "0")
+    orphans.sweep(client, "0")
     assert client.get_run(run.info.run_id).info.status == "FINISHED"
-    assert [variant.name for variant in tracking.variants(client, "0")] == ["whole"]
+    assert [variant.name for variant in find_variants(client, "0")] == ["whole"]
 
 
 def test_an_evaluation_at_work_on_an_old_run_is_left_alone(killed_run):
     client = mlflow.MlflowClient()
     run = killed_run()
     client.set_terminated(run.info.run_id, "FINISHED")
-    with tracking.reopened(run.info.run_id):
-        leftovers.sweep(client, "0")
+    with runs.reopen(run.info.run_id):
+        orphans.sweep(client, "0")
         assert client.get_run(run.info.run_id).info.status == "RUNNING"
 
 
@@ -118,21 +118,21 @@ def test_what_others_left_is_left_alone():
     run = client.create_run("0")
     client.create_logged_model("0", name="theirs", source_run_id=run.info.run_id)
     client.create_logged_model("0", name="without a run")
-    leftovers.sweep(client, "0")
+    orphans.sweep(client, "0")
     assert len(_models("PENDING")) == 2
     assert len(_runs("RUNNING")) == 1
 
 
 def test_a_build_that_fails_leaves_no_files(monkeypatch, checkpoint):
     from steps import build
-    from steps.models import integrity
+    from steps.store import integrity
 
     def fail(*_):
         raise OSError("no more")
 
     monkeypatch.setattr(integrity, "seal", fail)
     with pytest.raises(OSError, match="no more"):
-        build.build(cli.compose("build", ["mode=onnx"]), checkpoint)
+        build.build(command_line.compose("build", ["mode=onnx"]), checkpoint)
     (model,) = _models("FAILED")
     assert not Path(model.artifact_location).exists()
     assert len(_runs("FAILED")) == 1
@@ -140,14 +140,12 @@ def test_a_build_that_fails_leaves_no_files(monkeypatch, checkpoint):
 
 def test_the_model_of_a_deleted_run_is_no_variant():
     client = mlflow.MlflowClient()
-    run = client.create_run("0", tags={tracking.FINGERPRINT: "f"})
-    model = client.create_logged_model(
-        "0", name="deleted", source_run_id=run.info.run_id, tags={tracking.FINGERPRINT: "f"}
-    )
+    run = client.create_run("0", tags={FINGERPRINT: "f"})
+    model = client.create_logged_model("0", name="deleted", source_run_id=run.info.run_id, tags={FINGERPRINT: "f"})
     client.finalize_logged_model(model.model_id, "READY")
-    assert [variant.name for variant in tracking.variants(client, "0")] == ["deleted"]
+    assert [variant.name for variant in find_variants(client, "0")] == ["deleted"]
     client.delete_run(run.info.run_id)
-    assert tracking.variants(client, "0") == []
+    assert find_variants(client, "0") == []
 
 
 def test_the_run_of_mlflow_run_is_claimed_before_the_step_has_one_of_its_own(monkeypatch):
@@ -155,5 +153,5 @@ def test_the_run_of_mlflow_run_is_claimed_before_the_step_has_one_of_its_own(mon
     client = mlflow.MlflowClient()
     run = client.create_run("0")
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
-    store.connect()
+    connection.connect()
     assert not processes.is_gone(client.get_run(run.info.run_id).data.tags[processes.TAG])

@@ -7,8 +7,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from steps import tracking
 from steps.redaction import redacted
+from steps.store import runs
 
 CANARY = "canary7f3a"
 SECRETS = (
@@ -91,7 +91,7 @@ def test_the_password_in_the_address_of_the_repository_is_taken_from_the_run(mon
     }
     run = client.create_run("0", tags=tags)
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
-    with tracking.run("build"):
+    with runs.start("build"):
         pass
     kept = client.get_run(run.info.run_id).data.tags
     assert kept["mlflow.source.git.repoURL"] == kept["mlflow.gitRepoURL"] == "https://git.example/phi3.git"

@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from steps import cli
+from steps import command_line
 from steps.build import build
+from steps.config.schema import PromptSet
 from steps.evaluation import prompt_set
-from steps.schema import PromptSet
 from tests.conftest import SPAIN
 
 QUESTIONS = [row.question for row in prompt_set.load(PromptSet("facts", "conf/prompt_set/facts.jsonl")).rows[:32]]
@@ -84,7 +84,7 @@ def _serve(folder, checkpoint, empty_store, *overrides):
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         patch.chdir(folder)
         (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-        model_id = build(cli.compose("build", list(overrides)), checkpoint)
+        model_id = build(command_line.compose("build", list(overrides)), checkpoint)
         server = Served(f"models:/{model_id}", folder)
         try:
             server.wait()

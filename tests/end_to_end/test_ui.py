@@ -13,7 +13,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from steps import cli, evaluate
+from steps import command_line, evaluate
 from steps.build import build
 from tests.conftest import PROJECT
 from tests.mlflow_server import running
@@ -96,9 +96,9 @@ def store(tmp_path_factory, checkpoint, empty_store):
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         patch.chdir(folder)
         for overrides in VARIANTS.values():
-            build(cli.compose("build", overrides), checkpoint)
+            build(command_line.compose("build", overrides), checkpoint)
         asked = [f"prompt_set.path={folder}/facts.jsonl", "evaluate.speed_seconds=0.2", "evaluate.traces=true"]
-        evaluate.evaluate(cli.compose("evaluate", asked))
+        evaluate.evaluate(command_line.compose("evaluate", asked))
         mlflow.flush_trace_async_logging()
     return folder
 

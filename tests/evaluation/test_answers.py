@@ -6,14 +6,14 @@ from typing import ClassVar
 import pandas as pd
 import pytest
 
+from steps.config.schema import Evaluation
 from steps.errors import StepError
 from steps.evaluation import answers
 from steps.evaluation.fit import Fit
 from steps.evaluation.journal import Journal
-from steps.evaluation.prompt_row import Row
 from steps.evaluation.prompt_set import PromptSet
-from steps.schema import Evaluation
-from steps.tracking import Variant
+from steps.evaluation.prompt_set.row import Row
+from steps.store.variants import Variant
 
 
 def _rows(*texts):

@@ -3,7 +3,8 @@
 import pytest
 from datasets import Dataset
 
-from steps import cli, limits, schema
+from steps import command_line
+from steps.config import schema, validation
 from steps.errors import StepError
 from steps.evaluation import prompt_set
 
@@ -16,9 +17,9 @@ ROWS = {
 
 def _load(folder, *overrides, rows=ROWS):
     Dataset.from_dict(rows).to_parquet(folder / "test.parquet")
-    _, words = cli.parse([f"prompt_set.path={folder}", *overrides])
-    config = cli.compose("evaluate", ["prompt_set=dataset", *words])
-    assert limits.faults(config) == []
+    _, words = command_line.parse([f"prompt_set.path={folder}", *overrides])
+    config = command_line.compose("evaluate", ["prompt_set=dataset", *words])
+    assert validation.faults(config) == []
     return prompt_set.load(config.prompt_set)
 
 

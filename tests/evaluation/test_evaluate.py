@@ -14,10 +14,11 @@ from typing import ClassVar
 import mlflow
 import pytest
 
-from steps import build, cli, tracking
+from steps import build, command_line
+from steps.config.schema import PromptSet
 from steps.evaluation import answers, fit, prompt_set, scorecard
 from steps.evaluation.journal import Journal
-from steps.schema import PromptSet
+from steps.store.variants import Variant, find_variants
 from tests.conftest import PROJECT
 
 BATCH, ROWS = 8, 12
@@ -93,11 +94,11 @@ class Store:
             patch.chdir(self.folder)
             yield self
 
-    def variants(self) -> dict[str, tracking.Variant]:
-        found = tracking.variants(mlflow.MlflowClient(), "0")
+    def variants(self) -> dict[str, Variant]:
+        found = find_variants(mlflow.MlflowClient(), "0")
         return {variant.name: variant for variant in found}
 
-    def file(self, variant: tracking.Variant, sha256: str) -> bytes:
+    def file(self, variant: Variant, sha256: str) -> bytes:
         return Path(
             mlflow.artifacts.download_artifacts(f"runs:/{variant.run_id}/{scorecard.file(sha256)}")
         ).read_bytes()
@@ -108,7 +109,7 @@ def built(tmp_path_factory, empty_store, caches, checkpoint):
     store = Store(tmp_path_factory.mktemp("evaluated"), empty_store, caches / "phi3")
     with store.here():
         for choice in (["interface=prompt", "prompting=brief"], [], ["generation=sampled", "generation.temperature=1"]):
-            build.build(cli.compose("build", ["mode=onnx", *choice]), checkpoint)
+            build.build(command_line.compose("build", ["mode=onnx", *choice]), checkpoint)
         yield store
 
 

@@ -5,9 +5,9 @@ import contextlib
 import pytest
 
 from steps.evaluation import fit
-from steps.evaluation.prompt_row import Row
 from steps.evaluation.prompt_set import PromptSet
-from steps.tracking import Variant
+from steps.evaluation.prompt_set.row import Row
+from steps.store.variants import Variant
 from steps.wrappers.tokenizer import ChatTokenizer
 
 CHAT = Variant("m", "r", "v", {}, {"interface": "chat", "mode": "pyfunc"}, ())

@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from steps import cli
+from steps import command_line
 from steps.errors import StepError
 from steps.evaluation import scores
 from steps.evaluation.answers import Answer
 from steps.evaluation.metrics import rules
-from steps.evaluation.prompt_row import Row
 from steps.evaluation.prompt_set import PromptSet
+from steps.evaluation.prompt_set.row import Row
 
 SCORES = [
     # prediction, accepted, exact_match, answer_match, token_f1, rouge_l
@@ -77,9 +77,9 @@ def test_rows_without_what_a_metric_needs_are_told_by_their_line():
         ),
         "line",
     )
-    scores.check_rows(rows, cli.compose("evaluate", []))
+    scores.check_rows(rows, command_line.compose("evaluate", []))
     with pytest.raises(StepError) as refusal:
-        scores.check_rows(rows, cli.compose("evaluate", ["prompt_set=instructions"]))
+        scores.check_rows(rows, command_line.compose("evaluate", ["prompt_set=instructions"]))
     assert refusal.value.faults == tuple(
         f"set: line {place}: the metric instruction_match needs rules." for place in ("2 (id 'b')", "3 (id 'c')")
     )

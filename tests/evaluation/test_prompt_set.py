@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from steps import cli
+from steps import command_line
+from steps.config.schema import PromptSet
 from steps.errors import StepError
 from steps.evaluation import prompt_set, scores
-from steps.schema import PromptSet
 
 
 def _line(**fields):
@@ -139,7 +139,7 @@ SHIPPED = {
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_set_is_what_it_says(name):
-    config = cli.compose("evaluate", [f"prompt_set={name}"])
+    config = command_line.compose("evaluate", [f"prompt_set={name}"])
     rows, (number, kept) = prompt_set.load(config.prompt_set), SHIPPED[name]
     scores.check_rows(rows, config)
     assert rows.name == name
@@ -150,13 +150,13 @@ def test_a_shipped_set_is_what_it_says(name):
 def test_a_set_is_called_as_its_file_is_until_it_gets_a_name(tmp_path):
     (tmp_path / "my.jsonl").write_text(_line())
     for words, name in (([], "my"), (["prompt_set.name=mine"], "mine")):
-        config = cli.compose("evaluate", [f"prompt_set.path={tmp_path / 'my.jsonl'}", *words])
+        config = command_line.compose("evaluate", [f"prompt_set.path={tmp_path / 'my.jsonl'}", *words])
         assert prompt_set.load(config.prompt_set).name == name
 
 
 def test_a_dot_in_a_dataset_s_name_is_a_part_of_it():
     words = ["prompt_set=dataset", "prompt_set.path=owner/squad_v1.1"]
-    assert prompt_set.name_of(cli.compose("evaluate", words).prompt_set) == "squad_v1.1"
+    assert prompt_set.name_of(command_line.compose("evaluate", words).prompt_set) == "squad_v1.1"
 
 
 def test_a_row_knows_its_line(tmp_path):

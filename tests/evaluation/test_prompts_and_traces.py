@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import mlflow
 import pytest
 
-from steps import cli
+from steps import command_line
 from steps.build import build
+from steps.config.schema import Example, Prompting
 from steps.evaluation import traces as view
-from steps.models import prompts
-from steps.schema import Example, Prompting
+from steps.store import prompts
 
 QUESTIONS = """\
 {"id": "spain", "prompt": "What is the capital of Spain?", "target": "Madrid", "tags": ["capital"]}
@@ -34,7 +34,7 @@ def test_a_new_text_is_a_new_version_and_a_known_one_is_linked_again(checkpoint)
     built = []
     for text in ("Be brief.", "Be polite.", "Be brief."):
         overrides = ["mode=onnx", "prompting=brief", f"prompting.system={text}", f"generation.top_k={len(built)}"]
-        built.append(build(cli.compose("build", overrides), checkpoint))
+        built.append(build(command_line.compose("build", overrides), checkpoint))
     client = mlflow.MlflowClient()
     versions = {prompt.version: prompt.template[0]["content"] for prompt in client.search_prompt_versions("phi3-brief")}
     assert versions == {1: "Be brief.", 2: "Be polite."}
@@ -53,7 +53,7 @@ def questions(tmp_path):
 
 
 def test_each_row_has_one_trace_with_its_scores(typed, checkpoint, questions, monkeypatch):
-    build(cli.compose("build", ["mode=onnx"]), checkpoint)
+    build(command_line.compose("build", ["mode=onnx"]), checkpoint)
     client = mlflow.MlflowClient()
     (model,) = client.search_logged_models(["0"])
     assert typed("evaluate", *questions).returncode == 0

@@ -10,13 +10,13 @@ from typing import ClassVar
 import mlflow
 import pytest
 
-from steps import cli
+from steps import command_line
 from steps.build import build
 from steps.evaluation import plots, report, scores, speed
 from steps.evaluation.plots import Point
 from steps.evaluation.report import Entry
 from steps.evaluation.scorecard import Scorecard
-from steps.tracking import Variant
+from steps.store.variants import Variant
 
 
 def point(quality, speed, name="v"):
@@ -94,9 +94,9 @@ def test_a_metric_without_scores_of_the_rows_has_no_picture_by_tag(monkeypatch):
 
 
 def test_the_first_metric_is_the_prompt_sets_own_where_it_has_one():
-    assert scores.first(cli.compose("evaluate", [])) == "answer_match"
-    assert scores.first(cli.compose("evaluate", ["evaluate.metrics=[chrf,rouge_l]"])) == "chrf"
-    assert scores.first(cli.compose("evaluate", ["prompt_set=instructions"])) == "instruction_match"
+    assert scores.first(command_line.compose("evaluate", [])) == "answer_match"
+    assert scores.first(command_line.compose("evaluate", ["evaluate.metrics=[chrf,rouge_l]"])) == "chrf"
+    assert scores.first(command_line.compose("evaluate", ["prompt_set=instructions"])) == "instruction_match"
 
 
 def test_a_metric_without_scores_of_the_rows_is_on_the_page_without_an_interval():
@@ -145,7 +145,7 @@ def test_the_page_says_what_was_asked_scored_and_spent():
 
 def test_an_evaluation_leaves_tables_pictures_and_pages_and_measures_later_what_it_left_out(typed, checkpoint):
     for precision in ("fp32", "int4"):
-        build(cli.compose("build", ["mode=onnx", f"precision={precision}"]), checkpoint)
+        build(command_line.compose("build", ["mode=onnx", f"precision={precision}"]), checkpoint)
     assert typed("evaluate", "evaluate.speed=false").returncode == 0
     client = mlflow.MlflowClient()
     run = _evaluation(client)
@@ -193,7 +193,7 @@ DEATHS = {
 
 
 def test_a_report_that_was_killed_is_finished_by_the_next_evaluation(typed, checkpoint, tmp_path, monkeypatch):
-    build(cli.compose("build", ["mode=onnx"]), checkpoint)
+    build(command_line.compose("build", ["mode=onnx"]), checkpoint)
     client = mlflow.MlflowClient()
     (model,) = client.search_logged_models(["0"])
     monkeypatch.setattr(speed, "bench", lambda variants: contextlib.nullcontext(_Bench()))

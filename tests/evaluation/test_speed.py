@@ -6,17 +6,17 @@ import json
 import mlflow
 import pytest
 
-from steps import cli, store, tracking
+from steps import command_line
 from steps.build import build
+from steps.config.schema import Evaluation, PromptSet
 from steps.errors import StepError
 from steps.evaluation import fit, machine, prompt_set, speed, speed_process
 from steps.evaluation.fit import Fit
-from steps.evaluation.prompt_row import Row
 from steps.evaluation.prompt_set import PromptSet as PromptRows
+from steps.evaluation.prompt_set.row import Row
 from steps.evaluation.speed import Bench
-from steps.models import integrity
-from steps.schema import Evaluation, PromptSet
-from steps.tracking import Variant
+from steps.store import connection, integrity, runs
+from steps.store.variants import Variant, find_variants
 
 BRIEF = Evaluation(speed_seconds=0.05, speed_tokens=6)
 FACTS = PromptSet("facts", "conf/prompt_set/facts.jsonl")
@@ -54,12 +54,12 @@ def bench():
 
 @pytest.mark.parametrize("interface", ["chat", "prompt"])
 def test_a_variant_is_measured_and_its_medians_are_logged(bench, checkpoint, interface):
-    build(cli.compose("build", ["mode=onnx", "mode.max_batch_size=4", f"interface={interface}"]), checkpoint)
-    (variant,) = tracking.variants(mlflow.MlflowClient(), "0")
+    build(command_line.compose("build", ["mode=onnx", "mode.max_batch_size=4", f"interface={interface}"]), checkpoint)
+    (variant,) = find_variants(mlflow.MlflowClient(), "0")
     measured = bench.measure(variant, prompt_set.load(FACTS), BRIEF)
-    with tracking.reopened(variant.run_id):
+    with runs.reopen(variant.run_id):
         speed.log(variant, prompt_set.load(FACTS), measured, bench.machine)
-    (variant,) = tracking.variants(mlflow.MlflowClient(), "0")
+    (variant,) = find_variants(mlflow.MlflowClient(), "0")
     found = {name: value for name, _, value in variant.metrics}
     # What the questions of one prompt set gave is not taken for what those of another would give.
     sha256 = prompt_set.load(FACTS).sha256
@@ -149,7 +149,7 @@ def test_a_variant_that_cannot_be_timed_is_scored_all_the_same(typed, checkpoint
     def crash(*_):
         raise StepError("the speed of it could not be measured: no reason")
 
-    build(cli.compose("build", ["mode=onnx"]), checkpoint)
+    build(command_line.compose("build", ["mode=onnx"]), checkpoint)
     monkeypatch.setattr(Bench, "measure", crash)
     done = typed("evaluate", "evaluate.metrics=[chrf]")
     assert done.returncode == 1
@@ -187,7 +187,7 @@ def test_the_process_gets_no_secrets(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hidden")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     monkeypatch.setenv("HF_TOKEN", "hidden")
-    given = store.storeless_environment()
+    given = connection.storeless_environment()
     assert "hidden" not in given.values()
     assert "PATH" in given
 
@@ -199,9 +199,9 @@ def test_the_machine_is_told():
 
 
 def test_evaluate_without_speed_starts_no_process_and_logs_none(typed, checkpoint):
-    build(cli.compose("build", ["mode=onnx"]), checkpoint)
+    build(command_line.compose("build", ["mode=onnx"]), checkpoint)
     assert typed("evaluate", "evaluate.speed=false").returncode == 0
-    (variant,) = tracking.variants(mlflow.MlflowClient(), "0")
+    (variant,) = find_variants(mlflow.MlflowClient(), "0")
     found = {name for name, _, _ in variant.metrics}
     assert "answer_match/mean" in found
     assert not any(name.startswith("speed/") for name in found)

@@ -12,10 +12,11 @@ import mlflow
 import pytest
 import yaml
 
-from steps import cli, tracking
+from steps import command_line
 from steps.build import build
 from steps.evaluation import answers
-from steps.models import integrity
+from steps.store import integrity
+from steps.store.variants import as_variant
 
 MODES = ("transformers", "pyfunc", "onnx")
 
@@ -31,7 +32,7 @@ def sealed(tmp_path_factory, empty_store, checkpoint):
         patch.chdir(folder)
         patch.setenv("MLFLOW_EXPERIMENT_NAME", "sealed")
         mlflow.create_experiment("sealed", artifact_location=str(folder / "files"))
-        ids = {mode: build(cli.compose("build", [f"mode={mode}"]), checkpoint) for mode in MODES}
+        ids = {mode: build(command_line.compose("build", [f"mode={mode}"]), checkpoint) for mode in MODES}
     return uri, ids
 
 
@@ -42,7 +43,7 @@ class Stored:
         uri, ids = sealed
         self.client = mlflow.MlflowClient(uri)
         model = self.client.get_logged_model(ids[mode])
-        self.variant, self.folder = tracking.as_variant(model), Path(model.artifact_location)
+        self.variant, self.folder = as_variant(model), Path(model.artifact_location)
 
     def verify(self):
         return integrity.verify(self.client, self.variant)
@@ -128,8 +129,8 @@ def _append(file):
         ("onnx", "artifacts/checkpoint/model.onnx.data", _cut, "is cut short: "),
         ("onnx", "MLmodel", _append, "is too long: "),
         ("onnx", "onnx_model.py", _append, "is too long: "),
-        ("onnx", "code/wrappers/contract.py", _flip, "was changed: sha256"),
-        ("onnx", "code/wrappers/scheduler.py", Path.unlink, "is missing"),
+        ("onnx", "code/wrappers/contract/requests.py", _flip, "was changed: sha256"),
+        ("onnx", "code/wrappers/engines/scheduler.py", Path.unlink, "is missing"),
         ("onnx", "code/wrappers/jinja2.py", Path.touch, "is there, but build did not log it"),
     ],
 )

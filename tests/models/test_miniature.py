@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
+from steps.checkpoints import miniature
+from steps.config.schema import PromptSet
 from steps.evaluation import prompt_set
-from steps.models import miniature
-from steps.schema import PromptSet
 
 FACTS = PromptSet("facts", "conf/prompt_set/facts.jsonl")
 

@@ -10,10 +10,11 @@ from urllib.parse import unquote
 
 import pytest
 
+from steps import digests
+from steps.checkpoints import sources
+from steps.config.schema import Model
 from steps.errors import StepError
-from steps.models import manifest, sources
-from steps.schema import Model
-from steps.wrappers.checkpoint import MANIFEST
+from steps.wrappers.manifest import MANIFEST
 
 COMMIT = "0a67737cc96d2554230f90338b163bc6380a2a85"
 REPOSITORY = "microsoft/Phi-3-mini-4k-instruct"
@@ -27,7 +28,7 @@ def test_a_folder_is_taken_as_it_is(checkpoint):
     taken = sources.resolve(_folder(checkpoint.directory))
     assert taken.layout == "huggingface"
     assert taken.sha256 == checkpoint.sha256
-    assert taken.manifest["model.safetensors"] == manifest.sha256_of(checkpoint.directory / "model.safetensors")
+    assert taken.manifest["model.safetensors"] == digests.sha256_of(checkpoint.directory / "model.safetensors")
 
 
 def test_code_and_pickles_are_left_out_of_the_manifest(checkpoint, tmp_path):
@@ -127,7 +128,7 @@ def test_without_a_hub_one_line_says_so():
 
 
 def _oid(file):
-    return manifest.sha256_of(file)
+    return digests.sha256_of(file)
 
 
 class _Hub(BaseHTTPRequestHandler):

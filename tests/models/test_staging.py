@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from steps import cli
+from steps import command_line
+from steps.checkpoints import sources, staging
+from steps.config.schema import Model
 from steps.errors import StepError
-from steps.models import sources, staging
-from steps.schema import Model
 from steps.wrappers.tokenizer import ChatTokenizer
 
 USER = {"role": "user", "content": "hi"}
@@ -15,11 +15,11 @@ NASTY = 'Say "yes" {{ 1 }} {% if %} \\ it\'s ü\n'
 
 
 def _config(*overrides):
-    return cli.compose("build", list(overrides))
+    return command_line.compose("build", list(overrides))
 
 
 def _prompting(system, examples=()):
-    from steps.schema import Example, Prompting
+    from steps.config.schema import Example, Prompting
 
     return Prompting("test", system, [Example(*example) for example in examples])
 

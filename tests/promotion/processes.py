@@ -25,11 +25,13 @@ import scipy.stats  # noqa: F401  paid once, here
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from steps import cli, register, store, tracking
+from steps import command_line, register
+from steps.config.schema import PromptSet
 from steps.errors import StepError
 from steps.evaluation import prompt_set
 from steps.promotion import history, registry
-from steps.schema import PromptSet
+from steps.store import connection
+from steps.store.variants import find_variants
 from tests.promotion.store import copied, write_prompt_set, write_scorecard
 
 WORKERS = 8
@@ -40,7 +42,7 @@ FORK = multiprocessing.get_context("fork")
 
 def race(address: str, folder: Path, rounds: int) -> None:
     """Eight processes: in each round each scores its own variant and registers at once, whatever the others do."""
-    config = cli.compose("register", ["promotion.smoke=false"])
+    config = command_line.compose("register", ["promotion.smoke=false"])
     for number in range(rounds):
         write_prompt_set(folder / f"{number}.jsonl", str(number))
     barrier = FORK.Barrier(WORKERS)
@@ -66,7 +68,7 @@ def _racer(index, address, folder, rounds, config, barrier) -> None:
 
 def _race(index, address, folder, rounds, config, barrier) -> None:
     _enter(address)
-    mine = tracking.variants(mlflow.MlflowClient(), "0")[index]
+    mine = find_variants(mlflow.MlflowClient(), "0")[index]
     for number in range(rounds):
         barrier.wait(PATIENCE)
         settings = PromptSet(f"round-{number}", str(folder / f"{number}.jsonl"))
@@ -81,7 +83,7 @@ def places(number: int) -> list[int]:
 
 def kill(store: Path, folder: Path, overrides: list[str]) -> None:
     """Kill register before its first, second, … write to the store; after each kill look, start it anew, look again."""
-    config = cli.compose("register", ["promotion.smoke=false", *overrides])
+    config = command_line.compose("register", ["promotion.smoke=false", *overrides])
     found = []
     for point in itertools.count(1):
         address = copied(store, folder / str(point))
@@ -134,7 +136,7 @@ def _enter(address: str) -> None:
     """Open the store in this process, and say nothing."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     mlflow.set_tracking_uri(address)
-    store.connect()
+    connection.connect()
 
 
 def _seen(name: str) -> dict:

@@ -8,9 +8,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from steps.config.schema import EvaluateConfig
 from steps.evaluation import scorecard
 from steps.evaluation.scorecard import Scorecard
-from steps.schema import EvaluateConfig
 from tests.conftest import PROJECT
 
 ROWS = 64

@@ -5,8 +5,9 @@ import json
 import mlflow
 import pytest
 
-from steps import cli, register, tracking
+from steps import command_line, register
 from steps.evaluation import prompt_set
+from steps.store.variants import find_variants
 from tests.promotion.store import copied, write_prompt_set, write_scorecard
 
 
@@ -18,9 +19,9 @@ def store(built, tmp_path_factory):
     overrides = ["prompt_set.name=made", f"prompt_set.path={path}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", copied(built, folder))
-        config = cli.compose("register", ["promotion.smoke=false", *overrides])
+        config = command_line.compose("register", ["promotion.smoke=false", *overrides])
         rows = prompt_set.load(config.prompt_set)
-        low, middle, high, *_ = tracking.variants(mlflow.MlflowClient(), "0")
+        low, middle, high, *_ = find_variants(mlflow.MlflowClient(), "0")
         write_scorecard(low, rows, 3)
         write_scorecard(middle, rows, 5)
         register.register(config)
@@ -64,9 +65,9 @@ def test_a_rollback_that_is_killed_is_finished_by_the_next_start(store, processe
     """Asked again it finishes what was begun, and does not go back once more."""
     folder, overrides, (_, new) = store
     monkeypatch.setenv("MLFLOW_TRACKING_URI", copied(folder, tmp_path / "promoted"))
-    config = cli.compose("register", ["promotion.smoke=false", *overrides])
+    config = command_line.compose("register", ["promotion.smoke=false", *overrides])
     register.register(config)
-    best = tracking.variants(mlflow.MlflowClient(), "0")[3]
+    best = find_variants(mlflow.MlflowClient(), "0")[3]
     write_scorecard(best, prompt_set.load(config.prompt_set), 8)
     register.register(config)
     killed = _each_kill(processes, tmp_path, tmp_path / "promoted", "action=rollback", *overrides)

@@ -4,8 +4,8 @@ import time
 
 import mlflow
 
-from steps import tracking
 from steps.promotion import registry
+from steps.store.variants import find_variants
 from tests.promotion.processes import WORKERS, places
 from tests.promotion.store import copied
 
@@ -25,7 +25,7 @@ def test_the_best_wins_every_round_beside_a_sqlite_file(built, processes, tmp_pa
 def verdict(address: str, rounds: int) -> tuple[int, int]:
     """How many rounds ended with a wrong champion or challenger, and how many versions were registered twice."""
     client = mlflow.MlflowClient(address)
-    variants = [variant.model_id for variant in tracking.variants(client, "0")]
+    variants = [variant.model_id for variant in find_variants(client, "0")]
     wrong = doubles = 0
     for number in range(rounds):
         known = registry.read(client, f"race-{number}")

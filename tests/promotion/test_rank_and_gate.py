@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from steps.config.schema import Promotion
 from steps.promotion.gate import decide
 from steps.promotion.rank import Candidate, metric_key, policy_faults, rank
-from steps.schema import Promotion
 
 ROWS = 40
 

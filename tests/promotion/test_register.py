@@ -9,12 +9,13 @@ import pytest
 from filelock import FileLock
 from mlflow.utils.file_utils import local_file_uri_to_path
 
-from steps import cli, register, tracking
+from steps import command_line, register
 from steps.errors import StepError
 from steps.evaluation import prompt_set, report, scorecard
-from steps.models import integrity
 from steps.promotion import lock, registry
 from steps.promotion.rank import metric_key
+from steps.store import integrity
+from steps.store.variants import find_variants
 from tests.promotion.store import card_of, copied, write_card, write_prompt_set, write_scorecard
 
 
@@ -32,17 +33,17 @@ class Store:
 
     @property
     def variants(self):
-        return tracking.variants(self.client, "0")
+        return find_variants(self.client, "0")
 
     def score(self, *eighths):
         """Give the first variants scorecards."""
-        rows = prompt_set.load(cli.compose("register", self.overrides).prompt_set)
+        rows = prompt_set.load(command_line.compose("register", self.overrides).prompt_set)
         for variant, right in zip(self.variants, eighths, strict=False):
             write_scorecard(variant, rows, right)
         return rows
 
     def register(self, *overrides):
-        return register.register(cli.compose("register", [*self.overrides, *overrides]))
+        return register.register(command_line.compose("register", [*self.overrides, *overrides]))
 
     def report(self):
         """The last run and its report."""
@@ -340,7 +341,7 @@ def test_a_champion_is_timed_first_where_the_policy_asks_for_its_speed(store, ca
     # What is known is not measured again, not by evaluate either.
     store.register("promotion.prefer=[latency]")
     assert "first" not in capsys.readouterr().out
-    assert not report.is_untimed(store.variants[1], rows, cli.compose("evaluate", []))
+    assert not report.is_untimed(store.variants[1], rows, command_line.compose("evaluate", []))
 
 
 def test_a_champion_that_is_alone_is_timed_too(store, capsys):

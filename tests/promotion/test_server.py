@@ -6,9 +6,10 @@ import time
 import mlflow
 import pytest
 
-from steps import cli, register, tracking
+from steps import command_line, register
 from steps.evaluation import prompt_set
 from steps.promotion import lock, registry
+from steps.store.variants import find_variants
 from tests.mlflow_server import running
 from tests.promotion.store import copied, write_prompt_set, write_scorecard
 from tests.promotion.test_race import verdict
@@ -30,9 +31,9 @@ def waiting(server, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     path = write_prompt_set(tmp_path / "rows.jsonl", tmp_path.name)
     overrides = ["promotion.smoke=false", "prompt_set.name=made", f"prompt_set.path={path}"]
-    config = cli.compose("register", [*overrides, f"registered_model={tmp_path.name}"])
+    config = command_line.compose("register", [*overrides, f"registered_model={tmp_path.name}"])
     rows = prompt_set.load(config.prompt_set)
-    low, high, *_ = tracking.variants(mlflow.MlflowClient(), "0")
+    low, high, *_ = find_variants(mlflow.MlflowClient(), "0")
     write_scorecard(low, rows, 3)
     register.register(config)
     write_scorecard(high, rows, 7)

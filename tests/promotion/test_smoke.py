@@ -9,9 +9,10 @@ import mlflow
 import psutil
 import pytest
 
-from steps import cli, tracking
+from steps import command_line
 from steps.evaluation import answers, prompt_set
 from steps.promotion import history, registry, smoke
+from steps.store.variants import find_variants
 from tests.conftest import PROJECT, SPAIN
 from tests.promotion.store import copied, write_scorecard
 
@@ -30,8 +31,8 @@ def store(built, tmp_path_factory):
     overrides = ["prompt_set.name=made", f"prompt_set.path={path}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", copied(built, folder))
-        rows = prompt_set.load(cli.compose("register", overrides).prompt_set)
-        right, wrong, *_ = tracking.variants(mlflow.MlflowClient(), "0")
+        rows = prompt_set.load(command_line.compose("register", overrides).prompt_set)
+        right, wrong, *_ = find_variants(mlflow.MlflowClient(), "0")
         with answers.loaded(right.uri) as model:
             replies = model.predict([{"messages": row.conversation} for row in rows.rows])
         said = [reply["choices"][0]["message"]["content"] for reply in replies]

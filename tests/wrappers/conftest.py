@@ -2,10 +2,10 @@
 
 import pytest
 
-from steps import cli
-from steps.models import staging
-from steps.wrappers.contract import Contract
-from steps.wrappers.scheduler import Scheduler
+from steps import command_line
+from steps.checkpoints import staging
+from steps.wrappers.contract.requests import Contract
+from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.tokenizer import ChatTokenizer
 
 DEFAULTS = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 64}
@@ -23,7 +23,7 @@ def contract(tokenizer):
 
 @pytest.fixture(scope="session")
 def torch_scheduler(checkpoint):
-    from steps.wrappers.torch_engine import TorchEngine
+    from steps.wrappers.engines.torch_engine import TorchEngine
 
     return Scheduler(TorchEngine(str(checkpoint.directory), "fp32", 16, "cpu"))
 
@@ -31,8 +31,8 @@ def torch_scheduler(checkpoint):
 @pytest.fixture(scope="session")
 def packed_scheduler(checkpoint):
     """The torch engine as it is for a large model: the miniature's layers are too small to be packed."""
-    from steps.wrappers import packed_linear
-    from steps.wrappers.torch_engine import TorchEngine
+    from steps.wrappers.engines import packed_linear
+    from steps.wrappers.engines.torch_engine import TorchEngine
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed_linear, "MIN_WEIGHTS", 1)
@@ -41,25 +41,25 @@ def packed_scheduler(checkpoint):
 
 @pytest.fixture(scope="session")
 def onnx_scheduler(checkpoint):
-    from steps.wrappers.onnx_engine import OnnxEngine
+    from steps.wrappers.engines.onnx_engine import OnnxEngine
 
-    with staging.staged(checkpoint, cli.compose("build", ["mode=onnx"])) as folder:
+    with staging.staged(checkpoint, command_line.compose("build", ["mode=onnx"])) as folder:
         yield Scheduler(OnnxEngine(str(folder), 16))
 
 
 @pytest.fixture(scope="session")
 def int4_scheduler(checkpoint):
-    from steps.wrappers.onnx_engine import OnnxEngine
+    from steps.wrappers.engines.onnx_engine import OnnxEngine
 
-    with staging.staged(checkpoint, cli.compose("build", ["mode=onnx", "precision=int4"])) as folder:
+    with staging.staged(checkpoint, command_line.compose("build", ["mode=onnx", "precision=int4"])) as folder:
         yield Scheduler(OnnxEngine(str(folder), 16))
 
 
 @pytest.fixture(scope="session")
 def genai_scheduler(checkpoint):
-    from steps.wrappers.genai_engine import GenaiEngine
+    from steps.wrappers.engines.genai_engine import GenaiEngine
 
-    with staging.staged(checkpoint, cli.compose("build", ["mode=onnx"])) as folder:
+    with staging.staged(checkpoint, command_line.compose("build", ["mode=onnx"])) as folder:
         yield Scheduler(GenaiEngine(str(folder), 16, "cpu"))
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 
-from steps.wrappers.contract import Contract
-from steps.wrappers.errors import RequestError
+from steps.wrappers.contract.errors import RequestError
+from steps.wrappers.contract.requests import Contract
 from tests.conftest import SPAIN
 from tests.wrappers.conftest import DEFAULTS
 

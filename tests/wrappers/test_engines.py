@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steps.config.schema import PromptSet
 from steps.evaluation import prompt_set
-from steps.schema import PromptSet
-from steps.wrappers.errors import RequestError
-from steps.wrappers.sequence import Sequence
+from steps.wrappers.contract.errors import RequestError
+from steps.wrappers.engines.sequence import Sequence
 from tests.conftest import SPAIN
 
 ROWS = prompt_set.load(PromptSet("facts", "conf/prompt_set/facts.jsonl")).rows
@@ -175,7 +175,7 @@ def test_settings_at_the_edge_of_the_model_are_answered(complete, settings_):
 
 
 def test_a_full_queue_is_told_at_once(scheduler, contract, tokenizer, monkeypatch):
-    from steps.wrappers import scheduler as module
+    from steps.wrappers.engines import scheduler as module
 
     monkeypatch.setattr(module, "MAX_WAITING", 4)
     (request,) = contract.requests([_ask(n=8)], None)
@@ -226,7 +226,7 @@ def test_a_fault_of_one_sequence_leaves_the_others_alone(scheduler, complete, co
 
 def test_prompts_are_read_with_those_of_like_length(torch_scheduler, contract, tokenizer, monkeypatch):
     """A long prompt that arrives beside short ones does not make them long, and no prefill has too many tokens."""
-    from steps.wrappers import torch_engine
+    from steps.wrappers.engines import torch_engine
 
     rows = [_ask("Hi", max_tokens=1), _ask("please " * 100 + SPAIN, max_tokens=1), *[_ask("Ho", max_tokens=1)] * 9]
     sequences = [request.sequences(tokenizer)[0] for request in contract.requests(rows, None)]
@@ -245,7 +245,7 @@ def test_prompts_are_read_with_those_of_like_length(torch_scheduler, contract, t
 
 def test_an_engine_that_was_idle_answers_again(scheduler, complete, monkeypatch):
     """The thread ends, and with it what belongs to it."""
-    from steps.wrappers import scheduler as module
+    from steps.wrappers.engines import scheduler as module
 
     monkeypatch.setattr(module, "IDLE_SECONDS", 0.05)
     for _ in range(2):
@@ -261,7 +261,7 @@ def test_an_engine_that_was_idle_answers_again(scheduler, complete, monkeypatch)
 
 def test_a_prompt_is_read_in_pieces(onnx_scheduler, contract, tokenizer, monkeypatch):
     """A prompt of many pieces, one that is just one, and two that are read together."""
-    from steps.wrappers import onnx_engine
+    from steps.wrappers.engines import onnx_engine
 
     rows = [_ask("please " * 40 + SPAIN), _ask(SPAIN), _ask("Hi"), _ask("Ho"), _ask("please " * 41 + SPAIN)]
     requests = contract.requests(rows, None)

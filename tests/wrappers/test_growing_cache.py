@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from steps.wrappers.growing_cache import SPARE, growing_cache
+from steps.wrappers.engines.growing_cache import SPARE, growing_cache
 
 HEADS, SIZE = 3, 4
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from steps import cli
+from steps import command_line
 from steps.build import build
 from steps.evaluation import answers, contract
 from tests.conftest import SPAIN
@@ -37,7 +37,7 @@ def uris(tmp_path_factory, checkpoint, empty_store):
             patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
             if (mode, interface) not in known:
                 known[mode, interface] = build(
-                    cli.compose("build", [f"mode={mode}", f"interface={interface}"]), checkpoint
+                    command_line.compose("build", [f"mode={mode}", f"interface={interface}"]), checkpoint
                 )
         return f"models:/{known[mode, interface]}", f"sqlite:///{folder}/mlflow.db"
 

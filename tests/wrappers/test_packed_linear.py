@@ -5,8 +5,8 @@ import weakref
 import pytest
 import torch
 
-from steps.wrappers import packed_linear
-from steps.wrappers.packed_linear import PackedLinear, pack
+from steps.wrappers.engines import packed_linear
+from steps.wrappers.engines.packed_linear import PackedLinear, pack
 
 LARGE = (1024, packed_linear.MIN_WEIGHTS // 1024)
 

@@ -6,9 +6,9 @@ import threading
 import numpy as np
 import pytest
 
-from steps.wrappers.errors import RequestError
-from steps.wrappers.scheduler import Scheduler
-from steps.wrappers.sequence import Sequence, Settings, choose
+from steps.wrappers.contract.errors import RequestError
+from steps.wrappers.engines.scheduler import Scheduler
+from steps.wrappers.engines.sequence import Sequence, Settings, choose
 
 
 class _Letters:
@@ -137,7 +137,7 @@ def test_a_failed_engine_is_not_well_again_because_somebody_left(monkeypatch):
 
 
 def test_a_stream_is_in_the_queue_before_anything_is_read(monkeypatch):
-    from steps.wrappers import scheduler as module
+    from steps.wrappers.engines import scheduler as module
 
     monkeypatch.setattr(module, "MAX_WAITING", 0)
     with pytest.raises(RequestError, match="queue_full"):

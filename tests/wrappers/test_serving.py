@@ -12,8 +12,8 @@ import fastapi
 import pytest
 import uvicorn
 
-from steps.wrappers import serving
-from steps.wrappers.serving import CLIENT, _told, _watched
+from steps.wrappers.serving import app
+from steps.wrappers.serving.app import CLIENT, _told, _watched
 
 
 class _Sequence:
@@ -93,7 +93,7 @@ def test_the_sequences_of_who_leaves_are_cancelled(server):
 
 
 def test_a_request_too_many_is_told_at_once_and_the_ping_is_not(server, monkeypatch):
-    monkeypatch.setattr(serving, "MAX_REQUESTS", 1)
+    monkeypatch.setattr(app, "MAX_REQUESTS", 1)
     waiting = threading.Thread(target=server.post)
     waiting.start()
     assert server.entered.wait(30)
@@ -108,7 +108,7 @@ def test_a_request_too_many_is_told_at_once_and_the_ping_is_not(server, monkeypa
 
 
 def test_sequences_of_a_client_that_has_left_already_are_cancelled():
-    client, sequence = serving.Client(), _Sequence()
+    client, sequence = app.Client(), _Sequence()
     client.leave()
     client.waits_for([sequence])
     assert sequence.cancelled
@@ -116,7 +116,7 @@ def test_sequences_of_a_client_that_has_left_already_are_cancelled():
 
 def test_nothing_is_watched_outside_of_the_scoring_server():
     before = fastapi.FastAPI
-    serving.watch_clients(list, lambda: True)
+    app.watch_clients(list, lambda: True)
     assert fastapi.FastAPI is before
 
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from steps.wrappers import torch_engine
-from steps.wrappers.torch_engine import TorchEngine
+from steps.wrappers.engines import torch_engine
+from steps.wrappers.engines.torch_engine import TorchEngine
 
 ROOM, NO_ROOM = 2**40, 2**20
 

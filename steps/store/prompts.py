@@ -6,7 +6,7 @@ links the version to the variant's LoggedModel and run.
 
 from typing import Any
 
-from steps.schema import Prompting
+from steps.config.schema import Prompting
 
 QUESTION = {"role": "user", "content": "{{question}}"}
 

@@ -20,8 +20,8 @@ from typing import Any
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE, ErrorCode
 
-from .body import INVALID_REQUEST, MAX_BYTES, FrameRows, accepted
-from .errors import RequestError, engine_failed
+from ..contract.body import INVALID_REQUEST, MAX_BYTES, FrameRows, accepted
+from ..contract.errors import RequestError, engine_failed
 
 SERVER = "mlflow.pyfunc.scoring_server.app"
 MAX_REQUESTS = 256

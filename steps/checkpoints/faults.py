@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from steps.wrappers import checkpoint as whole
+from steps.wrappers import manifest as whole
 
 SHA256 = re.compile("[0-9a-f]{64}")
 

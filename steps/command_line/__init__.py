@@ -11,7 +11,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,14 +22,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from steps import store, tracking
+from steps.config.paths import CONF
+from steps.config.schema import free_text_keys, store_schemas
+from steps.config.validation import faults
 from steps.errors import StepError, unknown
-from steps.limits import faults
-from steps.models import leftovers
 from steps.redaction import redacted
-from steps.schema import free_text_keys, store_schemas
+from steps.store import connection, orphans, runs
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 # Hydra's own flags; everything else that begins with -- is a parameter of `mlflow run`.
 FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve")
 FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i")
@@ -74,9 +72,9 @@ def _run(step_name: str, step: Callable[[Any], Any]) -> None:
     check(step_name, jobs)
     if len(jobs) == 1:
         return hand_to_hydra(step_name, step, overrides)
-    with store.plain_errors():
-        store.connect()
-    with store.plain_errors(), tracking.run(f"{step_name}-sweep"), TemporaryDirectory(prefix="phi3-") as folder:
+    with connection.plain_errors():
+        connection.connect()
+    with connection.plain_errors(), runs.start(f"{step_name}-sweep"), TemporaryDirectory(prefix="phi3-") as folder:
         quiet = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=."]
         hand_to_hydra(step_name, step, [*quiet, *overrides], ["--multirun"])
 
@@ -88,8 +86,8 @@ def hand_to_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[st
 
     def task(config: DictConfig) -> Any:
         try:
-            with store.plain_errors():
-                leftovers.sweep(store.connect(), tracking.experiment_id())
+            with connection.plain_errors():
+                orphans.sweep(connection.connect(), runs.experiment_id())
                 return step(OmegaConf.to_object(config))
         except StepError as error:
             # The other points of a sweep go on; Hydra would print a line of its own.

@@ -7,8 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from steps.quiet import quiet
-from steps.schema import BuildConfig, Generation
+from steps.config.schema import BuildConfig, Generation
+from steps.output import suppress_output
 
 WRAPPERS = Path(__file__).parents[1] / "wrappers"
 # What each mode's model needs where it is loaded; pinned to what it was built with.
@@ -38,7 +38,7 @@ def log_variant(config: BuildConfig, folder: Path, name: str, params: dict[str, 
         "pip_requirements": requirements(config.mode.name),
     }
     log = _log_transformers if config.mode.name == "transformers" else _log_wrapper
-    with quiet(), _without_bytecode():
+    with suppress_output(), _without_bytecode():
         return log(config, folder, common).model_id
 
 

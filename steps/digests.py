@@ -19,3 +19,8 @@ def digest(content: object) -> str:
 def digest_files(paths: Iterable[Path]) -> str:
     """The sha256 over names and contents of some files."""
     return digest({path.name: sha256_of(path) for path in paths})
+
+
+def digest_code(folder: Path) -> str:
+    """The sha256 over the Python files below a folder, by their paths in it."""
+    return digest({path.relative_to(folder).as_posix(): sha256_of(path) for path in folder.rglob("*.py")})

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..engines.sequence import Sequence, Settings
+from ..tokenizer import ChatTokenizer
 from .body import MAX_BYTES, MAX_ROWS
 from .errors import RequestError
 from .fields import checked_messages, checked_settings, checked_text, is_many, short, shown_name, without_none
-from .sequence import Sequence, Settings
-from .tokenizer import ChatTokenizer
 
 # Fields that no Phi-3 wrapper can honour: refused unless they ask for nothing. Of MLflow's chat schema:
 UNSUPPORTED = (

@@ -13,11 +13,10 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from steps import tracking
+from steps.digests import digest, sha256_of
 from steps.errors import StepError
-from steps.models.manifest import digest, sha256_of
-from steps.quiet import quiet
-from steps.tracking import Variant
+from steps.output import suppress_output
+from steps.store.variants import Variant, load_artifact
 
 TAG = "phi3.manifest_sha256"
 FILE = "model_manifest.json"
@@ -74,7 +73,7 @@ def _manifest(model: Any, variant: Variant) -> dict[str, Any]:
     if expected is None:
         raise StepError(f"it has no tag {TAG}: it was not built by this project, or before models had a manifest")
     try:
-        manifest = tracking.load_artifact(variant, FILE)
+        manifest = load_artifact(variant, FILE)
     except Exception as error:  # a store, a server or a folder may each lose a file in its own way
         raise StepError(
             f"{FILE} of run {model.source_run_id} cannot be read ({type(error).__name__}): nothing to check by"
@@ -136,9 +135,9 @@ def _loader_faults(location: str, listed: dict[str, int]) -> list[str]:
 
 
 def _code_sha256(files: dict[str, dict[str, Any]]) -> str:
-    """As manifest.digest_files gives it for the wrappers of the project."""
+    """As digests.digest_code gives it for the wrappers of the project."""
     return digest(
-        {PurePosixPath(path).name: entry["sha256"] for path, entry in files.items() if path.startswith(f"{CODE}/")}
+        {path.removeprefix(f"{CODE}/"): entry["sha256"] for path, entry in files.items() if path.startswith(f"{CODE}/")}
     )
 
 
@@ -159,7 +158,7 @@ def _opened(location: str, path: str = "") -> Iterator[Path]:
         yield folder / path
         return
     with TemporaryDirectory(prefix="phi3-") as temporary:
-        with quiet():
+        with suppress_output():
             address = f"{location}/{path}".rstrip("/")
             fetched = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=temporary)
         yield Path(fetched)

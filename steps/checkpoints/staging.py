@@ -15,13 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from steps.checkpoints import exported
+from steps.checkpoints.sources import FILES, Checkpoint, made_once
+from steps.config.schema import BuildConfig, Precision, Prompting
+from steps.digests import digest
 from steps.errors import StepError
-from steps.models import exported
-from steps.models.manifest import digest
-from steps.models.sources import FILES, Checkpoint, made_once
-from steps.quiet import quiet
-from steps.schema import BuildConfig, Precision, Prompting
-from steps.wrappers import checkpoint as whole
+from steps.output import suppress_output
+from steps.wrappers import manifest as whole
 
 # What decides over an export, beside the checkpoint and the precision.
 EXPORTERS = ("onnxruntime-genai", "onnx", "onnx-ir", "torch", "transformers")
@@ -132,7 +132,7 @@ def _narrow(folder: Path, target: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with quiet():
+    with suppress_output():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, trust_remote_code=False)
         model.save_pretrained(target)
     for file in folder.iterdir():
@@ -154,7 +154,7 @@ def _exported(checkpoint: Checkpoint, precision: Precision) -> Path:
 
 def _export(folder: Path, target: Path, precision: Precision) -> None:
     """Export to ONNX with ONNX Runtime GenAI's model builder."""
-    with quiet(), TemporaryDirectory(prefix="phi3-") as cache:
+    with suppress_output(), TemporaryDirectory(prefix="phi3-") as cache:
         from onnxruntime_genai.models import builder
 
         arguments = ("", str(folder), str(target), precision.name, "cpu", cache)

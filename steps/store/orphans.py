@@ -9,14 +9,17 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from steps import processes, store, tracking
+from steps.output import echo
+from steps.store import connection, processes
+from steps.store.names import FINGERPRINT
+from steps.store.variants import logged_models
 
 
 def sweep(client: Any, experiment: str) -> None:
     """Mark as FAILED each RUNNING run and PENDING model whose process is gone; done at the start of each step."""
     pending = {
         model.source_run_id
-        for model in tracking.logged_models(client, experiment)
+        for model in logged_models(client, experiment)
         if str(model.status) == "PENDING" and model.source_run_id
     }
     running = _running(client, experiment)
@@ -37,7 +40,7 @@ def none_left(client: Any, run: Any) -> Iterator[None]:
     except BaseException:
         # What went wrong is told, not that a server that is away cannot be tidied up either.
         with contextlib.suppress(Exception):
-            store.check_server()
+            connection.check_server()
             discard(client, run.info.experiment_id, run.info.run_id)
         raise
 
@@ -61,7 +64,7 @@ def _end(client: Any, experiment: str, run: Any) -> None:
     discard(client, experiment, run_id)
     status = "FINISHED" if any(map(_is_whole, _models(client, experiment, run_id))) else "FAILED"
     client.set_terminated(run_id, status)
-    tracking.say(f"The process of run {run.info.run_name} ({run_id}) was killed: it is marked {status}.")
+    echo(f"The process of run {run.info.run_name} ({run_id}) was killed: it is marked {status}.")
 
 
 def _running(client: Any, experiment: str) -> list[Any]:
@@ -82,8 +85,8 @@ def _has_ended(client: Any, run_id: str) -> bool:
 
 
 def _models(client: Any, experiment: str, run_id: str) -> list[Any]:
-    return list(tracking.logged_models(client, experiment, f"source_run_id = '{run_id}'"))
+    return list(logged_models(client, experiment, f"source_run_id = '{run_id}'"))
 
 
 def _is_whole(model: Any) -> bool:
-    return str(model.status) == "READY" and tracking.FINGERPRINT in model.tags
+    return str(model.status) == "READY" and FINGERPRINT in model.tags

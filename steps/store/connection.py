@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from steps import processes
 from steps.errors import StepError
 from steps.redaction import SECRET, without_secrets
+from steps.store import processes
 
 
 def connect():

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from steps.cli import CONF
+from steps.config.paths import CONF
+from steps.config.schema import Columns, PromptSet
 from steps.errors import StepError, unknown
-from steps.quiet import quiet
-from steps.schema import Columns, PromptSet
+from steps.output import suppress_output
 
 OPTIONAL = ("id", "messages", "prompt", "tags", "rules")
 # Which builder of `datasets` reads a file.
@@ -56,7 +56,7 @@ def _load(config: PromptSet) -> Any:
     import datasets
 
     try:
-        with quiet():
+        with suppress_output():
             return datasets.load_dataset(**_source(config), name=config.subset, split=config.split).flatten()
     except Exception as error:  # whatever the hub's client or a reader of files raises
         said = str(error).strip().partition("\n")[0]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from steps.schema import BuildConfig, EvaluateConfig, MainConfig, RegisterConfig
+from steps.config.schema import BuildConfig, EvaluateConfig, MainConfig, RegisterConfig
 
 # Which precision each mode has; int4 is ONNX Runtime GenAI's.
 PRECISIONS = {

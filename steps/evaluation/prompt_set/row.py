@@ -49,7 +49,7 @@ class Row:
         return len(self.messages) == 1
 
 
-def make(content: dict[str, Any], number: int = 0) -> Row:
+def make_row(content: dict[str, Any], number: int = 0) -> Row:
     """The row of an object without faults, which stands at `number`."""
     messages = content.get("messages") or [{"role": "user", "content": content["prompt"]}]
     target = content["target"]
@@ -63,7 +63,7 @@ def make(content: dict[str, Any], number: int = 0) -> Row:
     )
 
 
-def faults(content: Any) -> list[str]:
+def faults_of(content: Any) -> list[str]:
     """Everything that is wrong with one row."""
     if not isinstance(content, dict):
         return [f"expected a JSON object, got {type(content).__name__}."]

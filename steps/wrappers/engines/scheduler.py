@@ -14,7 +14,7 @@ from typing import Protocol
 
 from mlflow.protos.databricks_pb2 import CANCELLED, REQUEST_LIMIT_EXCEEDED
 
-from .errors import RequestError, engine_failed
+from ..contract.errors import RequestError, engine_failed
 from .sequence import Sequence
 
 MAX_WAITING = 2048

@@ -15,11 +15,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from steps.cli import CONF
+from steps.config.paths import CONF
+from steps.config.schema import PromptSet as PromptSetConfig
 from steps.errors import StepError
-from steps.evaluation import dataset_rows, prompt_row
-from steps.evaluation.prompt_row import Row
-from steps.schema import PromptSet as PromptSetConfig
+from steps.evaluation.prompt_set import dataset
+from steps.evaluation.prompt_set.row import Row, faults_of, make_row
 
 MAX_FAULTS = 50
 
@@ -50,7 +50,7 @@ class PromptSet:
 def load(config: PromptSetConfig) -> PromptSet:
     """Read and check a prompt set; raises StepError with every fault and where it is."""
     if config.source == "datasets":
-        return _checked(config, config.path, "row", dataset_rows.read(config))
+        return _checked(config, config.path, "row", dataset.read(config))
     path = locate(config.path)
     with path.open("rb") as file:
         return _checked(config, path.name, "line", _lines(file))
@@ -90,7 +90,7 @@ def _checked(config: PromptSetConfig, source: str, unit: str, contents: Iterable
     faults: list[str] = []
     seen: dict[str, int] = {}
     for number, content in contents:
-        problems = [str(content)] if isinstance(content, ValueError) else prompt_row.faults(content)
+        problems = [str(content)] if isinstance(content, ValueError) else faults_of(content)
         identity = content.get("id") if isinstance(content, dict) else None
         if isinstance(identity, str) and identity:
             if identity in seen:
@@ -100,7 +100,7 @@ def _checked(config: PromptSetConfig, source: str, unit: str, contents: Iterable
             named = f" (id {identity!r})" if isinstance(identity, str) and identity else ""
             faults += [f"{unit} {number}{named}: {problem}" for problem in problems]
         else:
-            rows.append(prompt_row.make(content, number))
+            rows.append(make_row(content, number))
     if not rows and not faults:
         faults = ["it holds no row."]
     if faults:
@@ -112,7 +112,7 @@ def name_of(config: PromptSetConfig) -> str:
     """What people call a prompt set."""
     path = Path(config.path)
     # The name of a dataset on the hub may hold a dot that begins no suffix.
-    is_file = config.source == "jsonl" or path.suffix.lower() in dataset_rows.BUILDERS
+    is_file = config.source == "jsonl" or path.suffix.lower() in dataset.BUILDERS
     return config.name or (path.stem if is_file else path.name) or config.path
 
 

@@ -7,8 +7,8 @@ from threading import Event
 
 import numpy as np
 
-from .errors import engine_failed
-from .tokenizer import ChatTokenizer
+from ..contract.errors import engine_failed
+from ..tokenizer import ChatTokenizer
 
 # How much of the tokens that are prefilled together may be padding: it costs as much as any other token.
 PADDING = 0.1

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from ..engines.sequence import Settings
+from ..tokenizer import ChatTokenizer
 from .errors import RequestError
-from .sequence import Settings
-from .tokenizer import ChatTokenizer
 
 ROLES = ("system", "user", "assistant")
 MAX_CHOICES, MAX_STOPS = 8, 8

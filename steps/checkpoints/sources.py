@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from steps.checkpoints import faults
+from steps.config.schema import Model
+from steps.digests import digest, digest_files, sha256_of
 from steps.errors import StepError
-from steps.models import damage
-from steps.models.manifest import digest, digest_files, sha256_of
-from steps.schema import Model
-from steps.wrappers import checkpoint as whole
+from steps.wrappers import manifest as whole
 
 # What a checkpoint may hold, in Hugging Face and in ONNX GenAI layout: neither code nor pickles.
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.onnx", "*.onnx.data", "*.onnx_data")
@@ -53,7 +53,7 @@ def resolve(model: Model) -> Checkpoint:
         directory = Path(model.path).expanduser()
     layout = _layout(directory)
     manifest = _manifest(directory)
-    if found := damage.faults(directory, manifest):
+    if found := faults.faults(directory, manifest):
         raise StepError(*found)
     return Checkpoint(directory, layout, revision, manifest)
 
@@ -118,7 +118,7 @@ def _is_whole(directory: Path) -> bool:
 def _miniature(seed: int) -> Path:
     from importlib.metadata import version
 
-    from steps.models import miniature
+    from steps.checkpoints import miniature
 
     code = digest_files([Path(miniature.__file__), miniature.FACTS])
     name = digest([seed, code, version("torch"), version("transformers"), whole.MANIFEST])[:16]

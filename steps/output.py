@@ -1,4 +1,4 @@
-"""Keep the chatter of libraries from the user: a step says itself how far it is."""
+"""What a step prints: its own lines, and none of a library's chatter."""
 
 import contextlib
 import io
@@ -8,9 +8,14 @@ import warnings
 from collections.abc import Iterator
 
 
+def echo(line: str) -> None:
+    """Print one line about the step's progress, at once."""
+    print(line, flush=True)
+
+
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what a library prints about its own progress from the user, unless it fails."""
+def suppress_output() -> Iterator[None]:
+    """Hide what a library prints, logs and warns about. If the block raises, print the last 2,000 characters of it."""
     printed = io.StringIO()
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)

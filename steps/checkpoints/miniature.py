@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from steps.quiet import quiet
+from steps.output import suppress_output
 
 FACTS = Path(__file__).with_name("facts.yaml")
 # The ids are the positions. Phi-3 has the same tokens under other ids.
@@ -78,7 +78,7 @@ def train_miniature(target: Path, seed: int) -> None:
         _fit(model, tokenizer, facts, random.Random(seed))
     finally:
         torch.set_rng_state(state)
-    with quiet():
+    with suppress_output():
         model.eval().save_pretrained(target)
         tokenizer.save_pretrained(target)
 

@@ -1,0 +1,1 @@
+"""MLflow: the connection, runs, variants, names of tags and metrics, integrity, orphans."""

@@ -1,0 +1,3 @@
+"""The names of tags that this project writes to MLflow."""
+
+FINGERPRINT = "phi3.fingerprint"
