@@ -3,78 +3,77 @@
     python -m steps.build mode=onnx precision=int4
     mlflow run . -e build -P mode=transformers,pyfunc,onnx
 
-Reads conf/build.yaml and the checkpoint; writes one run (parameters, config.yaml, manifests, size,
-time) with one LoggedModel.
+Reads conf/build.yaml and the checkpoint. Writes one run (parameters, config.yaml, manifests, size, time) with one
+LoggedModel.
 """
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from steps import command_line
-from steps.checkpoints import disk_space, sources, staging
-from steps.checkpoints.sources import Checkpoint
-from steps.config.parameters import flatten, text
+from steps.checkpoints.checkpoint import Checkpoint, resolve
+from steps.checkpoints.disk_space import disk_space
+from steps.config.parameters import to_params
 from steps.config.schema import BuildConfig
 from steps.digests import digest, digest_code
-from steps.modes import flavors
-from steps.output import echo
-from steps.store import integrity, orphans, prompts, runs
+from steps.interfaces import get_interface
+from steps.modes import get_mode
+from steps.modes.mode import Mode
+from steps.output import echo, suppress_output
+from steps.store import integrity, names, orphans, prompts, runs
 from steps.store.environment import git_commit, package_versions
-from steps.store.names import FINGERPRINT
 from steps.wrappers.manifest import read_manifest
 
 WRAPPERS = Path(__file__).parent / "wrappers"
 
 
 def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
-    """Log one variant; returns the id of its LoggedModel. `checkpoint` saves resolving it again."""
+    """Log one variant.
+
+    Args:
+        config: What to build.
+        checkpoint: The resolved checkpoint, if it is resolved already.
+
+    Returns:
+        The id of the LoggedModel.
+    """
     import mlflow
 
-    checkpoint = checkpoint or sources.resolve(config.model)
-    client = mlflow.MlflowClient()
+    checkpoint = checkpoint or resolve(config.model)
+    client, mode = mlflow.MlflowClient(), get_mode(config.mode.name)
     started = perf_counter()
-    identity = fingerprint(config, checkpoint)
-    with runs.start(variant_name(config), {FINGERPRINT: identity}) as run, orphans.none_left(client, run):
-        params = flatten(asdict(config))
-        runs.log_params(params)
-        mlflow.log_text(command_line.to_yaml(config), "config.yaml")
-        mlflow.log_dict(_checkpoint_facts(checkpoint), "checkpoint.json")
-        mlflow.log_dict(package_versions(), "environment.json")
-        if commit := git_commit():
-            mlflow.set_tag("mlflow.source.git.commit", commit)
+    name, identity = variant_name(config), fingerprint(config, checkpoint)
+    with runs.start(name, {names.FINGERPRINT: identity}) as run, orphans.discard_on_failure(client, run):
+        _log_inputs(config, checkpoint)
         place = integrity.local_folder(run.info.artifact_uri)
-        with disk_space.needed(checkpoint.bytes, place), staging.staged(checkpoint, config) as folder:
+        with disk_space(checkpoint.bytes, place), mode.stage(checkpoint, config) as folder:
             size = sum(file.stat().st_size for file in folder.iterdir())
-            staged = read_manifest(folder)
-            model_id = flavors.log_variant(
-                config,
-                folder,
-                name=variant_name(config),
-                params={key: text(value) for key, value in params.items()},
-                tags={"phi3.checkpoint_sha256": checkpoint.sha256},
-            )
-        mlflow.log_metrics({"size/bytes": size, "build/seconds": perf_counter() - started}, model_id=model_id)
-        at = flavors.stored_at(config, folder)
-        manifest = integrity.seal(client, model_id, {f"{at}/{name}": entry for name, entry in staged.items()})
+            manifest = {f"{mode.weights_folder}/{file}": entry for file, entry in read_manifest(folder).items()}
+            model_id = _log_model(mode, config, checkpoint, folder)
+        mlflow.log_metrics({names.BYTES.key: size, "build/seconds": perf_counter() - started}, model_id=model_id)
+        manifest_sha256 = integrity.seal(client, model_id, manifest)
         prompts.link(config.prompting, model_id, run.info.run_id)
-        # Only now is it a variant: whoever is killed before leaves none.
-        client.set_logged_model_tags(model_id, {FINGERPRINT: identity, integrity.TAG: manifest})
-    echo(f"Built {variant_name(config)}: models:/{model_id} ({size / 1e6:.1f} MB)")
+        # Only these tags make it a variant: a build that is killed before leaves none.
+        client.set_logged_model_tags(model_id, {names.FINGERPRINT: identity, names.MANIFEST_SHA256: manifest_sha256})
+    echo(f"Built {name}: models:/{model_id} ({size / 1e6:.1f} MB)")
     return model_id
 
 
 def fingerprint(config: BuildConfig, checkpoint: Checkpoint) -> str:
-    """The sha256 over the resolved configuration, the checkpoint's files, the wrappers and the pins."""
+    """Return the sha256 over the resolved configuration, the checkpoint's files, the wrappers and the pins."""
     settings = asdict(config)
-    # The checkpoint is known by its bytes, not by where they lie.
+    # The checkpoint counts by its bytes, not by where they are.
     settings["model"] = {"name": config.model.name, "sha256": checkpoint.sha256}
-    code = digest_code(WRAPPERS)
-    return digest([settings, code, flavors.requirements(config.mode.name)])
+    return digest([settings, digest_code(WRAPPERS), get_mode(config.mode.name).requirements])
 
 
 def variant_name(config: BuildConfig) -> str:
-    """A name that reads: mode, precision, interface, and what is not as usual."""
+    """Return a readable name: mode, precision, interface, and what differs from the defaults."""
     parts = [config.mode.name, config.precision.name, config.interface]
     if config.model.name != "miniature":
         parts.insert(0, config.model.name)
@@ -86,13 +85,48 @@ def variant_name(config: BuildConfig) -> str:
     return "-".join(parts)
 
 
-def _checkpoint_facts(checkpoint: Checkpoint) -> dict:
-    return {
-        "layout": checkpoint.layout,
-        "revision": checkpoint.revision,
-        "sha256": checkpoint.sha256,
-        "files": checkpoint.manifest,
+def _log_inputs(config: BuildConfig, checkpoint: Checkpoint) -> None:
+    """Log to the active run what the variant is made of."""
+    import mlflow
+
+    runs.log_params(to_params(config))
+    mlflow.log_text(command_line.to_yaml(config), "config.yaml")
+    mlflow.log_dict(
+        {
+            "layout": checkpoint.layout,
+            "revision": checkpoint.revision,
+            "sha256": checkpoint.sha256,
+            "files": checkpoint.manifest,
+        },
+        "checkpoint.json",
+    )
+    mlflow.log_dict(package_versions(), "environment.json")
+    if commit := git_commit():
+        mlflow.set_tag("mlflow.source.git.commit", commit)
+
+
+def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: Path) -> str:
+    """Log the staged folder as the mode does; returns the id of the LoggedModel."""
+    common: dict[str, Any] = {
+        "name": variant_name(config),
+        "params": to_params(config),
+        "tags": {names.CHECKPOINT_SHA256: checkpoint.sha256},
+        "input_example": get_interface(config.interface).example,
+        "pip_requirements": mode.requirements,
     }
+    with suppress_output(), _without_bytecode():
+        return str(mode.log(config, folder, common).model_id)
+
+
+@contextlib.contextmanager
+def _without_bytecode() -> Iterator[None]:
+    """Keep Python from compiling a model's code next to it, where it would be logged as part of the model."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def main() -> None:

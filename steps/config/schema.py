@@ -1,61 +1,114 @@
-"""The type of every configuration key; limits.py has what a type cannot say.
+"""The type, default and bounds of every configuration key.
 
-No I/O and no heavy import: a step that only composes its configuration starts at once.
+No I/O and no heavy import, so that a step that only composes its configuration starts at once.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-FREE_TEXT = {"metadata": {"free_text": True}}
+DEFAULT_METRICS = ("answer_match", "exact_match", "token_f1", "rouge_l", "chrf")
+
+
+def key(default: Any = MISSING, *, free_text: bool = False, **bounds: Any) -> Any:
+    """Declare a configuration key. A list or dict default is copied for each configuration.
+
+    Args:
+        default: The value if no file and no override gives one; MISSING if conf/ must give it.
+        free_text: Take the value exactly as the user typed it, commas and quotes included.
+        bounds: What `validation.py` checks: at_least, at_most, above (numbers), one_of (a tuple), needed (True).
+    """
+    metadata = {"free_text": free_text, **bounds}
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
 class Model:
-    """Where the checkpoint comes from: the miniature (`seed`), a hub repository, or a folder."""
+    """Where the checkpoint comes from. Each source has its own keys."""
 
     name: str = MISSING
     source: str = MISSING
-    seed: int = 0
-    repository: str | None = None
-    revision: str | None = None
-    path: str | None = field(default=None, **FREE_TEXT)
 
 
 @dataclass
-class Mode:
-    """How the checkpoint is wrapped, and the settings of that mode's engine."""
+class MiniatureModel(Model):
+    """The miniature, trained on the spot from `seed`."""
+
+    source: str = key("miniature", one_of=("miniature",))
+    seed: int = key(at_least=0)
+
+
+@dataclass
+class HubModel(Model):
+    """A hub repository at a revision."""
+
+    source: str = key("hub", one_of=("hub",))
+    repository: str | None = key(needed=True)
+    revision: str | None = None
+
+
+@dataclass
+class FolderModel(Model):
+    """A folder on this machine, in Hugging Face or ONNX GenAI layout."""
+
+    source: str = key("folder", one_of=("folder",))
+    path: str | None = key(free_text=True, needed=True)
+
+
+@dataclass
+class ModeSettings:
+    """How the checkpoint is wrapped. Each mode adds its own keys in steps/modes/."""
 
     name: str = MISSING
-    max_batch_size: int = 16
-    device: str = "auto"
-    execution_provider: str = "cpu"
+
+    @property
+    def batch_size(self) -> int:
+        """How many rows the mode's engine answers at the same time."""
+        return 1
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the mode is set to run on a GPU."""
+        return False
 
 
 @dataclass
 class Precision:
-    """The numbers that weights are kept in; the block settings belong to int4."""
+    """The numeric format of the weights."""
 
-    name: str = MISSING
-    block_size: int = 32
-    accuracy_level: int = 4
+    name: str = key(one_of=("fp32", "bf16"))
+
+
+@dataclass
+class Int4Precision(Precision):
+    """Weights as blocks of 4-bit integers."""
+
+    name: str = key("int4", one_of=("int4",))
+    block_size: int = key(one_of=(16, 32, 64, 128, 256))
+    accuracy_level: int = key(at_least=0, at_most=4)
 
 
 @dataclass
 class Generation:
     """How a variant generates unless a request says otherwise; temperature 0 is greedy."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int = 256
+    temperature: float = key(0.0, at_least=0, at_most=2)
+    top_p: float = key(1.0, above=0, at_most=1)
+    top_k: int = key(0, at_least=0)
+    max_tokens: int = key(256, at_least=1)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the same question always gets the same answer."""
+        return self.temperature == 0
 
 
 @dataclass
 class Example:
-    """One turn of a few-shot prompt."""
+    """One question and answer of a few-shot prompt."""
 
     user: str = MISSING
     assistant: str = MISSING
@@ -63,93 +116,93 @@ class Example:
 
 @dataclass
 class Prompting:
-    """What a variant puts before every conversation."""
+    """What a variant puts before every conversation: a system prompt, examples."""
 
     name: str = MISSING
-    system: str = field(default="", **FREE_TEXT)
+    system: str = key("", free_text=True)
     examples: list[Example] = field(default_factory=list)
 
 
 @dataclass
 class Columns:
-    """Which columns of a dataset hold the fields of a row: without a word of its own name, with null of none."""
+    """Dataset column for each row field. Defaults to the column of the same name; null ignores it."""
 
-    id: str | None = field(default="id", **FREE_TEXT)
-    messages: str | None = field(default="messages", **FREE_TEXT)
-    prompt: str | None = field(default="prompt", **FREE_TEXT)
-    target: str | None = field(default="target", **FREE_TEXT)
-    tags: str | None = field(default="tags", **FREE_TEXT)
-    rules: str | None = field(default="rules", **FREE_TEXT)
+    id: str | None = key("id", free_text=True)
+    messages: str | None = key("messages", free_text=True)
+    prompt: str | None = key("prompt", free_text=True)
+    target: str | None = key("target", free_text=True)
+    tags: str | None = key("tags", free_text=True)
+    rules: str | None = key("rules", free_text=True)
 
 
 @dataclass
 class PromptSet:
-    """The questions and accepted answers that variants are scored on: a JSONL file, or a dataset of `datasets`.
+    """The questions that variants are scored on, with accepted answers: a JSONL file or a dataset of `datasets`.
 
-    Without a `name` it is called as the file or dataset is. `subset`, `split` and `columns` belong to a dataset;
-    `metrics` are the set's own, beside those of `evaluate`.
+    `name` defaults to the name of the file or dataset. `subset`, `split` and `columns` apply to a dataset. `metrics`
+    are computed in addition to those of `evaluate`.
     """
 
     name: str | None = None
-    path: str | None = field(default=None, **FREE_TEXT)
-    source: str = "jsonl"
-    subset: str | None = field(default=None, **FREE_TEXT)
-    split: str = field(default="test", **FREE_TEXT)
+    path: str | None = key(None, free_text=True, needed=True)
+    source: str = key("jsonl", one_of=("jsonl", "datasets"))
+    subset: str | None = key(None, free_text=True)
+    split: str = key("test", free_text=True)
     columns: Columns = field(default_factory=Columns)
-    over_context: str = "refuse"
-    metrics: list[str] = field(default_factory=list)
+    over_context: str = key("refuse", one_of=("refuse", "skip"))
+    metrics: list[str] = key([])
 
 
 @dataclass
 class Judge:
-    """A model that scores every answer from 0 to 1, behind an OpenAI-compatible address; none without `model`."""
+    """A language model that scores every answer from 0 to 1, at an OpenAI-compatible address; off without `model`."""
 
     model: str | None = None
-    address: str | None = field(default=None, **FREE_TEXT)
-    instructions: str = field(
-        default="Score how well the answer agrees with the accepted answers: 1 in full, 0 not at all.", **FREE_TEXT
+    address: str | None = key(None, free_text=True)
+    instructions: str = key(
+        "Score how well the answer agrees with the accepted answers: 1 in full, 0 not at all.", free_text=True
     )
 
 
 @dataclass
 class Evaluation:
-    """How `evaluate` asks, and which metrics it counts.
+    """How `evaluate` asks, and which metrics it computes.
 
-    A sampled variant is asked `repeats` times, each row each time with a seed of its own that counts from `seed`.
-    `speed` times calls of at most `speed_tokens` each, for `speed_seconds` one by one and as long in batches.
+    A sampled variant is asked `repeats` times. Each row of each repeat has its own seed, counted from `seed`. `speed`
+    times calls of at most `speed_tokens` tokens: for `speed_seconds` one by one, and as long in batches.
     """
 
-    metrics: list[str] = field(default_factory=lambda: ["answer_match", "exact_match", "token_f1", "rouge_l", "chrf"])
-    batch_size: int = 64
-    seed: int = 0
-    repeats: int = 1
-    max_errors: int = 10
+    metrics: list[str] = key(list(DEFAULT_METRICS))
+    batch_size: int = key(64, at_least=1, at_most=256)
+    seed: int = key(0, at_least=0)
+    repeats: int = key(1, at_least=1, at_most=100)
+    max_errors: int = key(10, at_least=0)
     judge: Judge = field(default_factory=Judge)
     speed: bool = True
-    speed_seconds: float = 0.5
-    speed_tokens: int = 32
+    speed_seconds: float = key(0.5, at_least=0, at_most=600)
+    speed_tokens: int = key(32, at_least=1)
     traces: bool = False
 
 
 @dataclass
 class Promotion:
-    """What best means: hard limits (`min`, `max` of any metric) first, then the metric, then the cheapest of the tied.
+    """Which variant is best: hard limits (`min`, `max` of any metric), then the metric, then the cost.
 
-    `alpha` is the level at which a difference counts. The smoke test serves the version and asks `smoke_rows` rows
-    (8 at most: those that evaluate asks one by one); the server must be up within `smoke_seconds`. `retry_rejected`
-    gives rejected versions another chance.
+    `alpha` is the significance level of a difference. The smoke test serves the version and asks `smoke_rows` rows (at
+    most 8: those that evaluate asks one by one). The server must be up within `smoke_seconds`. `retry_rejected` gives
+    rejected versions another chance.
     """
 
     name: str = MISSING
     metric: str = "answer_match"
-    limits: dict[str, Any] = field(default_factory=dict)
-    prefer: list[str] = field(default_factory=list)
-    alpha: float = 0.05
+    limits: dict[str, Any] = key({})
+    prefer: list[str] = key([])
+    alpha: float = key(0.05, above=0, at_most=0.5)
     smoke: bool = True
-    smoke_rows: int = 8
-    smoke_seconds: float = 300
+    smoke_rows: int = key(8, at_least=1, at_most=8)
+    smoke_seconds: float = key(300, at_least=1)
     retry_rejected: bool = False
-    lock_seconds: float = 900
+    lock_seconds: float = key(900, at_least=0)
 
 
 @dataclass
@@ -157,7 +210,7 @@ class BuildConfig:
     """Everything that makes a variant."""
 
     model: Model = field(default_factory=Model)
-    mode: Mode = field(default_factory=Mode)
+    mode: ModeSettings = field(default_factory=ModeSettings)
     precision: Precision = field(default_factory=Precision)
     interface: str = "chat"
     prompting: Prompting = field(default_factory=Prompting)
@@ -175,43 +228,46 @@ class EvaluateConfig:
 
 @dataclass
 class RegisterConfig:
-    """What to promote, and to which name; or who was champion (`history`), or back to `version` (`rollback`)."""
+    """What to promote, and under which name; or show the `history`, or `rollback` to `version`."""
 
     prompt_set: PromptSet = field(default_factory=PromptSet)
     promotion: Promotion = field(default_factory=Promotion)
     registered_model: str = "phi3"
-    action: str = "promote"
-    version: int | None = None
+    action: str = key("promote", one_of=("promote", "history", "rollback"))
+    version: int | None = key(None, at_least=1)
     dry_run: bool = False
 
 
 @dataclass
 class MainConfig(BuildConfig, EvaluateConfig, RegisterConfig):
-    """All three steps: each of `variants` is a list of overrides of build's configuration."""
+    """All three steps. Each of `variants` is a list of overrides of build's configuration."""
 
-    variants: list[list[str]] = field(default_factory=list)
+    variants: list[list[str]] = key([])
 
 
-def only(schema: type, config: MainConfig) -> Any:
-    """One step's part of the main job's configuration."""
+STEPS: dict[str, type] = {
+    "build": BuildConfig,
+    "evaluate": EvaluateConfig,
+    "register": RegisterConfig,
+    "main": MainConfig,
+}
+SOURCES: dict[str, type[Model]] = {"miniature": MiniatureModel, "hub": HubModel, "folder": FolderModel}
+# Precisions with keys of their own; every other one is a plain Precision.
+PRECISIONS: dict[str, type[Precision]] = {"int4": Int4Precision}
+
+
+def step_config(schema: type, config: MainConfig) -> Any:
+    """Return one step's part of the main job's configuration."""
     return schema(**{entry.name: getattr(config, entry.name) for entry in fields(schema)})
 
 
-SCHEMAS = {"build": BuildConfig, "evaluate": EvaluateConfig, "register": RegisterConfig, "main": MainConfig}
-
-
-def store_schemas() -> None:
-    """Make the schemas known to Hydra, as `build_schema` and so on."""
-    for step, schema in SCHEMAS.items():
-        ConfigStore.instance().store(name=f"{step}_schema", node=schema)
-
-
-def free_text_keys(schema: type = MainConfig, prefix: str = "") -> frozenset[str]:
-    """Dotted keys whose values are taken as they are typed."""
+def free_text_keys(schemas: tuple[type, ...] = (MainConfig,), prefix: str = "") -> frozenset[str]:
+    """Return the dotted keys whose values are taken exactly as typed."""
     keys: set[str] = set()
-    for entry in fields(schema):
+    for entry in (entry for schema in schemas for entry in fields(schema)):
         if entry.metadata.get("free_text"):
             keys.add(f"{prefix}{entry.name}")
         elif is_dataclass(entry.type):
-            keys |= free_text_keys(entry.type, f"{prefix}{entry.name}.")
+            nested = tuple(SOURCES.values()) if entry.type is Model else (entry.type,)
+            keys |= free_text_keys(nested, f"{prefix}{entry.name}.")
     return frozenset(keys)

@@ -1,248 +1,177 @@
-"""Ask a variant the questions of a prompt set, in batches, through its own pyfunc interface.
+"""Answer the rows of a prompt set in batches, with a journal.
 
-Every answer goes into a journal, so that a killed evaluation goes on where it was. Batches always hold the same
-rows, and a batch of which any answer is missing is asked again as a whole: then what a variant answers does not
-depend on where it was interrupted, whatever a batch does to the rounding of its numbers. The journal knows a batch
-by what it asks: where a line of the prompt set was mended meanwhile, that line's batch alone is asked again.
+A killed evaluation goes on where it stopped. Batches always hold the same rows, and a batch with a missing answer is
+asked again as a whole: so an answer does not depend on where the evaluation was interrupted, whatever a batch does to
+the rounding of its numbers. The journal knows a batch by what it asks: if a row of the prompt set changes, only its
+batch is asked again.
 """
 
-import contextlib
-import gc
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from time import perf_counter
-from typing import Any
 
 from steps.config.schema import Evaluation
 from steps.digests import digest
 from steps.errors import StepError
-from steps.evaluation.fit import Fit
+from steps.evaluation.asking import Asker
+from steps.evaluation.context_check import ContextCheck
 from steps.evaluation.journal import Journal
 from steps.evaluation.prompt_set import PromptSet
-from steps.output import suppress_output
+from steps.interfaces.interface import Question, Reply
 from steps.store.variants import Variant
 
 SHOWN_ERRORS = 3
-# Few, since a row alone takes as long as several in a batch.
+# Few, because a row alone takes as long as several in a batch.
 ALONE = 8
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a variant said to a row and how long its part of the batch took, or why there is no answer (then "")."""
+    """One row's answer and its share of the batch latency. On error or skip, `text` is empty and the reason is set.
+
+    Attributes:
+        finish_reason: stop, or length if max_tokens cut the answer; None if the interface does not say.
+    """
 
     text: str = ""
     error: str | None = None
     skipped: str | None = None
     latency_ms: float | None = None
-    finish_reason: str | None = None  # of a chat: stop, or length where max_tokens cut it
+    finish_reason: str | None = None
 
 
 @dataclass(frozen=True)
-class Question:
-    """The row at `index` as one repeat asks it; `seed` is None for a variant that draws nothing."""
+class RowQuestion:
+    """The row at `index` as one repeat asks it; `name` is its name in the journal."""
 
     repeat: int
     index: int
-    conversation: list[dict[str, str]]
-    prompt: str
-    seed: int | None
-    name: str = ""  # what a journal calls the answer
+    question: Question
+    name: str = ""
 
 
-def answer(
-    model: Any, variant: Variant, prompt_set: PromptSet, fit: Fit, settings: Evaluation, journal: Journal
+def answer_rows(
+    asker: Asker,
+    variant: Variant,
+    prompt_set: PromptSet,
+    check: ContextCheck,
+    settings: Evaluation,
+    journal: Journal,
 ) -> list[list[Answer]]:
-    """For every repeat the answers to every row, in order; raises StepError beyond `max_errors`."""
+    """Return, for every repeat, the answers to every row in order; raises StepError beyond `max_errors`."""
     from tqdm import tqdm
 
-    batches = list(_batches(variant, prompt_set, fit, settings))
-    known = {name: Answer(**entry) for name, entry in journal.entries.items() if name.startswith("answer ")}
-    errors = fit.unaskable | _errors(batches, known)
+    batches = list(_batches(variant, prompt_set, check, settings))
+    answers = {name: Answer(**entry) for name, entry in journal.entries.items() if name.startswith("answer ")}
+    errors = check.unaskable | _errors(batches, answers)
     if len(errors) > settings.max_errors:
-        # What ended an evaluation may have been the machine's fault: such rows are asked again.
-        journal.drop([name for name, said in known.items() if said.error is not None])
-        known = {name: said for name, said in known.items() if said.error is None}
-        errors = dict(fit.unaskable)
-    _check_errors(prompt_set, errors, settings.max_errors)
-    missing = [batch for batch in batches if not all(question.name in known for question in batch)]
+        # The machine may have been at fault when the evaluation ended: ask rows with an error again.
+        journal.drop([name for name, answer in answers.items() if answer.error is not None])
+        answers = {name: answer for name, answer in answers.items() if answer.error is None}
+        errors = dict(check.unaskable)
+    _refuse_errors(prompt_set, errors, settings.max_errors)
+    missing = [batch for batch in batches if not all(row.name in answers for row in batch)]
     total, left = sum(map(len, batches)), sum(map(len, missing))
-    # disable=None: no bar where the output is not a terminal
+    # disable=None: no bar if the output is not a terminal
     with tqdm(initial=total - left, total=total, desc=variant.name, unit="row", disable=None) as bar:
         for batch in missing:
-            found = _ask_timed(model, variant, batch)
-            journal.add({name: asdict(said) for name, said in found.items()})
-            known |= found
-            errors |= _errors([batch], known)
+            new = _answer_batch(asker, batch)
+            journal.add({name: asdict(answer) for name, answer in new.items()})
+            answers |= new
+            errors |= _errors([batch], answers)
             bar.update(len(batch))
-            _check_errors(prompt_set, errors, settings.max_errors)
-    said = {(question.repeat, question.index): known[question.name] for batch in batches for question in batch}
+            _refuse_errors(prompt_set, errors, settings.max_errors)
+    by_place = {(row.repeat, row.index): answers[row.name] for batch in batches for row in batch}
     return [
-        [_unasked(fit, index) or said[repeat, index] for index in range(len(prompt_set.rows))]
+        [not_asked(check, index) or by_place[repeat, index] for index in range(len(prompt_set.rows))]
         for repeat in range(_repeats(variant, settings))
     ]
 
 
-@contextlib.contextmanager
-def loaded(uri: str) -> Iterator[Any]:
-    """A model with the code that it was logged with; the next model's code starts afresh, and in its memory."""
-    import mlflow
+def rows_asked_alone(rows: int) -> list[int]:
+    """Return the indices, spread over the prompt set, of the rows that a greedy variant is asked one by one.
 
-    path = list(sys.path)
-    _forget_wrappers()
-    gc.collect()
-    try:
-        with suppress_output():
-            model = mlflow.pyfunc.load_model(uri)
-        yield model
-    finally:
-        sys.path[:] = path
-        _forget_wrappers()
-        # MLflow keeps the model that was loaded last.
-        mlflow.models.model.__mlflow_model__ = None
-
-
-def _forget_wrappers() -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "wrappers"]:
-        del sys.modules[name]
-
-
-def _sampled(variant: Variant) -> bool:
-    return float(variant.params["generation.temperature"]) > 0
-
-
-def _repeats(variant: Variant, settings: Evaluation) -> int:
-    """A greedy variant says the same every time."""
-    return settings.repeats if _sampled(variant) else 1
-
-
-def asked_alone(rows: int) -> list[int]:
-    """The places, all over so many rows, of those that a greedy variant is asked one by one.
-
-    A served model can be held against these answers: in bf16 the other rows of a batch move the last bits of a number,
-    and with them now and then a word.
+    A served model can be compared with these answers. In bf16 the other rows of a batch change the last bits of a
+    number, and now and then a word.
     """
     return list(range(0, rows, max(1, rows // ALONE)))[:ALONE]
 
 
-def _batches(variant: Variant, prompt_set: PromptSet, fit: Fit, settings: Evaluation) -> Iterator[list[Question]]:
-    """All questions; each has a seed of its own, the same wherever its batch begins."""
-    asked = [index for index in range(len(prompt_set.rows)) if _unasked(fit, index) is None]
-    alone = set() if _sampled(variant) else set(asked_alone(len(prompt_set.rows)))
+def not_asked(check: ContextCheck, index: int) -> Answer | None:
+    """Return the answer of a row that is not asked at all; None if it is asked."""
+    if index in check.too_long:
+        return Answer(skipped=check.too_long[index])
+    return Answer(error=check.unaskable[index]) if index in check.unaskable else None
+
+
+def _repeats(variant: Variant, settings: Evaluation) -> int:
+    """Return how often to ask. A greedy variant answers the same every time."""
+    return 1 if variant.config.generation.greedy else settings.repeats
+
+
+def _batches(
+    variant: Variant, prompt_set: PromptSet, check: ContextCheck, settings: Evaluation
+) -> Iterator[list[RowQuestion]]:
+    """Yield all questions in batches."""
+    greedy, rows = variant.config.generation.greedy, len(prompt_set.rows)
+    asked = [index for index in range(rows) if not_asked(check, index) is None]
+    alone = set(rows_asked_alone(rows)) if greedy else set()
     together = [index for index in asked if index not in alone]
+    size = settings.batch_size
+    groups = [[index] for index in asked if index in alone]
+    groups += [together[start : start + size] for start in range(0, len(together), size)]
     for repeat in range(_repeats(variant, settings)):
-        for places in [[index] for index in asked if index in alone] + _cut(together, settings.batch_size):
-            yield _named([_question(variant, prompt_set, fit, settings, repeat, index) for index in places])
+        for group in groups:
+            yield _named([_row_question(prompt_set, check, greedy, settings, repeat, index) for index in group])
 
 
-def _cut(places: list[int], size: int) -> list[list[int]]:
-    return [places[start : start + size] for start in range(0, len(places), size)]
-
-
-def _question(
-    variant: Variant, prompt_set: PromptSet, fit: Fit, settings: Evaluation, repeat: int, index: int
-) -> Question:
+def _row_question(
+    prompt_set: PromptSet, check: ContextCheck, greedy: bool, settings: Evaluation, repeat: int, index: int
+) -> RowQuestion:
+    """Return one question. A sampled one has its own seed, the same in whichever batch it is."""
     row = prompt_set.rows[index]
-    seed = settings.seed + repeat * len(prompt_set.rows) + index if _sampled(variant) else None
-    return Question(repeat, index, row.conversation, fit.prompts.get(index, row.question), seed)
+    seed = settings.seed + repeat * len(prompt_set.rows) + index
+    question = Question(row.conversation, check.prompts.get(index, row.question), {} if greedy else {"seed": seed})
+    return RowQuestion(repeat, index, question)
 
 
-def _named(batch: list[Question]) -> list[Question]:
-    """Questions by the place in a batch that asks all of these, since an answer may depend on its batch."""
-    asked = digest([[question.conversation, question.prompt, question.seed] for question in batch])
-    return [replace(question, name=f"answer {asked[:32]} {place}") for place, question in enumerate(batch)]
+def _named(batch: list[RowQuestion]) -> list[RowQuestion]:
+    """Name questions by the whole batch and their place in it, because an answer may depend on its batch."""
+    content = [[row.question.messages, row.question.prompt, row.question.settings.get("seed")] for row in batch]
+    return [replace(row, name=f"answer {digest(content)[:32]} {place}") for place, row in enumerate(batch)]
 
 
-def _unasked(fit: Fit, index: int) -> Answer | None:
-    """Why a row is not asked at all."""
-    if index in fit.too_long:
-        return Answer(skipped=fit.too_long[index])
-    return Answer(error=fit.unaskable[index]) if index in fit.unaskable else None
+def _errors(batches: list[list[RowQuestion]], answers: dict[str, Answer]) -> dict[int, str]:
+    """Return why rows of these batches have no answer, by index."""
+    asked = ((row.index, answers.get(row.name)) for batch in batches for row in batch)
+    return {index: answer.error for index, answer in asked if answer and answer.error}
 
 
-def _errors(batches: list[list[Question]], known: dict[str, Answer]) -> dict[int, str]:
-    """Why rows of these batches have no answer, by index."""
-    asked = ((question.index, known.get(question.name)) for batch in batches for question in batch)
-    return {index: said.error for index, said in asked if said and said.error}
-
-
-def _check_errors(prompt_set: PromptSet, errors: dict[int, str], max_errors: int) -> None:
+def _refuse_errors(prompt_set: PromptSet, errors: dict[int, str], max_errors: int) -> None:
     if len(errors) > max_errors:
         shown = [f"row {prompt_set.rows[index].id!r}: {error}" for index, error in list(errors.items())[:SHOWN_ERRORS]]
         raise StepError(f"{len(errors)} rows failed, more than evaluate.max_errors={max_errors}: {'; '.join(shown)}")
 
 
-def _ask_timed(model: Any, variant: Variant, batch: list[Question]) -> dict[str, Answer]:
-    """The answers to a batch by name; where the whole fails its rows are asked one by one."""
-    started = perf_counter()
+def _answer_batch(asker: Asker, batch: list[RowQuestion]) -> dict[str, Answer]:
+    """Return the answers to a batch by name. If the batch fails as a whole, its rows are asked one by one."""
     try:
-        replies = _ask(model, variant, batch)
+        replies = asker.ask([row.question for row in batch])
     except Exception as error:  # whatever a model raises, it is the row's error
         if len(batch) > 1:
-            return {name: said for question in batch for name, said in _ask_timed(model, variant, [question]).items()}
-        return {batch[0].name: Answer(error=_one_line(error))}
-    latency_ms = 1000 * (perf_counter() - started) / len(batch)
-    return {question.name: _as_answer(*reply, latency_ms) for question, reply in zip(batch, replies, strict=True)}
+            return {name: answer for row in batch for name, answer in _answer_batch(asker, [row]).items()}
+        reason = str(error).strip().partition("\n")[0][:200]
+        return {batch[0].name: Answer(error=_writable(f"{type(error).__name__}: {reason}"))}
+    return {row.name: _to_answer(reply) for row, reply in zip(batch, replies, strict=True)}
 
 
-def _as_answer(text: Any, finish_reason: str | None, latency_ms: float) -> Answer:
+def _to_answer(reply: Reply) -> Answer:
+    text = reply.texts[0] if reply.texts else None
     if not isinstance(text, str):
-        return Answer(error=f"the answer is no text but {type(text).__name__}")
-    return Answer(_writable(text), latency_ms=latency_ms, finish_reason=finish_reason)
+        return Answer(error=f"the answer must be text, got {type(text).__name__}")
+    reason = reply.finish_reasons[0] if reply.finish_reasons else None
+    return Answer(_writable(text), latency_ms=1000 * (reply.seconds or 0), finish_reason=reason)
 
 
 def _writable(text: str) -> str:
-    """A text without lone surrogates: what cannot be written cannot be shown either."""
+    """Replace lone surrogates, which cannot be written to a file."""
     return text.encode(errors="replace").decode()
-
-
-def _one_line(error: Exception) -> str:
-    return _writable(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
-
-
-def _ask(model: Any, variant: Variant, batch: list[Question]) -> list[tuple[Any, str | None]]:
-    """Text and finish_reason of every reply; a prompt's has none."""
-    if variant.params["mode"] == "transformers":
-        # The stock flavour answers the rows of a frame one after the other anyway, and takes no seed.
-        return [_ask_stock(model, variant, question) for question in batch]
-    if variant.params["interface"] == "prompt":
-        return [(reply, None) for reply in _ask_prompts(model, batch)]
-    import pandas as pd
-
-    frame = pd.DataFrame({"messages": [question.conversation for question in batch]})
-    if batch[0].seed is not None:
-        frame["custom_inputs"] = [{"seed": question.seed} for question in batch]
-    return [_first_choice(reply) for reply in _replies(model.predict(frame), len(batch))]
-
-
-def _ask_stock(model: Any, variant: Variant, question: Question) -> tuple[Any, str | None]:
-    if question.seed is not None:
-        import torch
-
-        torch.manual_seed(question.seed)
-    with suppress_output():
-        if variant.params["interface"] == "chat":
-            return _first_choice(model.predict({"messages": question.conversation})[0])
-        return model.predict({"prompt": question.prompt})[0], None
-
-
-def _ask_prompts(model: Any, batch: list[Question]) -> list[Any]:
-    import pandas as pd
-
-    if batch[0].seed is not None:  # params are one for a whole call
-        return [model.predict({"prompt": question.prompt}, params={"seed": question.seed}) for question in batch]
-    replies = model.predict(pd.DataFrame({"prompt": [question.prompt for question in batch]}))
-    return _replies(replies, len(batch))
-
-
-def _replies(replies: Any, number: int) -> list[Any]:
-    listed = replies if isinstance(replies, list) else [replies]
-    if len(listed) != number:
-        raise ValueError(f"{number} rows got {len(listed)} replies")
-    return listed
-
-
-def _first_choice(reply: dict[str, Any]) -> tuple[Any, str | None]:
-    choice = reply["choices"][0]
-    return choice["message"]["content"], choice.get("finish_reason")

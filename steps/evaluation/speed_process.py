@@ -1,10 +1,10 @@
-"""The processes that speed.py measures in: one that has imported a mode's libraries, and a fork of it a model.
+"""The processes that speed.py measures in: one that has imported a mode's libraries, and a fork of it for each model.
 
     python -m steps.evaluation.speed_process MODULE…
 
-Reads requests from its standard input and writes replies to its standard output, each a JSON object on a line;
-the first line says that the imports are done. It talks to no store: a model is a local folder. A fork costs
-nothing, starts with no model's memory, and what happens to it happens to nobody else.
+Reads requests from standard input and writes replies to standard output, each a JSON object on a line. The first line
+says that the imports are done. It uses no store: a model is a local folder. A fork costs nothing and starts without
+any model's memory, and a fork that fails harms no other.
 """
 
 import json
@@ -12,14 +12,22 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
+from steps.evaluation.asking import Asker
+from steps.interfaces import get_interface
+from steps.interfaces.interface import Question
+from steps.modes import get_mode
+
+Item = TypeVar("Item")
 WARM_UP_CALLS, MINIMUM_CALLS, MAXIMUM_CALLS = 2, 3, 1000
-# A large model gives fewer answers than MINIMUM_CALLS rather than keep people for longer than this.
+# A large model gives fewer than MINIMUM_CALLS answers rather than take longer than this.
 PATIENCE_SECONDS = 60
 WEIGHTS = (".safetensors", ".onnx", ".data", ".bin")
 
@@ -36,41 +44,41 @@ def main() -> None:
 
 
 def reply(request: dict[str, Any]) -> dict[str, Any]:
-    """What a fork says to a request, with `loads`: the seconds of loading the model, each time in a fork of its own."""
-    said = in_a_fork(answer, request)
-    if "load_seconds" not in said:
-        return said
-    # The first one is the measuring fork's, which may have read the files from the disk.
-    first = said.pop("load_seconds")
-    alone = [in_a_fork(answer, {"path": path}) for path in _enough([request["path"]], request["seconds"])]
-    return said | {"loads": [first, *(one["load_seconds"] for one in alone if "load_seconds" in one)]}
+    """Return a fork's answer to a request, with `loads`: seconds to load the model, each in its own fork."""
+    content = in_a_fork(answer, request)
+    if "load_seconds" not in content:
+        return content
+    # The first is the measuring fork's own, which may have read the files from the disk.
+    first = content.pop("load_seconds")
+    others = [in_a_fork(answer, {"path": path}) for path in _cycle([request["path"]], request["seconds"])]
+    return content | {"loads": [first, *(other["load_seconds"] for other in others if "load_seconds" in other)]}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The machine's facts for an empty request, the seconds of loading for one of a path alone, else `measure`."""
+    """Return facts about the machine for an empty request, load time for a path alone, otherwise `measure`."""
     if not request:
         from steps.evaluation import machine
 
         return machine.facts()
-    return {"load_seconds": _loaded(request["path"])[1]} if request.keys() == {"path"} else measure(request)
+    return {"load_seconds": _load(request["path"])[1]} if request.keys() == {"path"} else measure(request)
 
 
-def in_a_fork(work: Callable[[dict], dict], request: dict[str, Any]) -> dict[str, Any]:
-    """The result of `work` in a process of its own; what ended it instead stands under `fault`."""
+def in_a_fork(work: Callable[[dict[str, Any]], dict[str, Any]], request: dict[str, Any]) -> dict[str, Any]:
+    """Return the result of `work` in its own process. If it fails, `fault` says how it ended."""
     context = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_tell, args=(sending, work, request))
+    process = context.Process(target=_send_result, args=(sending, work, request))
     process.start()
     sending.close()
     try:
-        content = json.loads(receiving.recv_bytes())
+        content: dict[str, Any] = json.loads(receiving.recv_bytes())
     except EOFError:
         content = {}
     process.join()
-    return content or {"fault": f"its process ended with {_ending(process.exitcode)}"}
+    return content or {"fault": f"its process ended with {_ending(process.exitcode or 0)}"}
 
 
-def _tell(pipe: Any, work: Callable[[dict], dict], request: dict[str, Any]) -> None:
+def _send_result(pipe: Connection, work: Callable[[dict[str, Any]], dict[str, Any]], request: dict[str, Any]) -> None:
     try:
         content = work(request)
     except Exception as error:
@@ -83,32 +91,41 @@ def _ending(code: int) -> str:
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """Load a model and ask it: every latency in seconds with the tokens that came, and the memory it took.
+    """Load a model and time its answers.
 
-    `request` holds `path`, `mode`, `interface`, `rows` (what predict takes), `batch_size`, `max_tokens` (a cap on each
-    completion) and `seconds` (how long each of the three kinds of calls goes on at least three times).
+    Args:
+        request: `path`, `mode`, `interface`, `questions`, `batch_size`, `max_tokens` (the cap on each answer) and
+            `seconds` (how long each of the three kinds of calls goes on, at least three times).
+
+    Returns:
+        Seconds and tokens of every call, and the memory that the process took in bytes.
     """
-    model, load_seconds = _loaded(request["path"])
-    asking = Asking(model, request)
-    rows, seconds = request["rows"], request["seconds"]
-    batch = [rows[index % len(rows)] for index in range(request["batch_size"])]
-    for calls in [*([row] for row in rows[:WARM_UP_CALLS]), *([batch] if asking.takes_batches else [])]:
-        asking.tokens(calls)
-    single = [_timed(asking.tokens, [row]) for row in _enough(rows, seconds)]
-    first = [_timed(asking.first_token, row) for row in _enough(rows if asking.can_stop_early else [], seconds / 4)]
-    batched = [_timed(asking.tokens, given) for given in _enough([batch] if asking.takes_batches else [], seconds)]
+    model, load_seconds = _load(request["path"])
+    mode, interface = get_mode(request["mode"]), get_interface(request["interface"])
+    asker = Asker(model, mode, interface, _token_counter(Path(request["path"])))
+    cap, seconds = {"max_tokens": request["max_tokens"]}, request["seconds"]
+    questions = [replace(Question(**fields), settings=cap) for fields in request["questions"]]
+    batch = [questions[index % len(questions)] for index in range(request["batch_size"])]
+    batches = [batch] if mode.batches else []
+    for warm_up in [*([question] for question in questions[:WARM_UP_CALLS]), *batches]:
+        asker.ask(warm_up)
+    single = [_timed(asker, [question]) for question in _cycle(questions, seconds)]
+    # Without settings a call cannot stop after one token.
+    stoppable = questions if asker.takes_settings else []
+    first = [_time_to_first_token(asker, mode.streams, question) for question in _cycle(stoppable, seconds / 4)]
+    batched = [_timed(asker, questions) for questions in _cycle(batches, seconds)]
     return {
         "load_seconds": load_seconds,
         "single": single,
-        "first_token": [latency for latency, _ in first],
+        "first_token": first,
         "batched": batched or single,
         "weights_bytes": _weights_bytes(Path(request["path"])),
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": peak_bytes(),
         "gpu_peak_bytes": _gpu_peak_bytes(),
     }
 
 
-def _loaded(path: str) -> tuple[Any, float]:
+def _load(path: str) -> tuple[Any, float]:
     import mlflow.pyfunc
 
     started = perf_counter()
@@ -116,65 +133,36 @@ def _loaded(path: str) -> tuple[Any, float]:
     return model, perf_counter() - started
 
 
-class Asking:
-    """Calls of a loaded model, as its mode and interface take them."""
+def _token_counter(path: Path) -> Callable[[str], int]:
+    """Return a counter of the tokens of a text, for replies that do not hold their number."""
+    from tokenizers import Tokenizer
 
-    def __init__(self, model: Any, request: dict[str, Any]):
-        self._model, self._interface, self._cap = model, request["interface"], request["max_tokens"]
-        stock = request["mode"] == "transformers"
-        self._streams, self.takes_batches = not stock, not stock
-        # With a prompt the stock flavour takes no settings of a call.
-        self._takes_settings = self.can_stop_early = not stock or self._interface == "chat"
-        if self._interface == "prompt":
-            from tokenizers import Tokenizer
-
-            self._tokenizer = Tokenizer.from_file(str(next(Path(request["path"]).rglob("tokenizer.json"))))
-
-    def tokens(self, rows: list[dict[str, Any]]) -> int:
-        """Answer rows in one call; returns the tokens of all completions, the end tokens too."""
-        import pandas as pd
-
-        rows, keywords = self._given(rows, self._cap)
-        reply = self._model.predict(rows[0] if len(rows) == 1 else pd.DataFrame(rows), **keywords)
-        return sum(self._count(one) for one in (reply if isinstance(reply, list) else [reply]))
-
-    def first_token(self, row: dict[str, Any]) -> int:
-        """Return as soon as the first text of a stream is there, or else when a call for one token is over."""
-        if not self._streams:
-            (row,), keywords = self._given([row], 1)
-            self._model.predict(row, **keywords)
-            return 1
-        (row,), keywords = self._given([row], self._cap)
-        pieces = self._model.predict_stream(row, **keywords)
-        next((piece for piece in pieces if self._text_of(piece)), None)
-        pieces.close()
-        return 1
-
-    def _given(self, rows: list[dict[str, Any]], cap: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        if not self._takes_settings:
-            return rows, {}
-        if self._interface == "chat":
-            return [row | {"max_tokens": cap} for row in rows], {}
-        return rows, {"params": {"max_tokens": cap}}
-
-    def _count(self, reply: Any) -> int:
-        if self._interface == "chat":
-            return reply["usage"]["completion_tokens"]
-        seen = len(self._tokenizer.encode(reply, add_special_tokens=False).ids)
-        return seen + (seen < self._cap)  # shorter than the cap: an end token came last
-
-    def _text_of(self, piece: Any) -> str:
-        return piece["choices"][0]["delta"].get("content", "") if self._interface == "chat" else piece
+    tokenizer = Tokenizer.from_file(str(next(path.rglob("tokenizer.json"))))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def _timed(call: Callable[[Any], int], given: Any) -> tuple[float, int]:
+def _timed(asker: Asker, questions: Sequence[Question]) -> tuple[float, int]:
+    """Return the seconds of a call and the tokens of all its answers."""
+    replies = asker.ask(questions)
+    seconds = sum(reply.seconds or 0 for reply in replies)
+    return seconds, sum(reply.completion_tokens or 0 for reply in replies)
+
+
+def _time_to_first_token(asker: Asker, streams: bool, question: Question) -> float:
+    """Return the seconds until the first text of a stream, or until a call for one token returns."""
     started = perf_counter()
-    tokens = call(given)
-    return perf_counter() - started, tokens
+    if not streams:
+        asker.ask([replace(question, settings={"max_tokens": 1})])
+        return perf_counter() - started
+    pieces = asker.stream(question)
+    next((piece for piece in pieces if piece.text), None)
+    seconds = perf_counter() - started
+    pieces.close()
+    return seconds
 
 
-def _enough(items: list[Any], seconds: float) -> Iterator[Any]:
-    """Go round the items until the time is up, but a few times at least; of no items none."""
+def _cycle(items: Sequence[Item], seconds: float) -> Iterator[Item]:
+    """Yield the items round and round until the time is up, but at least MINIMUM_CALLS; nothing if there are none."""
     started = perf_counter()
     for index in range(MAXIMUM_CALLS if items else 0):
         passed = perf_counter() - started
@@ -187,8 +175,8 @@ def _weights_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.suffix in WEIGHTS)
 
 
-def _peak_bytes() -> int:
-    """The most memory that this process held at once (resident), the imported libraries included."""
+def peak_bytes() -> int:
+    """Return the most resident memory that this process has held, imported libraries included."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,1 +1,37 @@
-"""Modes"""
+"""The ways to wrap a checkpoint. A mode is one file and one line of the map below."""
+
+from collections.abc import Iterator
+from importlib import import_module
+
+from steps.config.schema import BuildConfig
+from steps.errors import StepError, unknown
+from steps.interfaces import INTERFACES
+from steps.modes.mode import Mode
+
+# Where each mode is; `mode=NAME` chooses one.
+MODES = {
+    "transformers": "steps.modes.transformers",
+    "pyfunc": "steps.modes.pyfunc",
+    "onnx": "steps.modes.onnx",
+}
+
+
+def get_mode(name: str) -> Mode:
+    """Return a mode by name; raises StepError with the nearest name."""
+    if name not in MODES:
+        raise StepError(unknown("mode", name, MODES))
+    mode: Mode = import_module(MODES[name]).MODE
+    return mode
+
+
+def build_faults(config: BuildConfig) -> Iterator[str]:
+    """Yield what cannot be built: an unknown interface, a precision that the mode does not have."""
+    if config.interface not in INTERFACES:
+        yield f"interface must be one of {', '.join(INTERFACES)}, got {config.interface!r}."
+    mode, precision = get_mode(config.mode.name), config.precision.name
+    if precision not in mode.precisions:
+        offering = [name for name in MODES if precision in get_mode(name).precisions]
+        yield (
+            f"precision={precision} is not offered by mode={mode.name}, which has {', '.join(mode.precisions)}. "
+            f"Modes that have {precision}: {', '.join(offering) or 'none'}."
+        )

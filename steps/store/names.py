@@ -1,3 +1,134 @@
-"""The names of tags that this project writes to MLflow."""
+"""The names of everything that this project writes to MLflow, and how a metric is read.
 
+Tags begin with `phi3.`. A metric that is measured on a prompt set has one value for each prompt set on a LoggedModel;
+MLflow's digest of the dataset tells them apart.
+"""
+
+from dataclasses import dataclass
+
+# Tags of a variant: its run and its LoggedModel.
 FINGERPRINT = "phi3.fingerprint"
+CHECKPOINT_SHA256 = "phi3.checkpoint_sha256"
+MANIFEST_SHA256 = "phi3.manifest_sha256"
+PROMPT_SET_SHA256 = "phi3.prompt_set_sha256"
+# The process that works on a run.
+PROCESS = "phi3.process"
+# Tags with one value for each prompt set (`of_prompt_set`): a complete scorecard; its report; on an evaluation's run,
+# the scorecards and reports that it compares.
+SCORECARD = "phi3.scorecard"
+REPORT = "phi3.report"
+COMPARED = "phi3.compared"
+# A tag of each trace: the prompt set of its row.
+TRACE_PROMPT_SET = "phi3.prompt_set"
+
+# Tags of a registered version.
+MODEL_ID = "phi3.model_id"
+VARIANT = "phi3.variant"
+SMOKE = "phi3.smoke"
+REJECTED = "phi3.rejected"
+REASON = "phi3.reason"
+POLICY = "phi3.policy"
+SCORES = "phi3.scores"
+REPLACED_VERSION = "phi3.replaced_version"
+RUN_ID = "phi3.run_id"
+GIT_COMMIT = "phi3.git_commit"
+# Each time that a version becomes champion adds a tag: this and the UTC time.
+CHAMPION_SINCE = "phi3.champion."
+
+# Tags of a register run.
+ACTION = "phi3.action"
+PROMOTED = "phi3.promoted"
+CHAMPION_VERSION = "phi3.champion_version"
+# Set on a rollback run that was killed: the id of the run that finished its report.
+FINISHED_BY = "phi3.told_by"
+
+# Aliases of the registered model.
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+
+
+def of_prompt_set(tag: str, prompt_set_sha256: str) -> str:
+    """Return the name of a tag for one prompt set, whatever the set is called."""
+    return f"{tag}.{prompt_set_sha256[:16]}"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown, and which way it is better.
+
+    Attributes:
+        key: Its name in MLflow.
+        label: The heading of its column.
+        digits: Decimals shown.
+        more_is_better: Whether a higher value is better.
+        unit: What one unit of the label is in units of the metric.
+    """
+
+    key: str
+    label: str
+    digits: int = 0
+    more_is_better: bool = False
+    unit: float = 1
+
+    def show(self, value: float | None) -> str:
+        """Return a value as people read it in a table."""
+        return "-" if value is None else f"{value / self.unit:.{self.digits}f}"
+
+
+TOKENS_PER_SECOND = Metric("speed/tokens_per_second", "tokens/s", more_is_better=True)
+PEAK_MEMORY = Metric("memory/peak_mb", "peak MB")
+BYTES = Metric("size/bytes", "MB", digits=1, unit=1e6)
+CONTRACT_PASSED = Metric("contract/passed", "contract", more_is_better=True)
+CONTRACT_TOTAL = Metric("contract/total", "contract checks")
+CONTRACT_RATE = Metric("contract/rate", "contract", digits=2, more_is_better=True)
+ERRORS = Metric("answers/errors", "errors")
+TRUNCATED = Metric("answers/truncated", "truncated")
+SKIPPED = Metric("answers/skipped", "skipped")
+# What a variant costs, in the order of the tables.
+COSTS = (
+    CONTRACT_PASSED,
+    CONTRACT_TOTAL,
+    TOKENS_PER_SECOND,
+    Metric("speed/batch_tokens_per_second", "batch tokens/s", more_is_better=True),
+    Metric("speed/time_to_first_token_ms", "first token ms", digits=1),
+    Metric("speed/latency_p50_ms", "latency p50 ms"),
+    Metric("speed/latency_p95_ms", "latency p95 ms"),
+    Metric("speed/load_seconds", "load s", digits=2),
+    Metric("speed/bandwidth_fraction", "bandwidth", digits=2, more_is_better=True),
+    PEAK_MEMORY,
+    BYTES,
+    ERRORS,
+    TRUNCATED,
+    SKIPPED,
+)
+# The names that a policy may use for the metrics that it is usually about.
+POLICY_NAMES = {
+    "latency": "speed/latency_p95_ms",
+    "memory": PEAK_MEMORY.key,
+    "bytes": BYTES.key,
+    "contract": CONTRACT_RATE.key,
+}
+# What `evaluate.speed` measures. With BYTES, these are never 0: MLflow stores a NaN on a model as 0.
+TIMED = ("speed/", "memory/")
+MEASURED = (*TIMED, "size/")
+
+
+def metric_key(name: str) -> str:
+    """Return a metric's full key: `answer_match` is `answer_match/mean`, `latency` is `speed/latency_p95_ms`."""
+    return POLICY_NAMES.get(name, name if "/" in name else f"{name}/mean")
+
+
+def row_metric(name: str) -> str:
+    """Return the name under which a scorecard keeps the scores of a metric's rows."""
+    return metric_key(name).removesuffix("/mean")
+
+
+def more_is_better(key: str) -> bool:
+    """Return True if a higher value is better: scores, rates, tokens per second."""
+    endings = ("/mean", "/ci_low", "/ci_high", "tokens_per_second", "/bandwidth_fraction", "/rate", "/passed")
+    return key.endswith(endings)
+
+
+def is_timed(name: str) -> bool:
+    """Return True if a metric is measured by `evaluate.speed`."""
+    return metric_key(name).startswith(TIMED)

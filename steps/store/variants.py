@@ -1,46 +1,99 @@
-"""Find the variants that are logged in MLflow, and read their artifacts."""
+"""Find the variants that are logged in MLflow, with their configuration, and read their artifacts."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from steps.config.parameters import from_params
+from steps.config.schema import PRECISIONS, SOURCES, BuildConfig, Model, Precision
+from steps.errors import StepError
+from steps.interfaces import get_interface
+from steps.interfaces.interface import Interface
+from steps.modes import MODES, get_mode
+from steps.modes.mode import Mode
 from steps.output import suppress_output
-from steps.store.names import FINGERPRINT
+from steps.store import names
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A READY logged model of this project, and the run that built it."""
+    """A READY LoggedModel of this project, and the run that built it.
+
+    Attributes:
+        metrics: Key, digest of the dataset it was measured on (None for none), value; the latest value last.
+        run_artifacts: Where the run's artifacts are; None if it was not looked up.
+    """
 
     model_id: str
     run_id: str
     name: str
     tags: dict[str, str]
-    params: dict[str, str]
-    metrics: tuple[tuple[str, str | None, float], ...]  # key, digest of the dataset it was measured on, value
-    run_artifacts: str | None = None  # where the run's artifacts are, if it is known already
+    config: BuildConfig
+    metrics: tuple[tuple[str, str | None, float], ...]
+    run_artifacts: str | None = None
 
     @property
     def uri(self) -> str:
+        """The address that MLflow loads the model from."""
         return f"models:/{self.model_id}"
 
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 over everything that makes the variant."""
+        return self.tags[names.FINGERPRINT]
 
-def find_variants(client, experiment: str) -> list[Variant]:
-    """Every variant of the experiment that is whole (READY) and whose run was not deleted, oldest first."""
+    @property
+    def mode(self) -> Mode:
+        """How it is wrapped."""
+        return get_mode(self.config.mode.name)
+
+    @property
+    def interface(self) -> Interface:
+        """What its clients send and get."""
+        return get_interface(self.config.interface)
+
+
+def find_variants(client: MlflowClient, experiment: str) -> list[Variant]:
+    """Return every READY variant of an experiment, oldest first.
+
+    A model whose run was deleted, or whose mode this version does not have, is left out.
+    """
     models = [
         model
         for model in logged_models(client, experiment)
         # A filter on status finds nothing in MLflow's SQL store.
-        if str(model.status) == "READY" and FINGERPRINT in model.tags
+        if str(model.status) == "READY" and names.FINGERPRINT in model.tags and model.params.get("mode") in MODES
     ]
     # Deleting a run leaves its model READY.
-    artifacts = _artifacts_of_runs(client, experiment) if models else {}
+    artifacts = _run_artifacts(client, experiment) if models else {}
     models.sort(key=lambda model: model.creation_timestamp)
-    return [as_variant(model, artifacts[model.source_run_id]) for model in models if model.source_run_id in artifacts]
+    return [to_variant(model, artifacts[model.source_run_id]) for model in models if model.source_run_id in artifacts]
 
 
-def logged_models(client, experiment: str, condition: str | None = None) -> Iterator[Any]:
-    """The LoggedModels of the experiment, all pages of them."""
+def read_variant(client: MlflowClient, model_id: str) -> Variant:
+    """Return the variant with this LoggedModel as it is now; raises MlflowException if there is none."""
+    return to_variant(client.get_logged_model(model_id))
+
+
+def variant_of_run(client: MlflowClient, run_id: str) -> Variant:
+    """Return the READY variant that a run built, in whichever experiment; raises StepError if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        experiment = client.get_run(run_id).info.experiment_id
+        return next(variant for variant in find_variants(client, experiment) if variant.run_id == run_id)
+    except (MlflowException, StopIteration):
+        raise StepError(f"run_id must be the run of a READY variant, got '{run_id}'.") from None
+
+
+def logged_models(client: MlflowClient, experiment: str, condition: str | None = None) -> Iterator[LoggedModel]:
+    """Yield the LoggedModels of an experiment from all pages."""
     token = None
     while True:
         page = client.search_logged_models([experiment], filter_string=condition, page_token=token)
@@ -49,30 +102,46 @@ def logged_models(client, experiment: str, condition: str | None = None) -> Iter
             return
 
 
-def _artifacts_of_runs(client, experiment: str) -> dict[str, str]:
-    """Where the artifacts are of each run that built a variant and was not deleted, by its id."""
-    found, token = {}, None
-    while True:
-        page = client.search_runs([experiment], f"tags.`{FINGERPRINT}` LIKE '%'", page_token=token)
-        found |= {run.info.run_id: run.info.artifact_uri for run in page}
-        if not (token := page.token):
-            return found
-
-
-def as_variant(model, run_artifacts: str | None = None) -> Variant:
-    """The variant that a LoggedModel of MLflow is."""
+def to_variant(model: LoggedModel, run_artifacts: str | None = None) -> Variant:
+    """Return a LoggedModel as a variant, with the configuration that it was built from."""
     # A model keeps every value that was ever logged: the latest comes last and counts.
     logged = sorted(model.metrics or [], key=lambda metric: (metric.timestamp, metric.step))
-    metrics = tuple((metric.key, metric.dataset_digest, metric.value) for metric in logged)
-    tags, params = dict(model.tags), dict(model.params)
-    return Variant(model.model_id, model.source_run_id, model.name, tags, params, metrics, run_artifacts)
+    return Variant(
+        model_id=model.model_id,
+        run_id=model.source_run_id,
+        name=model.name,
+        tags=dict(model.tags),
+        config=_config(model.params),
+        metrics=tuple((metric.key, metric.dataset_digest, metric.value) for metric in logged),
+        run_artifacts=run_artifacts,
+    )
 
 
 def load_artifact(variant: Variant, path: str) -> Any:
-    """A JSON artifact of the run that built a variant; raises whatever its store raises."""
+    """Return a JSON artifact of the run that built a variant; raises whatever its store raises."""
     import mlflow
 
-    # By the run's own address: that of `runs:/` is looked for among the run's models as well.
+    # The run's own address: MLflow would look for `runs:/` among the run's models as well.
     folder = variant.run_artifacts or mlflow.MlflowClient().get_run(variant.run_id).info.artifact_uri
     with suppress_output():
         return mlflow.artifacts.load_dict(f"{folder}/{path}")
+
+
+def _config(params: dict[str, str]) -> BuildConfig:
+    empty = BuildConfig(
+        model=SOURCES.get(params.get("model.source", ""), Model)(),
+        mode=get_mode(params["mode"]).settings(),
+        precision=PRECISIONS.get(params.get("precision", ""), Precision)(),
+    )
+    return from_params(params, empty)
+
+
+def _run_artifacts(client: MlflowClient, experiment: str) -> dict[str, str]:
+    """Return where the artifacts are of each run that built a variant and was not deleted, by its id."""
+    artifacts: dict[str, str] = {}
+    token = None
+    while True:
+        page = client.search_runs([experiment], f"tags.`{names.FINGERPRINT}` LIKE '%'", page_token=token)
+        artifacts |= {run.info.run_id: run.info.artifact_uri for run in page}
+        if not (token := page.token):
+            return artifacts

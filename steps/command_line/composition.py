@@ -1,0 +1,167 @@
+"""Overrides as a typed configuration, by Hydra.
+
+Every key and value is checked before a step starts, and all faults are reported at once. An option of a group has
+only the keys that it reads: `mode.device` exists with mode=pyfunc and not with mode=onnx.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from steps.command_line.overrides import OPEN_KEYS, key_of
+from steps.config.paths import CONF
+from steps.config.schema import PRECISIONS, SOURCES, STEPS, Precision
+from steps.config.validation import faults
+from steps.errors import StepError, unknown
+from steps.modes import MODES, build_faults, get_mode
+
+
+def option_schemas() -> dict[str, dict[str, type]]:
+    """Return the groups whose options differ in their keys: by group, by the name of a schema, its dataclass."""
+    return {
+        "model": dict(SOURCES),
+        "mode": {name: get_mode(name).settings for name in MODES},
+        "precision": {"plain": Precision, **PRECISIONS},
+    }
+
+
+def store_schemas() -> None:
+    """Make the schemas known to Hydra: `build_schema` and so on, and `/schema/GROUP/NAME` for options."""
+    store = ConfigStore.instance()
+    for step_name, schema in STEPS.items():
+        store.store(name=f"{step_name}_schema", node=schema)
+    for group, schemas in option_schemas().items():
+        for name, schema in schemas.items():
+            store.store(group=f"schema/{group}", name=name, node=schema)
+
+
+def compose(step_name: str, overrides: list[str]) -> Any:
+    """Return the typed configuration of a step."""
+    with initialized_hydra():
+        return OmegaConf.to_object(hydra.compose(step_name, overrides))
+
+
+def check(step_name: str, jobs: list[list[str]]) -> None:
+    """Check every key and value of every job; raises StepError with all faults together."""
+    sentences: dict[str, None] = {}  # an ordered set: points of a sweep share most of their faults
+    with initialized_hydra():
+        for choices, override in _distinct_overrides(step_name, jobs):
+            sentences |= dict.fromkeys(_override_faults(step_name, override, choices))
+        for job in [] if sentences else jobs:
+            config = compose(step_name, job)
+            sentences |= dict.fromkeys(faults(config))
+            if step_name == "build":
+                sentences |= dict.fromkeys(build_faults(config))
+    if sentences:
+        raise StepError(*sentences)
+
+
+def without_foreign_keys(step_name: str, jobs: list[list[str]], keys: set[str]) -> list[list[str]]:
+    """Return the jobs without those overrides of `keys` that their options do not have.
+
+    A key that no job has stays everywhere, so that `check` reports it.
+    """
+    with initialized_hydra():
+        known = [set(known_keys(step_name, _choices(step_name, job))) for job in jobs]
+        optional = {key for key in keys if any(key in known_here for known_here in known)}
+        return [
+            [override for override in job if key_of(override) not in optional or key_of(override) in known_here]
+            for job, known_here in zip(jobs, known, strict=True)
+        ]
+
+
+def to_yaml(config: Any) -> str:
+    """Return a typed configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+@contextlib.contextmanager
+def initialized_hydra() -> Iterator[None]:
+    """Have Hydra initialised for composing, whether or not it already runs."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    store_schemas()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@cache
+def known_keys(step_name: str, choices: tuple[str, ...]) -> list[str]:
+    """Return every dotted key of a step's configuration with the options that `choices` (overrides) select."""
+    composed = hydra.compose(step_name, list(choices))
+    return list(_dotted(OmegaConf.to_container(composed, throw_on_missing=False)))
+
+
+def _dotted(content: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def _group_options(key: str) -> list[str]:
+    """Return the options of a configuration group; none if there is no such group."""
+    options: list[str] = GlobalHydra.instance().config_loader().get_group_options(key) if "." not in key else []
+    return options
+
+
+def _distinct_overrides(step_name: str, jobs: list[list[str]]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield each override once for each set of valid options that it is combined with."""
+    seen = set()
+    for job in jobs:
+        choices = _choices(step_name, job)
+        for override in job:
+            if (choices, override) not in seen:
+                seen.add((choices, override))
+                yield choices, override
+
+
+def _choices(step_name: str, job: list[str]) -> tuple[str, ...]:
+    """Return the overrides of a job that choose an option of a group, as far as the option exists."""
+    groups = {key for key in known_keys(step_name, ()) if _group_options(key)}
+    chosen = [override for override in job if key_of(override) in groups]
+    return tuple(override for override in chosen if override.partition("=")[2] in _group_options(key_of(override)))
+
+
+def _override_faults(step_name: str, override: str, choices: tuple[str, ...]) -> Iterator[str]:
+    """Yield what is wrong with one override: an unknown key or option, a value of the wrong type."""
+    key, value = key_of(override), override.partition("=")[2]
+    keys = known_keys(step_name, choices)
+    if key.startswith("hydra") or override in choices:
+        return
+    if key not in keys and not key.startswith(OPEN_KEYS):
+        yield f"{_unknown_key(step_name, key, keys, choices)} Got {override.lstrip('+~')}."
+    elif options := _group_options(key):
+        yield unknown(key, value, options)
+    else:
+        try:
+            hydra.compose(step_name, [*choices, override])
+        except (HydraException, OmegaConfBaseException) as error:
+            yield f"{key}: {_one_line(error.__cause__ or error)}."
+
+
+def _unknown_key(step_name: str, key: str, keys: list[str], choices: tuple[str, ...]) -> str:
+    """Return a sentence about a key that the configuration does not have: whose key it is, or the nearest one."""
+    group = key.partition(".")[0]
+    owners = [
+        f"{group}={option}" for option in _group_options(group) if key in known_keys(step_name, (f"{group}={option}",))
+    ]
+    if owners:
+        chosen = next((choice for choice in choices if key_of(choice) == group), f"the default {group}")
+        return f"{key} is not a key of {chosen}, it is a key of {' and '.join(owners)}."
+    parent = key.rpartition(".")[0]
+    siblings = [known for known in keys if known.rpartition(".")[0] == parent]
+    return unknown("key", key, siblings if parent in keys else [known for known in keys if "." not in known])
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split("\n    full_key:")[0].split())

@@ -1,0 +1,102 @@
+"""Run a step with what the command line says: once, or once for each point of a sweep."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from steps.command_line.composition import check, store_schemas
+from steps.command_line.overrides import expand, parse
+from steps.config.paths import CONF
+from steps.errors import StepError
+from steps.redaction import redacted
+from steps.store import connection, orphans, runs
+
+# Hydra would write folders and log lines of its own; here MLflow's store keeps everything.
+QUIET = (
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+    "hydra.output_subdir=null",
+    "hydra.run.dir=.",
+)
+
+
+def run(step_name: str, step: Callable[[Any], Any]) -> None:
+    """Run a step as a command. `step` takes the typed configuration."""
+    exit_on_error(lambda: _run(step_name, step))
+
+
+def exit_on_error(command: Callable[[], Any]) -> None:
+    """Run a command. An error that the user can correct is printed as sentences, with an exit code and no traceback.
+
+    HYDRA_FULL_ERROR=1 shows the traceback instead.
+    """
+    try:
+        command()
+    except (StepError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        for line in error.faults if isinstance(error, StepError) else [str(error).strip()]:
+            print(f"error: {redacted(line)}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code if isinstance(error, StepError) else 1)
+
+
+def _run(step_name: str, step: Callable[[Any], Any]) -> None:
+    flags, overrides = parse(sys.argv[1:])
+    if flags:
+        return run_with_hydra(step_name, step, overrides, flags)
+    jobs = expand(overrides)
+    check(step_name, jobs)
+    if len(jobs) == 1:
+        return run_with_hydra(step_name, step, overrides)
+    with connection.plain_errors():
+        connection.connect()
+    with connection.plain_errors(), runs.start(f"{step_name}-sweep"), TemporaryDirectory(prefix="phi3-") as folder:
+        quiet = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=."]
+        run_with_hydra(step_name, step, [*quiet, *overrides], ["--multirun"])
+    return None
+
+
+def run_with_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[str], flags: Iterable[str] = ()) -> None:
+    """Let Hydra compose the configuration and launch the step; raises StepError with the faults of all points."""
+    store_schemas()
+    failures: list[StepError] = []
+
+    def task(config: DictConfig) -> Any:
+        try:
+            with connection.plain_errors():
+                orphans.sweep(connection.connect(), runs.experiment_id())
+                return step(OmegaConf.to_object(config))
+        except StepError as error:
+            # The other points of a sweep go on; Hydra would print a line of its own.
+            failures.append(error)
+
+    argv, sys.argv = sys.argv, [sys.argv[0], *flags, *QUIET, *overrides]
+    try:
+        with _raising_hydra_errors():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=step_name)(task)()
+    finally:
+        sys.argv = argv
+    if failures:
+        worst = min(failures, key=lambda error: error.exit_code)  # 1 (failed) is worse than 3 (done with row errors)
+        raise type(worst)(*(fault for error in failures for fault in error.faults)) from worst
+
+
+@contextlib.contextmanager
+def _raising_hydra_errors() -> Iterator[None]:
+    """Have Hydra raise its errors instead of printing them and ending the process."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before

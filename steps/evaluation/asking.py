@@ -1,0 +1,138 @@
+"""The one way to ask a model, whatever its mode and interface, loaded in this process or served.
+
+`Asker.ask` does what the mode can do: batches, seeds, settings. `Asker.send` sends requests as they are, which is how
+the contract suite finds out what a model does with them.
+"""
+
+import contextlib
+import gc
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any, Protocol
+
+from steps.interfaces.interface import Interface, Question, Reply
+from steps.modes.mode import Mode
+from steps.output import suppress_output
+
+
+class Model(Protocol):
+    """What is asked: a loaded pyfunc model, or a client of a served one."""
+
+    def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
+        """Answer one request (an object) or several (a frame)."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a stream: its text, and the finish reason in the last piece of a chat."""
+
+    text: str
+    finish_reason: str | None
+
+
+@contextlib.contextmanager
+def loaded(uri: str) -> Iterator[Any]:
+    """Load a model with the code that it was logged with, and forget both at the end of the block."""
+    import mlflow
+
+    path = list(sys.path)
+    _forget_wrappers()
+    # The memory of the model before is free when this one is loaded.
+    gc.collect()
+    try:
+        with suppress_output():
+            model = mlflow.pyfunc.load_model(uri)
+        yield model
+    finally:
+        sys.path[:] = path
+        _forget_wrappers()
+        # MLflow keeps the model that was loaded last.
+        mlflow.models.model.__mlflow_model__ = None
+
+
+def _forget_wrappers() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "wrappers"]:
+        del sys.modules[name]
+
+
+class Asker:
+    """Asks one model.
+
+    Args:
+        model: A loaded or served model.
+        mode: How the model is wrapped.
+        interface: What its requests and replies look like.
+        count_tokens: Count the tokens of a text, for an interface whose replies do not.
+    """
+
+    def __init__(
+        self, model: Model, mode: Mode, interface: Interface, count_tokens: Callable[[str], int] | None = None
+    ):
+        self._model, self._mode, self._interface = model, mode, interface
+        self._count_tokens = count_tokens
+
+    @property
+    def takes_settings(self) -> bool:
+        """Whether a request can carry settings such as max_tokens."""
+        return self._interface.settings_in_row or self._mode.takes_params
+
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        """Return the reply to each question, together in one call if the mode and the settings allow it."""
+        shared = self._interface.settings_in_row or all(each.settings == questions[0].settings for each in questions)
+        if self._mode.batches and shared:
+            return self._timed(list(questions))
+        return [reply for question in questions for reply in self._timed([question])]
+
+    def send(self, questions: Sequence[Question]) -> list[Reply]:
+        """Send questions in one call, exactly as they are, and return the replies.
+
+        If settings are parameters of the call, those of the first question are sent.
+        """
+        import pandas as pd
+
+        rows = [self._interface.row(question) for question in questions]
+        params = self._interface.params(questions[0])
+        data = rows[0] if len(rows) == 1 else pd.DataFrame(rows)
+        content = self._model.predict(data, params=params) if params else self._model.predict(data)
+        if len(rows) == 1:
+            return [self._interface.reply(content)]
+        if not isinstance(content, list) or len(content) != len(rows):
+            number = len(content) if isinstance(content, list) else 1
+            raise ValueError(f"{len(rows)} rows got {number} replies")
+        return [self._interface.reply(reply) for reply in content]
+
+    def stream(self, question: Question) -> Generator[Piece, None, None]:
+        """Yield the reply in pieces. Closing the iterator cancels the rest of it."""
+        row, params = self._interface.row(question), self._interface.params(question)
+        model: Any = self._model
+        with contextlib.closing(model.predict_stream(row, params=params)) as pieces:
+            for piece in pieces:
+                yield Piece(self._interface.piece(piece), self._interface.piece_finish_reason(piece))
+
+    def _timed(self, questions: list[Question]) -> list[Reply]:
+        accepted = [self._accepted(question) for question in questions]
+        with suppress_output() if self._mode.seed else contextlib.nullcontext():
+            started = perf_counter()
+            replies = self.send(accepted)
+            seconds = (perf_counter() - started) / len(questions)
+        return [
+            replace(reply, seconds=seconds, completion_tokens=self._tokens(reply, question))
+            for reply, question in zip(replies, questions, strict=True)
+        ]
+
+    def _accepted(self, question: Question) -> Question:
+        """Return a question with the settings that a request can carry; seed the process if it cannot carry a seed."""
+        settings = dict(question.settings)
+        if self._mode.seed and (seed := settings.pop("seed", None)) is not None:
+            self._mode.seed(seed)
+        return replace(question, settings=settings if self.takes_settings else {})
+
+    def _tokens(self, reply: Reply, question: Question) -> int | None:
+        """Return how many tokens were generated. A text shorter than its cap ended with an end token."""
+        if reply.completion_tokens is not None or self._count_tokens is None:
+            return reply.completion_tokens
+        cap = question.settings.get("max_tokens")
+        counts = [self._count_tokens(text) for text in reply.texts]
+        return sum(count + (cap is None or count < cap) for count in counts)

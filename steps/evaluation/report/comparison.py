@@ -1,0 +1,154 @@
+"""Compare all variants that are scored on a prompt set, on the evaluation's run.
+
+Writes the tables `leaderboard.json` and `pairwise.json`, and the pictures `quality_against_speed.png` and
+`scores_by_tag.png`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from steps.config.schema import EvaluateConfig
+from steps.errors import StepError
+from steps.evaluation import plots, scorecard, scores
+from steps.evaluation.plots import Point
+from steps.evaluation.prompt_set import PromptSet
+from steps.evaluation.report import state
+from steps.evaluation.scorecard import Scorecard
+from steps.evaluation.statistics import difference
+from steps.output import suppress_output
+from steps.store import runs
+from steps.store.names import BYTES, COSTS, TOKENS_PER_SECOND
+from steps.store.variants import Variant, find_variants
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A variant with its scorecard and all metrics on these rows; `name` tells it apart from the others."""
+
+    name: str
+    variant: Variant
+    card: Scorecard
+    metrics: dict[str, float]
+
+
+def compare(client: MlflowClient, rows: PromptSet, config: EvaluateConfig) -> list[str]:
+    """Log tables and pictures of all scored variants to the active run.
+
+    Returns:
+        A sentence for each variant that is left out because its scorecard cannot be read.
+    """
+    variants, metric = find_variants(client, runs.experiment_id()), scores.first(config)
+    entries: list[Scored] = []
+    faults: list[str] = []
+    for variant in state.scored(variants, rows):
+        try:
+            card = scorecard.read(variant, rows.sha256)
+        except StepError as error:
+            faults += error.faults
+        else:
+            metrics = scorecard.metrics_of(variant, rows.sha256) or {}
+            entries.append(Scored(variant.name, variant, card, metrics))
+    entries.sort(key=lambda entry: entry.metrics.get(f"{metric}/mean", float("-inf")), reverse=True)
+    if entries:
+        _log(disambiguate(entries), rows, config)
+    if not faults:
+        state.mark_compared(variants, rows, config)
+    return faults
+
+
+def _log(entries: list[Scored], rows: PromptSet, config: EvaluateConfig) -> None:
+    import mlflow
+
+    metric = scores.first(config)
+    pairs = pairwise(entries, metric)
+    with suppress_output():
+        mlflow.log_table(leaderboard(entries, scores.names(config)), "leaderboard.json")
+        if pairs:
+            mlflow.log_table({key: [pair[key] for pair in pairs] for key in pairs[0]}, "pairwise.json")
+    log_pictures(entries, metric, rows.name)
+
+
+def leaderboard(entries: list[Scored], metrics: list[str]) -> dict[str, list[Any]]:
+    """Return the columns of a table with a row for each entry: scores with intervals, costs; None if unknown."""
+    table: dict[str, list[Any]] = {"variant": [entry.name for entry in entries]}
+    keys = [f"{name}/{aggregate}" for name in metrics for aggregate in ("mean", "ci_low", "ci_high")]
+    for key in [*keys, *(cost.key for cost in COSTS)]:
+        table[key] = [entry.metrics.get(key) for entry in entries]
+    table["model_id"] = [entry.variant.model_id for entry in entries]
+    return table
+
+
+def pairwise(entries: list[Scored], metric: str) -> list[dict[str, Any]]:
+    """Return, for every two entries, the difference in a metric: a paired bootstrap over the rows that both answered.
+
+    A positive difference means that the first is better.
+    """
+    pairs = []
+    for ours, theirs in combinations([entry for entry in entries if metric in entry.card.scores], 2):
+        both = [
+            (our, their)
+            for our, their in zip(ours.card.scores[metric], theirs.card.scores[metric], strict=True)
+            if our is not None and their is not None
+        ]
+        if not both:
+            continue
+        gap = difference([our for our, _ in both], [their for _, their in both])
+        verdict = "better" if gap.better else "worse" if gap.worse else "tied"
+        pairs.append(
+            {"variant": ours.name, "is": verdict, "than": theirs.name, "metric": metric}
+            | {"difference": gap.mean, "ci_low": gap.low, "ci_high": gap.high, "rows": len(both)}
+        )
+    return pairs
+
+
+def log_pictures(entries: list[Scored], metric: str, prompt_set: str) -> None:
+    """Log quality against speed, and scores by tag, as far as the entries have them."""
+    import mlflow
+
+    points = [_point(entry, metric) for entry in entries if _has_point(entry, metric)]
+    by_variant = {entry.name: entry.card.by_tag for entry in entries if _has_tags(entry, metric)}
+    with suppress_output():  # matplotlib reports that it builds its list of fonts
+        if points:
+            title = f"Quality against speed on {prompt_set}"
+            mlflow.log_figure(plots.quality_against_speed(points, metric, title), "quality_against_speed.png")
+        if by_variant:
+            title = f"{metric} on {prompt_set}, {plots.which_tags(by_variant)} (rows)"
+            mlflow.log_figure(plots.scores_by_tag(by_variant, metric, title), "scores_by_tag.png")
+
+
+def _has_point(entry: Scored, metric: str) -> bool:
+    return {f"{metric}/mean", f"{metric}/ci_low", TOKENS_PER_SECOND.key} <= set(entry.metrics)
+
+
+def _has_tags(entry: Scored, metric: str) -> bool:
+    return any(f"{metric}/mean" in numbers for numbers in entry.card.by_tag.values())
+
+
+def _point(entry: Scored, metric: str) -> Point:
+    return Point(
+        name=entry.name,
+        mode=entry.variant.mode.name,
+        quality=entry.metrics[f"{metric}/mean"],
+        quality_low=entry.metrics[f"{metric}/ci_low"],
+        quality_high=entry.metrics[f"{metric}/ci_high"],
+        speed=entry.metrics[TOKENS_PER_SECOND.key],
+        speed_low=entry.metrics[f"{TOKENS_PER_SECOND.key}_p25"],
+        speed_high=entry.metrics[f"{TOKENS_PER_SECOND.key}_p75"],
+        size=entry.metrics[BYTES.key],
+    )
+
+
+def disambiguate(entries: list[Scored]) -> list[Scored]:
+    """Disambiguate entries with the same name by appending part of the model id."""
+    counts = Counter(entry.name for entry in entries)
+    return [
+        replace(entry, name=f"{entry.name} {entry.variant.model_id[2:8]}") if counts[entry.name] > 1 else entry
+        for entry in entries
+    ]

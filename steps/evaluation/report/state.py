@@ -1,0 +1,74 @@
+"""Which reports are finished: tags that are written last, so that an interrupted report is made again."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from steps.config.schema import EvaluateConfig
+from steps.digests import digest
+from steps.evaluation import scorecard, scores, traces
+from steps.evaluation.prompt_set import PromptSet
+from steps.store import names, runs
+from steps.store.variants import Variant
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def invalidate(client: MlflowClient, variant: Variant, rows: PromptSet) -> None:
+    """Invalidate the previous scorecard and report before writing new ones."""
+    empty = {names.of_prompt_set(tag, rows.sha256): "{}" for tag in (names.REPORT, names.SCORECARD)}
+    client.set_logged_model_tags(variant.model_id, empty)
+
+
+def mark_finished(client: MlflowClient, variant: Variant, rows: PromptSet, timed: bool) -> None:
+    """Mark a variant's report as finished. The evaluation's run tells several reports apart."""
+    mark = {"speed": timed, "evaluation": runs.active_run_id()}
+    client.set_logged_model_tags(variant.model_id, {names.of_prompt_set(names.REPORT, rows.sha256): json.dumps(mark)})
+
+
+def finished(variant: Variant, rows: PromptSet) -> dict[str, Any]:
+    """Return the mark of a variant's report; empty if the report is not finished."""
+    mark: dict[str, Any] = json.loads(variant.tags.get(names.of_prompt_set(names.REPORT, rows.sha256), "{}"))
+    return mark
+
+
+def is_unfinished(variant: Variant, rows: PromptSet, config: EvaluateConfig) -> bool:
+    """Return True if a scored variant has no page yet, or lacks its speed or traces."""
+    if not finished(variant, rows) or is_untimed(variant, rows, config):
+        return True
+    metrics = scorecard.metrics_of(variant, rows.sha256) or {}
+    asked = len(rows.rows) - metrics.get(names.SKIPPED.key, 0)
+    return config.evaluate.traces and traces.count(variant, rows) != asked
+
+
+def is_untimed(variant: Variant, rows: PromptSet, config: EvaluateConfig) -> bool:
+    """Return True if a variant's speed is asked for and not known."""
+    return config.evaluate.speed and not finished(variant, rows).get("speed")
+
+
+def mark_compared(variants: list[Variant], rows: PromptSet, config: EvaluateConfig) -> None:
+    """Mark the active run as a finished comparison of the variants as they are now."""
+    import mlflow
+
+    mlflow.set_tag(names.of_prompt_set(names.COMPARED, rows.sha256), _digest(variants, rows, config))
+
+
+def is_compared(client: MlflowClient, variants: list[Variant], rows: PromptSet, config: EvaluateConfig) -> bool:
+    """Return True if some evaluation's run compares the variants as they are now, by the same metrics."""
+    tag = names.of_prompt_set(names.COMPARED, rows.sha256)
+    condition = f"tags.`{tag}` = '{_digest(variants, rows, config)}'"
+    return bool(client.search_runs([runs.experiment_id()], condition, max_results=1))
+
+
+def scored(variants: list[Variant], rows: PromptSet) -> list[Variant]:
+    """Return the variants that are scored on these rows."""
+    return [variant for variant in variants if scorecard.metrics_of(variant, rows.sha256) is not None]
+
+
+def _digest(variants: list[Variant], rows: PromptSet, config: EvaluateConfig) -> str:
+    """Return a digest of the scorecards and reports of all variants, and of the metrics that compare them."""
+    tags = [names.of_prompt_set(tag, rows.sha256) for tag in (names.SCORECARD, names.REPORT)]
+    marks = [[variant.model_id, *map(variant.tags.get, tags)] for variant in scored(variants, rows)]
+    return digest([marks, scores.first(config), scores.names(config)])

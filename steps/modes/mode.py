@@ -1,0 +1,61 @@
+"""The parts that every mode has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steps.config.schema import BuildConfig, ModeSettings
+
+if TYPE_CHECKING:
+    from mlflow.models.model import ModelInfo
+
+    from steps.checkpoints.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Everything that is true of one mode and of no other.
+
+    Attributes:
+        name: What users type.
+        settings: The type of the keys under `mode.`.
+        precisions: The precisions that it has.
+        inexact_precisions: Those in which the other rows of a batch can change an answer.
+        packages: What the logged model needs. Each is pinned to the version that it was built with.
+        modules: What a process imports before the mode's speed is measured.
+        weights_folder: Where the checkpoint is inside the logged model.
+        core_checks: Which core checks of contract.yaml a version must pass before it becomes champion.
+        batches: Whether one call answers several rows together.
+        streams: Whether the model has `predict_stream`.
+        takes_params: Whether a call takes parameters.
+        takes_whole_prompts: Whether a prompt may hold the whole chat format.
+        seed: Seed the process before a call; None if a request carries its own seed.
+        stage: Make a temporary folder with the checkpoint as the mode needs it.
+        log: Log the staged folder to the active run. Takes the keyword arguments of MLflow that all modes share.
+    """
+
+    name: str
+    settings: type[ModeSettings]
+    precisions: tuple[str, ...]
+    inexact_precisions: tuple[str, ...]
+    packages: tuple[str, ...]
+    modules: tuple[str, ...]
+    weights_folder: str
+    core_checks: tuple[str, ...]
+    batches: bool
+    streams: bool
+    takes_params: bool
+    takes_whole_prompts: bool
+    seed: Callable[[int], None] | None
+    stage: Callable[[Checkpoint, BuildConfig], AbstractContextManager[Path]]
+    log: Callable[[BuildConfig, Path, dict[str, Any]], ModelInfo]
+
+    @property
+    def requirements(self) -> list[str]:
+        """Pinned pip requirements, without the label of a local build such as +cpu."""
+        return [f"{package}=={version(package).partition('+')[0]}" for package in self.packages]

@@ -1,0 +1,57 @@
+"""mode=pyfunc: our PythonModel on torch ("the torch wrapper")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from steps.config.schema import BuildConfig, key
+from steps.modes.mode import Mode
+from steps.modes.torch_checkpoint import TORCH_MODULES, stage_for_torch
+from steps.modes.wrapper import PACKAGES, WEIGHTS_FOLDER, WrapperSettings, log_wrapper
+
+if TYPE_CHECKING:
+    from mlflow.models.model import ModelInfo
+
+
+@dataclass
+class PyfuncSettings(WrapperSettings):
+    """Settings of the torch engine."""
+
+    name: str = key("pyfunc", one_of=("pyfunc",))
+    device: str = key(one_of=("auto", "cpu", "cuda"))
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the mode is set to run on a GPU; `auto` decides when the model is loaded."""
+        return self.device == "cuda"
+
+
+def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo:
+    settings = cast(PyfuncSettings, config.mode)
+    engine = {
+        "max_batch_size": settings.max_batch_size,
+        "precision": config.precision.name,
+        "device": settings.device,
+    }
+    return log_wrapper(config, folder, common, engine)
+
+
+MODE = Mode(
+    name="pyfunc",
+    settings=PyfuncSettings,
+    precisions=("fp32", "bf16"),
+    inexact_precisions=("bf16",),
+    packages=(*PACKAGES, "torch", "transformers", "psutil"),
+    modules=TORCH_MODULES,
+    weights_folder=WEIGHTS_FOLDER,
+    core_checks=("all", "wrappers", "exact"),
+    batches=True,
+    streams=True,
+    takes_params=True,
+    takes_whole_prompts=True,
+    seed=None,
+    stage=stage_for_torch,
+    log=_log,
+)

@@ -1,0 +1,31 @@
+"""What the modes on torch share: how a checkpoint is staged, and what their processes import."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from steps.checkpoints.checkpoint import Checkpoint
+from steps.checkpoints.staging import staged
+from steps.config.schema import BuildConfig
+from steps.errors import StepError
+
+# Imported before a measurement, so that loading a model does not time the import of its libraries.
+TORCH_MODULES = (
+    "mlflow.pyfunc",
+    "mlflow.pyfunc.loaders.code_model",
+    "mlflow.transformers",
+    "transformers.pipelines",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.phi3.modeling_phi3",
+)
+
+
+@contextlib.contextmanager
+def stage_for_torch(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Path]:
+    """Stage a checkpoint in Hugging Face layout; raises StepError for any other layout."""
+    if checkpoint.layout != "huggingface":
+        raise StepError(
+            f"'{checkpoint.directory}' has ONNX GenAI layout, which is for mode=onnx, got mode={config.mode.name}."
+        )
+    with staged(checkpoint.directory, config.prompting, as_bf16=config.precision.name == "bf16") as folder:
+        yield folder

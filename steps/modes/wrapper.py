@@ -1,0 +1,84 @@
+"""What our two custom modes share: the settings and the logging of a PythonModel from code."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steps.config.schema import BuildConfig, ModeSettings, key
+from steps.interfaces import get_interface
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+    from mlflow.models.model import ModelInfo
+
+WRAPPERS = Path(__file__).parents[1] / "wrappers"
+WEIGHTS_FOLDER = "artifacts/checkpoint"
+# What every wrapper imports when it is loaded.
+PACKAGES = ("mlflow", "tokenizers", "jinja2", "numpy", "pandas")
+MODULES = ("mlflow.pyfunc", "mlflow.pyfunc.loaders.code_model")
+
+
+@dataclass
+class WrapperSettings(ModeSettings):
+    """Settings of both engines."""
+
+    max_batch_size: int = key(at_least=1, at_most=256)
+
+    @property
+    def batch_size(self) -> int:
+        """How many rows the engine answers at the same time."""
+        return self.max_batch_size
+
+
+def log_wrapper(config: BuildConfig, folder: Path, common: dict[str, Any], engine: dict[str, Any]) -> ModelInfo:
+    """Log our PythonModel from code. The wrappers travel with it, and nothing is pickled.
+
+    Args:
+        config: The variant.
+        folder: The staged checkpoint.
+        common: Keyword arguments of MLflow that all modes share.
+        engine: What the engine is started with.
+    """
+    import mlflow
+
+    interface = get_interface(config.interface)
+    with _importable(WRAPPERS.parent):
+        return mlflow.pyfunc.log_model(
+            python_model=str(WRAPPERS / f"{config.mode.name}_model.py"),
+            code_paths=[str(WRAPPERS)],
+            artifacts={"checkpoint": str(folder)},
+            model_config={
+                "name": config.model.name,
+                "interface": config.interface,
+                "generation": asdict(config.generation),
+                "engine": engine,
+            },
+            signature=_unchecked(interface.signature(config.generation)),
+            metadata={"task": interface.task} if interface.task else None,
+            **common,
+        )
+
+
+def _unchecked(signature: ModelSignature) -> ModelSignature:
+    """Have MLflow pass requests on unchanged: the wrapper's contract checks every field of them.
+
+    MLflow's own enforcement refuses a whole number for a temperature, and repeats the prompt in its refusal. It skips
+    models whose signature comes from type hints.
+    """
+    signature._is_signature_from_type_hint = True
+    return signature
+
+
+@contextlib.contextmanager
+def _importable(directory: Path) -> Iterator[None]:
+    """Let MLflow run a model's code, which imports its package by the name that it has inside the model."""
+    sys.path.insert(0, str(directory))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(directory))
