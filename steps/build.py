@@ -12,8 +12,8 @@ from pathlib import Path
 from time import perf_counter
 
 from steps import command_line
-from steps.checkpoints import disk_space, sources, staging
-from steps.checkpoints.sources import Checkpoint
+from steps.checkpoints import disk_space, staging
+from steps.checkpoints.checkpoint import Checkpoint, resolve
 from steps.config.parameters import flatten, text
 from steps.config.schema import BuildConfig
 from steps.digests import digest, digest_code
@@ -31,7 +31,7 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
     """Log one variant; returns the id of its LoggedModel. `checkpoint` saves resolving it again."""
     import mlflow
 
-    checkpoint = checkpoint or sources.resolve(config.model)
+    checkpoint = checkpoint or resolve(config.model)
     client = mlflow.MlflowClient()
     started = perf_counter()
     identity = fingerprint(config, checkpoint)
@@ -44,7 +44,7 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
         if commit := git_commit():
             mlflow.set_tag("mlflow.source.git.commit", commit)
         place = integrity.local_folder(run.info.artifact_uri)
-        with disk_space.needed(checkpoint.bytes, place), staging.staged(checkpoint, config) as folder:
+        with disk_space.explain_full_disk(checkpoint.bytes, place), staging.staged(checkpoint, config) as folder:
             size = sum(file.stat().st_size for file in folder.iterdir())
             staged = read_manifest(folder)
             model_id = flavors.log_variant(

@@ -13,7 +13,7 @@ from typing import Any
 
 from steps import command_line, evaluate, register
 from steps.build import build, fingerprint
-from steps.checkpoints import sources
+from steps.checkpoints.checkpoint import Checkpoint, resolve
 from steps.config.schema import BuildConfig, EvaluateConfig, MainConfig, RegisterConfig, only
 from steps.errors import StepError
 from steps.evaluation import leaderboard, prompt_set, scores
@@ -48,11 +48,11 @@ def build_all(client: Any, variants: list[BuildConfig]) -> list[str]:
     import mlflow
 
     ready = {variant.tags[FINGERPRINT]: variant.model_id for variant in find_variants(client, runs.experiment_id())}
-    checkpoints: dict[str, sources.Checkpoint] = {}
+    checkpoints: dict[str, Checkpoint] = {}
     model_ids: list[str] = []
     for config in variants:
         source = str(config.model)
-        checkpoint = checkpoints.get(source) or checkpoints.setdefault(source, sources.resolve(config.model))
+        checkpoint = checkpoints.get(source) or checkpoints.setdefault(source, resolve(config.model))
         identity = fingerprint(config, checkpoint)
         if identity not in ready:
             ready[identity] = build(config, checkpoint)

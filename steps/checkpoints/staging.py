@@ -16,7 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from steps.checkpoints import exported
-from steps.checkpoints.sources import FILES, Checkpoint, made_once
+from steps.checkpoints.cache import cached
+from steps.checkpoints.checkpoint import FILES, Checkpoint
 from steps.config.schema import BuildConfig, Precision, Prompting
 from steps.digests import digest
 from steps.errors import StepError
@@ -149,7 +150,7 @@ def _exported(checkpoint: Checkpoint, precision: Precision) -> Path:
         with TemporaryDirectory(prefix="phi3-") as temporary:
             _export(_linked(checkpoint.directory, Path(temporary) / "checkpoint"), target, precision)
 
-    return made_once(f"onnx-{precision.name}-{digest(made_of)[:16]}", export)
+    return cached(f"onnx-{precision.name}-{digest(made_of)[:16]}", export)
 
 
 def _export(folder: Path, target: Path, precision: Precision) -> None:
