@@ -35,7 +35,7 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
     client = mlflow.MlflowClient()
     started = perf_counter()
     identity = fingerprint(config, checkpoint)
-    with runs.start(variant_name(config), {FINGERPRINT: identity}) as run, orphans.none_left(client, run):
+    with runs.start(variant_name(config), {FINGERPRINT: identity}) as run, orphans.discard_on_failure(client, run):
         params = flatten(asdict(config))
         runs.log_params(params)
         mlflow.log_text(command_line.to_yaml(config), "config.yaml")

@@ -129,7 +129,7 @@ def score_variant(
         # Before anything of it is loaded: a changed model could run anything.
         if changed := integrity.verify(client, variant):
             raise StepError(f"it is not what build logged: {'; '.join(changed)}.")
-        with integrity.at_hand(client, variant) as folder, answers.loaded(folder) as model:
+        with integrity.local_copy(client, variant) as folder, answers.loaded(folder) as model:
             answered = answers.answer(model, variant, rows, fitted, config.evaluate, kept)
             with suppress_output():
                 results = contract.run(model, variant.params["interface"])

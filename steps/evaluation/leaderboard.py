@@ -8,7 +8,7 @@ from steps.config.schema import MainConfig
 from steps.evaluation import prompt_set, scorecard, scores
 from steps.output import echo
 from steps.promotion.rank import metric_key
-from steps.store import connection
+from steps.store.address import ui_address, ui_arguments
 from steps.store.variants import Variant
 
 
@@ -60,9 +60,9 @@ def say_next(variants: list[Variant], config: MainConfig, experiment: str) -> No
     runs = quote(json.dumps([variant.run_id for variant in variants]))
     experiments = quote(json.dumps([experiment]))
     echo("\nCompare the runs:")
-    address = connection.interface_address()
+    address = ui_address()
     if address.startswith("http://127.0.0.1:5000"):
-        echo(f"    mlflow ui --port 5000{connection.ui_arguments()}")
+        echo(f"    mlflow ui --port 5000{ui_arguments()}")
     echo(f"    {address}/#/compare-runs?runs={runs}&experiments={experiments}")
     if not config.dry_run:
         echo("Serve the champion:")

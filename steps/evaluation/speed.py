@@ -27,7 +27,8 @@ from steps.config.schema import Evaluation
 from steps.errors import StepError
 from steps.evaluation import fit, scores
 from steps.evaluation.prompt_set import PromptSet
-from steps.store import connection, integrity
+from steps.store import integrity
+from steps.store.child_process import storeless_environment
 from steps.store.variants import Variant
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,7 @@ class Bench:
 
         self.machine  # noqa: B018  every process has imported by then: nothing runs beside a measurement
         process = self._processes[IMPORTS[variant.params["mode"]]]
-        with integrity.at_hand(mlflow.MlflowClient(), variant) as folder:
+        with integrity.local_copy(mlflow.MlflowClient(), variant) as folder:
             measured = _ask(process, _request(folder, variant, rows, evaluation))
         if "fault" in measured:
             raise StepError(f"the speed of {variant.name} could not be measured: {measured['fault'][:500]}")
@@ -168,7 +169,7 @@ def _start(imports: tuple[str, ...]) -> subprocess.Popen:
         stderr=subprocess.DEVNULL,
         text=True,
         cwd=PROJECT,
-        env=connection.storeless_environment(),
+        env=storeless_environment(),
     )
 
 

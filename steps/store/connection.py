@@ -66,8 +66,8 @@ def _claim_project_run(client: "MlflowClient", run_id: str) -> None:
         client.set_tag(run_id, processes.TAG, processes.identity())
     except MlflowException:
         raise StepError(
-            f"The run {run_id} that `mlflow run` started is not in the store {_safe_tracking_uri()} of "
-            f"{Path.cwd()}. Start `mlflow run .` in the project's directory, or set MLFLOW_TRACKING_URI to an "
+            f"The run {run_id} that `mlflow run` started is not in {_safe_tracking_uri()} (current directory: "
+            f"{Path.cwd()}). Start `mlflow run .` in the project's directory, or set MLFLOW_TRACKING_URI to an "
             "absolute path (sqlite:////…/mlflow.db) or a server."
         ) from None
 

@@ -32,14 +32,14 @@ def identity() -> str:
     return json.dumps(content)
 
 
-def is_gone(identity: str) -> bool:
+def is_gone(recorded_identity: str) -> bool:
     """Return True only if the process has certainly ended.
 
     A process on another machine, or in another container, counts as gone LONGEST_STEP seconds after it was recorded.
     An identity in an unknown format never counts as gone.
     """
     try:
-        recorded = json.loads(identity)
+        recorded = json.loads(recorded_identity)
         if recorded["machine"] == _machine():
             if recorded["boot"] != _boot():
                 return True

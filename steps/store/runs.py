@@ -11,7 +11,8 @@ from typing import Any
 from steps.config.parameters import text
 from steps.output import echo
 from steps.redaction import redacted
-from steps.store import connection, processes
+from steps.store import processes
+from steps.store.address import ui_address
 
 
 def experiment_id() -> str:
@@ -32,7 +33,7 @@ def start(name: str, tags: dict[str, str] | None = None) -> Iterator[Any]:
         mlflow.set_tags({"mlflow.runName": name} | _cleaned(active.data.tags))
         if not nested and mlflow.get_tracking_uri().startswith("http"):
             page = f"#/experiments/{active.info.experiment_id}/runs/{active.info.run_id}"
-            echo(f"Run {name}: {connection.interface_address()}/{page}")
+            echo(f"Run {name}: {ui_address()}/{page}")
         yield active
 
 
