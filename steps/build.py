@@ -17,7 +17,7 @@ from typing import Any
 
 from steps import command_line
 from steps.checkpoints.checkpoint import Checkpoint, resolve
-from steps.checkpoints.disk_space import disk_space
+from steps.checkpoints.disk_space import explain_full_disk
 from steps.config.parameters import to_params
 from steps.config.schema import BuildConfig
 from steps.digests import digest, digest_code
@@ -51,7 +51,7 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
     with runs.start(name, {names.FINGERPRINT: identity}) as run, orphans.discard_on_failure(client, run):
         _log_inputs(config, checkpoint)
         place = integrity.local_folder(run.info.artifact_uri)
-        with disk_space(checkpoint.bytes, place), mode.stage(checkpoint, config) as folder:
+        with explain_full_disk(checkpoint.bytes, place), mode.stage(checkpoint, config) as folder:
             size = sum(file.stat().st_size for file in folder.iterdir())
             manifest = {f"{mode.weights_folder}/{file}": entry for file, entry in read_manifest(folder).items()}
             model_id = _log_model(mode, config, checkpoint, folder)

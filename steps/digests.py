@@ -1,26 +1,40 @@
-"""The sha256 of files and of settings: what a checkpoint or a variant is, in a form that can be compared."""
+"""Compute sha256 digests of files and of settings, so that checkpoints and variants can be compared."""
 
 import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypedDict
 
 
-def sha256_of(path: Path) -> str:
+class FileEntry(TypedDict):
+    """What a manifest records of one file."""
+
+    bytes: int
+    sha256: str
+
+
+def digest(content: object) -> str:
+    """Return the sha256 of a JSON-like value. The order of dictionary keys does not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Return the sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest(content: object) -> str:
-    """The sha256 of anything that JSON can write, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def digest_files(paths: Iterable[Path]) -> str:
-    """The sha256 over names and contents of some files."""
-    return digest({path.name: sha256_of(path) for path in paths})
+    """Return one sha256 over the names and contents of several files."""
+    return digest({path.name: digest_file(path) for path in paths})
 
 
 def digest_code(folder: Path) -> str:
-    """The sha256 over the Python files below a folder, by their paths in it."""
-    return digest({path.relative_to(folder).as_posix(): sha256_of(path) for path in folder.rglob("*.py")})
+    """Return one sha256 over all Python files below a folder, keyed by their relative paths."""
+    return digest({path.relative_to(folder).as_posix(): digest_file(path) for path in folder.rglob("*.py")})
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Return the size and sha256 of a file, as a manifest records them."""
+    return {"bytes": path.stat().st_size, "sha256": digest_file(path)}

@@ -1,28 +1,33 @@
-"""The error that a user reads: all faults at once, each with what was wrong and what to do."""
+"""Errors that end a step with a message for the user and an exit code."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class StepError(Exception):
-    """A step refuses to go on; `faults` are whole sentences for the user, one a line."""
+    """A step cannot continue.
+
+    Attributes:
+        faults: Complete sentences for the user, printed one per line: what was wrong, and what to do.
+        exit_code: Exit code of the command.
+    """
 
     exit_code = 1
 
-    def __init__(self, *faults: str):
+    def __init__(self, *faults: str) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
 
 
 class RowErrors(StepError):
-    """A step is done, but some rows of its prompt set have an error."""
+    """A step has finished, but some rows of its prompt set failed."""
 
     exit_code = 3
 
 
 def unknown(kind: str, name: object, available: Iterable[str]) -> str:
-    """Say that `name` is no known `kind`, with the nearest known one and the whole list."""
+    """Return "Unknown <kind> '<name>'." with the closest match, if there is one, and all available names."""
     names = sorted(available)
-    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    matches = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{matches[0]}'?" if matches else ""
     return f"Unknown {kind} '{name}'.{hint} Available: {', '.join(names) or 'none'}."

@@ -24,7 +24,7 @@ from steps.evaluate import evaluate
 from steps.evaluation import prompt_set, scores
 from steps.evaluation.report import leaderboard
 from steps.output import echo
-from steps.store import connection, names, runs
+from steps.store import address, names, runs
 from steps.store.variants import Variant, find_variants
 
 if TYPE_CHECKING:
@@ -84,10 +84,10 @@ def echo_next_commands(variants: list[Variant], config: MainConfig, experiment: 
     run_ids = quote(json.dumps([variant.run_id for variant in variants]))
     experiments = quote(json.dumps([experiment]))
     echo("\nCompare the runs:")
-    address = connection.interface_address()
-    if address.startswith("http://127.0.0.1:5000"):
-        echo(f"    mlflow ui --port 5000{connection.ui_arguments()}")
-    echo(f"    {address}/#/compare-runs?runs={run_ids}&experiments={experiments}")
+    page = address.ui_address()
+    if page.startswith("http://127.0.0.1:5000"):
+        echo(f"    mlflow ui --port 5000{address.ui_arguments()}")
+    echo(f"    {page}/#/compare-runs?runs={run_ids}&experiments={experiments}")
     if not config.dry_run:
         echo("Serve the champion:")
         model = f"models:/{config.registered_model}@{names.CHAMPION}"

@@ -70,13 +70,13 @@ def isolated(monkeypatch, tmp_path, caches, empty_store):
 @pytest.fixture(scope="session")
 def checkpoint(caches):
     """The miniature, trained once for the session."""
-    from steps.checkpoints import sources
+    from steps.checkpoints.checkpoint import resolve
     from steps.config.schema import Model
 
     before = os.environ.get("PHI3_CACHE_DIR")
     os.environ["PHI3_CACHE_DIR"] = str(caches / "phi3")
     try:
-        return sources.resolve(Model(name="miniature", source="miniature"))
+        return resolve(Model(name="miniature", source="miniature"))
     finally:
         os.environ.pop("PHI3_CACHE_DIR")
         if before is not None:

@@ -1,1 +1,1 @@
-"""Where a checkpoint comes from: the miniature, the hub, a folder; and its export to ONNX."""
+"""Checkpoints: where they come from (miniature, hub, folder), their checks, and their export to ONNX."""

@@ -1,4 +1,4 @@
-"""Say in a line that a disk is full, and which."""
+"""Report a full disk in one line, with the folder and the space that was needed."""
 
 import contextlib
 import errno
@@ -10,32 +10,33 @@ from pathlib import Path
 
 from steps.errors import StepError
 
-# Some libraries tell the number of the system's error only in words.
-FULL = re.compile(rf"(\[Errno |os error )({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\b")
+# Some libraries give the system's error number only in their text.
+DISK_FULL = re.compile(rf"(\[Errno |os error )({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\b")
 
 
 @contextlib.contextmanager
-def needed(size: int, place: Path | None = None) -> Iterator[None]:
-    """Raise StepError if what is done within fills a disk: it writes about `size` bytes to `place` or to TMPDIR."""
-    free = {folder: _free(folder) for folder in (Path(tempfile.gettempdir()), place) if folder}
+def explain_full_disk(size: int, artifacts: Path | None = None) -> Iterator[None]:
+    """Raise StepError if the block fails because a disk is full.
+
+    Args:
+        size: Bytes that the block is expected to write.
+        artifacts: Local folder that the block writes to besides TMPDIR, if there is one.
+    """
+    folders = [Path(tempfile.gettempdir()), *([artifacts] if artifacts else [])]
+    free = {folder: _free_bytes(folder) for folder in folders}
     try:
         yield
     except Exception as error:
-        if not is_full(error):
+        if not DISK_FULL.search(str(error)):
             raise
-        folder = min(free, key=free.get)
+        folder = min(folders, key=free.__getitem__)
         raise StepError(
-            f"{folder} is full: the model needs {size / 1e6:.1f} MB, {free[folder] / 1e6:.1f} MB were free. "
-            "Make room, or take another place for artifacts (or TMPDIR for what is temporary). Nothing was left over."
+            f"{folder} is full: the model needs {size / 1e6:.1f} MB, {free[folder] / 1e6:.1f} MB were free. Free some "
+            "space, or choose another artifact location (for temporary files, TMPDIR). Nothing was left behind."
         ) from error
 
 
-def is_full(error: Exception) -> bool:
-    """Whether an error says that there is no room on a disk."""
-    return bool(FULL.search(str(error)))
-
-
-def _free(folder: Path) -> int:
-    """Bytes that are free where a folder is, or will be."""
-    there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
-    return shutil.disk_usage(there).free
+def _free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk that a folder is on, or will be on once it exists."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    return shutil.disk_usage(existing).free

@@ -1,43 +1,46 @@
-"""What is wrong with the files of a checkpoint, as far as they tell it themselves: by the name of the file.
+"""Find damaged files in a checkpoint before anything loads them.
 
-Reads the manifest that this project leaves in its own folders, the sha256 that the hub's cache gives to large files
-as their names, the header of safetensors, the index of shards, and whether JSON is JSON.
+Four sources of truth are compared with the files: this project's own manifest, the sha256 that the hub's cache uses
+as the name of a large file, the header of a safetensors file, and the index of shards. JSON files must parse.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from steps.wrappers import manifest as whole
+from steps.digests import FileEntry
+from steps.wrappers.manifest import MANIFEST, BrokenCheckpoint, check
 
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def faults(directory: Path, manifest: dict[str, str]) -> list[str]:
-    """Every fault of a checkpoint's folder; `manifest` is the sha256 of each of its files."""
-    found = []
-    if (directory / whole.MANIFEST).is_file():
-        found += _changed(directory)
-    for name, sha256 in manifest.items():
-        found += [f"{directory / name} is damaged: {fault}." for fault in _file_faults(directory / name, sha256)]
-    return found
+def checkpoint_faults(directory: Path, manifest: Mapping[str, FileEntry]) -> list[str]:
+    """Return one sentence for each damaged file of a checkpoint.
 
-
-def _changed(directory: Path) -> Iterator[str]:
-    try:
-        whole.check(directory, others_allowed=True)
-    except whole.BrokenCheckpoint as fault:
-        yield (
-            f"'{directory}' is not what its {whole.MANIFEST} says: {fault}. Fetch it again; if you changed it "
-            f"yourself, remove {whole.MANIFEST}."
-        )
+    Args:
+        directory: Folder of the checkpoint.
+        manifest: Size and sha256 of its files as they are now, by name.
+    """
+    faults = []
+    if (directory / MANIFEST).is_file():
+        try:
+            check(directory, others_allowed=True)
+        except BrokenCheckpoint as fault:
+            faults.append(
+                f"'{directory}' does not match its {MANIFEST}: {fault}. Fetch it again; if you changed it yourself, "
+                f"remove {MANIFEST}."
+            )
+    for name, entry in manifest.items():
+        file = directory / name
+        faults += [f"{file} is damaged: {fault}." for fault in _file_faults(file, entry["sha256"])]
+    return faults
 
 
 def _file_faults(file: Path, sha256: str) -> Iterator[str]:
-    blob = file.resolve().name
-    if SHA256.fullmatch(blob) and blob != sha256:
-        yield f"the hub gave it the sha256 {blob}, it has {sha256}; delete {file.resolve()} to have it fetched again"
+    blob = file.resolve()
+    if SHA256.fullmatch(blob.name) and blob.name != sha256:
+        yield f"the hub lists sha256 {blob.name}, the file has {sha256}; delete {blob} to download it again"
     elif file.suffix == ".json":
         yield from _json_faults(file)
     elif file.suffix == ".safetensors":
@@ -48,19 +51,19 @@ def _json_faults(file: Path) -> Iterator[str]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        yield f"it is no JSON ({error})"
+        yield f"it is not JSON ({error})"
         return
     if not isinstance(content, dict):
-        yield "it is no JSON object"
+        yield "it is not a JSON object"
     elif file.name.endswith(".index.json"):
         shards = {str(name) for name in content.get("weight_map", {}).values()}
-        lost = sorted(name for name in shards if not (file.parent / name).is_file())
-        if lost:
-            yield f"it names files that are not there ({', '.join(lost)})"
+        missing = sorted(name for name in shards if not (file.parent / name).is_file())
+        if missing:
+            yield f"it lists files that do not exist ({', '.join(missing)})"
 
 
 def _safetensors_faults(file: Path) -> Iterator[str]:
-    """A file that was cut short: its header tells how long it must be."""
+    """Open a weights file: its header records the length, so a truncated file is refused."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -72,7 +72,7 @@ def run_with_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[s
     def task(config: DictConfig) -> Any:
         try:
             with connection.plain_errors():
-                orphans.sweep(connection.connect(), runs.experiment_id())
+                orphans.fail_orphans(connection.connect(), runs.experiment_id())
                 return step(OmegaConf.to_object(config))
         except StepError as error:
             # The other points of a sweep go on; Hydra would print a line of its own.

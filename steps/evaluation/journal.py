@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from steps.checkpoints.sources import cache_directory
+from steps.checkpoints.cache import cache_directory
 from steps.digests import digest
 
 

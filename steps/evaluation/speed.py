@@ -31,7 +31,7 @@ from steps.evaluation.context_check import context_check
 from steps.evaluation.prompt_set import PromptSet
 from steps.interfaces.interface import Question
 from steps.modes.mode import Mode
-from steps.store import connection, integrity
+from steps.store import child_process, integrity
 from steps.store.names import TOKENS_PER_SECOND
 from steps.store.variants import Variant
 
@@ -108,7 +108,7 @@ def _start(modules: tuple[str, ...]) -> _Process:
         stderr=subprocess.DEVNULL,
         text=True,
         cwd=PROJECT,
-        env=connection.storeless_environment(),
+        env=child_process.storeless_environment(),
     )
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("the process was started without pipes")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from steps.errors import StepError
 from steps.output import echo
-from steps.store import connection
+from steps.store.address import registry_file
 
 
 @contextlib.contextmanager
@@ -38,7 +38,7 @@ def held(registered_model: str, seconds: float) -> Iterator[bool]:
 
 def file(registered_model: str) -> Path | None:
     """The lock file of a registered name; None where the registry is no file."""
-    registry = connection.registry_file()
+    registry = registry_file()
     if registry is None:
         return None
     return registry.with_name(f"{registry.name}-{sha256(registered_model.encode()).hexdigest()[:12]}.lock")

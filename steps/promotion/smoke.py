@@ -22,7 +22,7 @@ from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.prompt_set.row import Row
 from steps.evaluation.scorecard import Scorecard
 from steps.redaction import redacted
-from steps.store import connection
+from steps.store.child_process import child_environment
 from steps.store.variants import Variant
 
 WATCHER = Path(__file__).with_name("watcher.py")
@@ -109,8 +109,7 @@ def served(uri: str, seconds: float) -> Iterator[Served]:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                env=connection.child_environment(folder)
-                | {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(REQUEST_SECONDS)},
+                env=child_environment(folder) | {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(REQUEST_SECONDS)},
                 start_new_session=True,
             )
         try:

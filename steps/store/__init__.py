@@ -1,1 +1,1 @@
-"""MLflow: the connection, runs, variants, names of tags and metrics, integrity, orphans."""
+"""MLflow: connection, addresses, child processes, runs, variants, tag names, prompts, integrity, orphans."""

@@ -1,130 +1,145 @@
-"""Whether a LoggedModel is, byte for byte, what `build` logged; nothing of it is imported or unpickled here.
+"""Check that a LoggedModel is, byte for byte, what `build` logged, without importing or unpickling any of it.
 
-`seal` writes the manifest of a new model, `model_manifest.json` on its run, and returns the manifest's sha256:
-`build` keeps it in a tag beside the fingerprint, so that a changed manifest is seen too. `verify` reads the
-stored files again and tells every fault. Of a model on a server one file at a time is fetched and removed.
+`seal` logs the manifest of a new model, `model_manifest.json`, to its run. `build` keeps the manifest's sha256 in a
+tag of the model, so that a changed manifest is noticed too. `verify` reads the stored files again and returns every
+fault. From a server, files are downloaded one at a time and removed again.
 """
 
 import contextlib
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from steps.digests import digest, sha256_of
+from steps.digests import digest, digest_file
 from steps.errors import StepError
 from steps.output import suppress_output
 from steps.store.variants import Variant, load_artifact
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+
+# Tag of a model: the sha256 of its manifest.
 TAG = "phi3.manifest_sha256"
-FILE = "model_manifest.json"
+MANIFEST = "model_manifest.json"
 CODE = "code/wrappers"
-# Written into the model by MLflow when it is registered: the name and the version.
-BY_THE_REGISTRY = "registered_model_meta"
+# MLflow writes this file into a model when it is registered.
+REGISTRY_FILE = "registered_model_meta"
 PICKLES = (".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".cloudpickle")
-# What loads our models, neither of which unpickles: a PythonModel's code, and MLflow's transformers flavour.
+FLAVORS = ("python_function", "transformers")
+# A PythonModel from code, and MLflow's transformers flavor. Neither unpickles anything.
 LOADERS = ("mlflow.pyfunc.loaders.code_model", "mlflow.transformers")
 
 
-def seal(client: Any, model_id: str, staged: dict[str, dict[str, Any]]) -> str:
-    """Log the manifest of a new model to the active run; returns its sha256.
+def seal(client: "MlflowClient", model_id: str, staged: Mapping[str, Mapping[str, Any]]) -> str:
+    """Log the manifest of a new model to the active run and return the manifest's sha256.
 
-    `staged` maps the path of each file that is known before it is stored (the weights) to its `bytes` and `sha256`,
-    so that what the store made of it is not taken for the truth, nor fetched from a server again.
+    Args:
+        client: MLflow's client.
+        model_id: Id of the new model.
+        staged: `bytes` and `sha256` of the files that were known before they were stored (the weights), by their
+            path in the model. The store's copies must match; they are not downloaded again.
+
+    Raises:
+        StepError: The store has lost staged files or cut them short.
     """
     import mlflow
 
-    model = client.get_logged_model(model_id)
+    location = client.get_logged_model(model_id).artifact_location
     files = {path: dict(entry) for path, entry in staged.items()}
-    _drop_bytecode(model.artifact_location)
-    listed = _listed(client, model_id)
-    if lost := [path for path, entry in files.items() if listed.get(path) != entry["bytes"]]:
-        raise StepError(f"The store lost or cut short files of models:/{model_id}: {', '.join(lost)}.")
-    for path in listed.keys() - files.keys():
-        with _opened(model.artifact_location, path) as file:
-            files[path] = {"bytes": listed[path], "sha256": sha256_of(file)}
+    _remove_bytecode(location)
+    stored = _stored_files(client, model_id)
+    if lost := [path for path, entry in files.items() if stored.get(path) != entry["bytes"]]:
+        raise StepError(f"The store has lost files of models:/{model_id} or cut them short: {', '.join(lost)}.")
+    for path in stored.keys() - files.keys():
+        with _local_file(location, path) as file:
+            files[path] = {"bytes": stored[path], "sha256": digest_file(file)}
     manifest = {"files": files, "code_sha256": _code_sha256(files)}
-    mlflow.log_dict(manifest, FILE)
+    mlflow.log_dict(manifest, MANIFEST)
     return digest(manifest)
 
 
-def verify(client: Any, variant: Variant) -> list[str]:
-    """What is wrong with a variant's LoggedModel, by the file; nothing if it is what `build` logged."""
+def verify(client: "MlflowClient", variant: Variant) -> list[str]:
+    """Return every fault of a variant's LoggedModel, by file; an empty list if it is what `build` logged."""
     model = client.get_logged_model(variant.model_id)
     if str(model.status) != "READY":
         return [f"its model is {model.status}"]
-    _drop_bytecode(model.artifact_location)
-    listed = _listed(client, variant.model_id)
-    # First, since a manifest can be written by whoever writes a pickle.
-    if refused := [f"{path} is a pickle, which is never loaded" for path in listed if _named_as_pickle(path)]:
-        return refused
+    _remove_bytecode(model.artifact_location)
+    stored = _stored_files(client, variant.model_id)
+    # Before the manifest is read, because anyone who can plant a pickle can also change the manifest.
+    if pickles := [path for path in stored if _is_named_as_pickle(path)]:
+        return [f"{path} is a pickle, which is never loaded" for path in pickles]
     try:
-        manifest = _manifest(model, variant)
+        faults = _differences(model.artifact_location, stored, _read_manifest(model, variant))
     except StepError as error:
-        return [*error.faults, *_loader_faults(model.artifact_location, listed)]
-    return _differences(model.artifact_location, listed, manifest) + _loader_faults(model.artifact_location, listed)
+        faults = list(error.faults)
+    return faults + _loader_faults(model.artifact_location, stored)
 
 
-def _manifest(model: Any, variant: Variant) -> dict[str, Any]:
-    """The manifest that `build` logged; raises StepError where there is none or another one."""
+def _read_manifest(model: "LoggedModel", variant: Variant) -> dict[str, Any]:
+    """Return the manifest that `build` logged; raise StepError if it is missing or was changed."""
     expected = model.tags.get(TAG)
     if expected is None:
-        raise StepError(f"it has no tag {TAG}: it was not built by this project, or before models had a manifest")
+        raise StepError(f"it has no tag {TAG}: this project did not build it, or before models had a manifest")
     try:
-        manifest = load_artifact(variant, FILE)
-    except Exception as error:  # a store, a server or a folder may each lose a file in its own way
+        manifest: dict[str, Any] = load_artifact(variant, MANIFEST)
+    except Exception as error:  # every kind of store fails in its own way
         raise StepError(
-            f"{FILE} of run {model.source_run_id} cannot be read ({type(error).__name__}): nothing to check by"
+            f"{MANIFEST} of run {model.source_run_id} cannot be read ({type(error).__name__}), so the model cannot be "
+            "checked"
         ) from error
     if digest(manifest) != expected:
-        raise StepError(f"{FILE} of run {model.source_run_id} was changed")
+        raise StepError(f"{MANIFEST} of run {model.source_run_id} was changed")
     return manifest
 
 
-def _differences(location: str, listed: dict[str, int], manifest: dict[str, Any]) -> list[str]:
-    """Each file that is missing, extra, cut short, changed or pickled, and whether the code is the same."""
-    logged, found, faults = manifest["files"], {}, []
-    for path in sorted(logged.keys() | listed.keys()):
-        if path not in listed:
-            faults.append(f"{path} is missing")
-        elif path == BY_THE_REGISTRY:
-            continue
-        elif path not in logged:
-            faults.append(f"{path} is there, but build did not log it")
-        elif listed[path] != logged[path]["bytes"]:
-            kind = "cut short" if listed[path] < logged[path]["bytes"] else "too long"
-            faults.append(f"{path} is {kind}: {listed[path]} bytes, {logged[path]['bytes']} were logged")
-        else:
-            with _opened(location, path) as file:
-                found[path] = {"sha256": sha256_of(file)}
-                pickled = _holds_pickle(file)
-            if found[path]["sha256"] != logged[path]["sha256"]:
-                faults.append(
-                    f"{path} was changed: sha256 {found[path]['sha256']}, {logged[path]['sha256']} was logged"
-                )
-            elif pickled:
-                faults.append(f"{path} holds a pickle, which is never loaded")
-    if not faults and _code_sha256(found) != manifest["code_sha256"]:
-        faults.append(f"{CODE} is other code than build logged")
-    return faults
+def _differences(location: str, stored: dict[str, int], manifest: dict[str, Any]) -> list[str]:
+    """Compare the stored files with the manifest and return one fault for each difference.
+
+    Args:
+        location: Artifact location of the model.
+        stored: Size of each stored file, by its path in the model.
+        manifest: The manifest that `build` logged.
+    """
+    logged = manifest["files"]
+    paths = sorted(logged.keys() | stored.keys())
+    faults = [_difference(location, path, stored.get(path), logged.get(path)) for path in paths]
+    if not any(faults) and _code_sha256(logged) != manifest["code_sha256"]:
+        faults.append(f"{CODE} is not the code that build logged")
+    return [fault for fault in faults if fault]
 
 
-def _loader_faults(location: str, listed: dict[str, int]) -> list[str]:
-    """What MLmodel would have MLflow unpickle or import that none of our models has."""
+def _difference(location: str, path: str, size: int | None, logged: dict[str, Any] | None) -> str | None:
+    if size is None:
+        return f"{path} is missing"
+    if path == REGISTRY_FILE:
+        return None
+    if logged is None:
+        return f"{path} is there, but build did not log it"
+    if size != logged["bytes"]:
+        problem = "cut short" if size < logged["bytes"] else "too long"
+        return f"{path} is {problem}: {size} bytes, {logged['bytes']} were logged"
+    with _local_file(location, path) as file:
+        if (sha256 := digest_file(file)) != logged["sha256"]:
+            return f"{path} was changed: sha256 {sha256}, {logged['sha256']} was logged"
+        return f"{path} holds a pickle, which is never loaded" if _holds_pickle(file) else None
+
+
+def _loader_faults(location: str, stored: dict[str, int]) -> list[str]:
+    """Return what MLmodel would make MLflow load that no model of this project has."""
     import yaml
 
-    if "MLmodel" not in listed:
+    if "MLmodel" not in stored:
         return []
-    safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the faster one, where there is one
-    with _opened(location, "MLmodel") as file:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C version is faster, but optional
+    with _local_file(location, "MLmodel") as file:
         try:
-            flavors = yaml.load(file.read_text(encoding="utf-8"), safe)["flavors"]
-            faults = [
-                f"MLmodel has the flavor {name}" for name in flavors if name not in ("python_function", "transformers")
-            ]
+            flavors = yaml.load(file.read_text(encoding="utf-8"), loader)["flavors"]
             function = flavors["python_function"]
+            faults = [f"MLmodel has the flavor {name}" for name in flavors if name not in FLAVORS]
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
             return [f"MLmodel cannot be read ({type(error).__name__})"]
     if "python_model" in function:
@@ -134,70 +149,75 @@ def _loader_faults(location: str, listed: dict[str, int]) -> list[str]:
     return faults
 
 
-def _code_sha256(files: dict[str, dict[str, Any]]) -> str:
-    """As digests.digest_code gives it for the wrappers of the project."""
+def _code_sha256(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the same digest as `digest_code` does for the project's wrappers."""
+    prefix = f"{CODE}/"
     return digest(
-        {path.removeprefix(f"{CODE}/"): entry["sha256"] for path, entry in files.items() if path.startswith(f"{CODE}/")}
+        {path.removeprefix(prefix): entry["sha256"] for path, entry in files.items() if path.startswith(prefix)}
     )
 
 
-def _listed(client: Any, model_id: str, folder: str | None = None) -> dict[str, int]:
-    """Every file in the store, by its path in the model, and its size in bytes."""
-    files = {}
+def _stored_files(client: "MlflowClient", model_id: str, folder: str | None = None) -> dict[str, int]:
+    """Return the size in bytes of every file in the store, by its path in the model."""
+    files: dict[str, int] = {}
     for entry in client.list_logged_model_artifacts(model_id, folder):
-        files |= _listed(client, model_id, entry.path) if entry.is_dir else {entry.path: entry.file_size}
+        files |= _stored_files(client, model_id, entry.path) if entry.is_dir else {entry.path: entry.file_size or 0}
     return files
 
 
 @contextlib.contextmanager
-def _opened(location: str, path: str = "") -> Iterator[Path]:
-    """A file or all of a model on this machine: where it lies, or fetched from a server for as long as it is needed."""
+def local_copy(client: "MlflowClient", variant: Variant) -> Iterator[str]:
+    """Yield a local folder with the variant's model: the store's own, or a download that is removed afterwards."""
+    with _local_file(client.get_logged_model(variant.model_id).artifact_location) as folder:
+        yield str(folder)
+
+
+@contextlib.contextmanager
+def _local_file(location: str, path: str = "") -> Iterator[Path]:
+    """Yield a local path of one file of a model, or of the whole model, downloading it from a server if necessary."""
     import mlflow
 
     if folder := local_folder(location):
         yield folder / path
         return
     with TemporaryDirectory(prefix="phi3-") as temporary:
+        # Hide the output of the download only, not of the block that uses it.
         with suppress_output():
-            address = f"{location}/{path}".rstrip("/")
-            fetched = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=temporary)
-        yield Path(fetched)
-
-
-@contextlib.contextmanager
-def at_hand(client: Any, variant: Variant) -> Iterator[str]:
-    """The folder of a variant's model on this machine, for as long as it is needed."""
-    with _opened(client.get_logged_model(variant.model_id).artifact_location) as folder:
-        yield str(folder)
+            uri = f"{location}/{path}".rstrip("/")
+            downloaded = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=temporary)
+        yield Path(downloaded)
 
 
 def local_folder(location: str) -> Path | None:
-    """The folder of an artifact location on this machine; None for a server's."""
+    """Return the local folder of an artifact location; None if it is on a server."""
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri
 
-    return Path(local_file_uri_to_path(location)) if is_local_uri(location) else None
+    if not is_local_uri(location):  # type: ignore[no-untyped-call]
+        return None
+    return Path(local_file_uri_to_path(location))  # type: ignore[no-untyped-call]
 
 
-def _drop_bytecode(location: str) -> None:
-    """Remove what Python compiled beside the code when the model was loaded where it lies.
+def _remove_bytecode(location: str) -> None:
+    """Remove compiled Python from a local model.
 
-    It belongs to no model, and Python would run a planted one instead of the code that is checked.
+    Loading a model in place leaves bytecode beside its code. Python would also run planted bytecode instead of the
+    code that is checked.
     """
     if folder := local_folder(location):
-        for cached in folder.rglob("__pycache__"):
-            shutil.rmtree(cached, ignore_errors=True)
+        for bytecode in folder.rglob("__pycache__"):
+            shutil.rmtree(bytecode, ignore_errors=True)
 
 
-def _named_as_pickle(path: str) -> bool:
+def _is_named_as_pickle(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in PICKLES
 
 
 def _holds_pickle(file: Path) -> bool:
-    """Whether a file under another name is a pickle (protocol 2 or later), or torch's archive with one."""
+    """Return True if a file is a pickle (protocol 2 or later) or an archive with one, whatever its name."""
     with file.open("rb") as opened:
         start = opened.read(4)
     if start == b"PK\x03\x04":
         with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
-            return any(_named_as_pickle(name) for name in archive.namelist())
+            return any(_is_named_as_pickle(name) for name in archive.namelist())
     return len(start) > 1 and start[0] == 0x80 and start[1] in range(2, 6)

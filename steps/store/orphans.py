@@ -1,80 +1,79 @@
-"""What a build leaves behind that ended before its model was whole: a run, a model, half of its files.
+"""Clean up after builds that ended before their model was complete: a run, a model, some of its files.
 
-Reads the runs that this project's steps began and their LoggedModels; marks as FAILED what nobody is at work on
-any more and removes its files. A step that lives is left alone, in whatever process or machine it is; were
-it taken for dead after all, its end would still set its run and its model right.
+Reads the runs that this project's steps started, and their LoggedModels. If the process of a run is gone, the run and
+its unfinished models are marked FAILED and the models' files are removed. A living step is left alone, in whichever
+process or on whichever machine it runs. If it were mistaken for dead, it would still set the right status when it ends.
 """
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from steps.output import echo
 from steps.store import connection, processes
 from steps.store.names import FINGERPRINT
 from steps.store.variants import logged_models
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
 
-def sweep(client: Any, experiment: str) -> None:
-    """Mark as FAILED each RUNNING run and PENDING model whose process is gone; done at the start of each step."""
+
+def fail_orphans(client: "MlflowClient", experiment: str) -> None:
+    """Mark each RUNNING run and PENDING model whose process is gone as FAILED. Every step starts with this."""
     pending = {
         model.source_run_id
         for model in logged_models(client, experiment)
         if str(model.status) == "PENDING" and model.source_run_id
     }
-    running = _running(client, experiment)
+    condition = f"attributes.status = 'RUNNING' and tags.`{processes.TAG}` LIKE '%'"
+    running = list(client.search_runs([experiment], condition))
     for run_id in pending - {run.info.run_id for run in running}:
         # `mlflow run` marks the run of a killed step as FAILED, but not its model.
         if _has_ended(client, run_id):
             discard(client, experiment, run_id)
     for run in running:
         if processes.is_gone(run.data.tags[processes.TAG]):
-            _end(client, experiment, run)
+            _end_killed_run(client, experiment, run)
 
 
 @contextlib.contextmanager
-def none_left(client: Any, run: Any) -> Iterator[None]:
-    """Leave nothing half made of a model that could not be logged to a run."""
+def discard_on_failure(client: "MlflowClient", run: "Run") -> Iterator[None]:
+    """Discard the run's unfinished model if the block raises."""
     try:
         yield
     except BaseException:
-        # What went wrong is told, not that a server that is away cannot be tidied up either.
+        # If the server is gone, discarding fails too; the first error is the one to report.
         with contextlib.suppress(Exception):
             connection.check_server()
             discard(client, run.info.experiment_id, run.info.run_id)
         raise
 
 
-def discard(client: Any, experiment: str, run_id: str) -> None:
-    """Mark the models of a run that are no whole variants as FAILED, and remove their files."""
+def discard(client: "MlflowClient", experiment: str, run_id: str) -> None:
+    """Mark the run's models that are not complete variants as FAILED, and remove their files."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    for model in _models(client, experiment, run_id):
-        if _is_whole(model):
+    for model in _models_of_run(client, experiment, run_id):
+        if _is_complete(model):
             continue
         client.finalize_logged_model(model.model_id, "FAILED")
         # Not every kind of store can remove files; a FAILED model is never used anyway.
         with contextlib.suppress(Exception):
-            get_artifact_repository(model.artifact_location).delete_artifacts()
+            get_artifact_repository(model.artifact_location).delete_artifacts()  # type: ignore[no-untyped-call]
 
 
-def _end(client: Any, experiment: str, run: Any) -> None:
-    """End the run of a process that is gone; that of a whole variant, whose evaluation was killed, is FINISHED."""
+def _end_killed_run(client: "MlflowClient", experiment: str, run: "Run") -> None:
+    """End a run whose process is gone: FINISHED if its variant is complete and only an evaluation was killed."""
     run_id = run.info.run_id
     discard(client, experiment, run_id)
-    status = "FINISHED" if any(map(_is_whole, _models(client, experiment, run_id))) else "FAILED"
+    status = "FINISHED" if any(map(_is_complete, _models_of_run(client, experiment, run_id))) else "FAILED"
     client.set_terminated(run_id, status)
     echo(f"The process of run {run.info.run_name} ({run_id}) was killed: it is marked {status}.")
 
 
-def _running(client: Any, experiment: str) -> list[Any]:
-    """The runs that our steps began and that have not ended."""
-    condition = f"attributes.status = 'RUNNING' and tags.`{processes.TAG}` LIKE '%'"
-    return list(client.search_runs([experiment], condition))
-
-
-def _has_ended(client: Any, run_id: str) -> bool:
-    """Whether a run is one that our steps began, and is over."""
+def _has_ended(client: "MlflowClient", run_id: str) -> bool:
+    """Return True if this project's steps started the run and it has ended."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -84,9 +83,9 @@ def _has_ended(client: Any, run_id: str) -> bool:
     return processes.TAG in run.data.tags and run.info.status != "RUNNING"
 
 
-def _models(client: Any, experiment: str, run_id: str) -> list[Any]:
+def _models_of_run(client: "MlflowClient", experiment: str, run_id: str) -> "list[LoggedModel]":
     return list(logged_models(client, experiment, f"source_run_id = '{run_id}'"))
 
 
-def _is_whole(model: Any) -> bool:
+def _is_complete(model: "LoggedModel") -> bool:
     return str(model.status) == "READY" and FINGERPRINT in model.tags

@@ -1,59 +1,60 @@
-"""MLflow's prompt registry: what a variant puts before every conversation, in words, with versions.
+"""Keep each variant's prompting in MLflow's prompt registry, with versions.
 
-Writes the prompt `phi3-<name of the prompting>`, with a new version only for a text that it does not have yet, and
-links the version to the variant's LoggedModel and run.
+The prompt is named `phi3-<name of the prompting>`. A version is added only for a text that the prompt does not have
+yet, and linked to the variant's LoggedModel and run.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from steps.config.schema import Prompting
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import PromptVersion
 
 QUESTION = {"role": "user", "content": "{{question}}"}
 
 
 def link(prompting: Prompting, model_id: str, run_id: str) -> str:
-    """Have the prompting registered and linked to a variant; returns its address, `prompts:/name/version`."""
+    """Register the prompting, link it to a variant, and return its URI, `prompts:/name/version`."""
     import mlflow
 
     client = mlflow.MlflowClient()
-    prompt = _registered(client, prompt_name(prompting), template(prompting))
+    prompt = _registered_version(client, prompt_name(prompting), template(prompting))
     client.link_prompt_version_to_model(prompt.name, str(prompt.version), model_id)
     client.link_prompt_version_to_run(run_id, prompt)
     return f"prompts:/{prompt.name}/{prompt.version}"
 
 
 def template(prompting: Prompting) -> list[dict[str, str]]:
-    """The conversation that a model sees of one question, in the form of MLflow's chat prompts."""
-    opening = [{"role": "system", "content": prompting.system}] if prompting.system else []
+    """Return the conversation that a model sees for one question, in the format of MLflow's chat prompts."""
+    system = [{"role": "system", "content": prompting.system}] if prompting.system else []
     examples = [
         {"role": role, "content": getattr(example, role)}
         for example in prompting.examples
         for role in ("user", "assistant")
     ]
-    return [*opening, *examples, QUESTION]
+    return [*system, *examples, QUESTION]
 
 
 def prompt_name(prompting: Prompting) -> str:
-    """The name in the registry."""
+    """Return the name of the prompt in the registry."""
     return f"phi3-{prompting.name}"
 
 
-def _registered(client: Any, name: str, wanted: list[dict[str, str]]) -> Any:
-    """The version with this very text, the first one that has it; a new one where none has."""
+def _registered_version(client: "MlflowClient", name: str, messages: list[dict[str, str]]) -> "PromptVersion":
+    """Return the first version with exactly these messages; register a new one if there is none."""
     import mlflow
-
-    for prompt in sorted(_versions(client, name), key=lambda prompt: int(prompt.version)):
-        if prompt.template == wanted:
-            return prompt
-    return mlflow.genai.register_prompt(name, wanted)
-
-
-def _versions(client: Any, name: str) -> list[Any]:
     from mlflow.exceptions import MlflowException
 
     try:
-        return client.search_prompt_versions(name, max_results=1000)
+        versions: list[PromptVersion] = list(client.search_prompt_versions(name, max_results=1000))
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return []
-        raise
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        versions = []
+    for prompt in sorted(versions, key=lambda prompt: int(prompt.version)):
+        if prompt.template == messages:
+            return prompt
+    added: PromptVersion = mlflow.genai.register_prompt(name, messages)
+    return added

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from steps.output import echo
 from steps.redaction import redacted
-from steps.store import connection, names, processes
+from steps.store import address, names, processes
 
 if TYPE_CHECKING:
     from mlflow import ActiveRun
@@ -38,7 +38,7 @@ def start(name: str, tags: dict[str, str] | None = None) -> Iterator[ActiveRun]:
         mlflow.set_tags({"mlflow.runName": name} | cleaned)
         if not nested and mlflow.get_tracking_uri().startswith("http"):
             page = f"#/experiments/{active.info.experiment_id}/runs/{active.info.run_id}"
-            echo(f"Run {name}: {connection.interface_address()}/{page}")
+            echo(f"Run {name}: {address.ui_address()}/{page}")
         yield active
 
 

@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from steps import build, command_line, evaluate
-from steps.checkpoints import sources, staging
+from steps.checkpoints import staging
+from steps.checkpoints.checkpoint import resolve
 from steps.config.schema import Evaluation, Model
 from steps.config.schema import PromptSet as PromptSetConfig
 from steps.evaluation import answers, fit, prompt_set, scores
@@ -117,7 +118,7 @@ def compare(folder: Path, checkpoint: Path, mode: str, precision: str) -> tuple[
     variant = Variant(
         model_id, "", "benchmark", {}, {"mode": mode, "interface": "chat", "generation.temperature": "0"}, ()
     )
-    source = sources.resolve(Model(name="local", source="folder", path=str(checkpoint)))
+    source = resolve(Model(name="local", source="folder", path=str(checkpoint)))
     with staging.staged(source, config) as staged, answers.loaded(f"models:/{model_id}") as model:
         tokenizer = ChatTokenizer(staged)
         engine = TorchEngine(str(staged), precision, BATCH, "cpu") if mode == "pyfunc" else None

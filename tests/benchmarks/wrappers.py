@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from steps import build, command_line
-from steps.checkpoints import sources, staging
-from steps.checkpoints.sources import Checkpoint
+from steps.checkpoints import staging
+from steps.checkpoints.checkpoint import Checkpoint, resolve
 from steps.config.schema import Model
 from steps.evaluation import answers
 from steps.store import connection
@@ -73,7 +73,7 @@ def random_phi3(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
-    miniature = sources.resolve(Model(name="miniature", source="miniature"))
+    miniature = resolve(Model(name="miniature", source="miniature"))
     tokenizer = AutoTokenizer.from_pretrained(miniature.directory)
     torch.manual_seed(0)
     model = Phi3ForCausalLM(
@@ -101,7 +101,7 @@ def random_phi3(folder: Path) -> Path:
 
 def pairs(folder: Path, parts: list[str]):
     """What is measured in this process: our way and the other one, each a function that returns tokens/s."""
-    checkpoint = sources.resolve(Model(name="local", source="folder", path=str(folder)))
+    checkpoint = resolve(Model(name="local", source="folder", path=str(folder)))
     prompts = _prompts(ChatTokenizer(folder))
     if "torch" in parts:
         yield from _torch_pairs(folder, checkpoint, prompts)

@@ -71,8 +71,8 @@ def test_a_full_disk_is_told_in_a_line_and_nothing_is_left_over(typed, checkpoin
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert re.fullmatch(
-        r"error: \S+ is full: the model needs 2\.\d MB, [\d.]+ MB were free\. Make room, or take another place for "
-        r"artifacts \(or TMPDIR for what is temporary\)\. Nothing was left over\.",
+        r"error: \S+ is full: the model needs 2\.\d MB, [\d.]+ MB were free\. Free some space, or choose another "
+        r"artifact location \(for temporary files, TMPDIR\)\. Nothing was left behind\.",
         line,
     )
     assert {run.info.status for run in client.search_runs([experiment])} == {"FAILED"}

@@ -46,7 +46,7 @@ def test_a_build_that_lives_is_left_alone_and_one_that_was_killed_is_marked(
     half_built, typed, checkpoint, record_property
 ):
     client = mlflow.MlflowClient()
-    orphans.sweep(client, "0")
+    orphans.fail_orphans(client, "0")
     assert len(_models("PENDING")) == len(_runs("RUNNING")) == 1
     (model,) = _models("PENDING")
     half = Path(model.artifact_location, "artifacts")
@@ -74,7 +74,7 @@ def killed_run():
     def make(**tags):
         client = mlflow.MlflowClient()
         with subprocess.Popen(
-            [sys.executable, "-c", "from steps import processes; print(processes.identity())"],
+            [sys.executable, "-c", "from steps.store import processes; print(processes.identity())"],
             stdout=subprocess.PIPE,
             text=True,
             cwd=PROJECT,
@@ -90,7 +90,7 @@ def test_a_pending_model_is_marked_although_mlflow_run_has_marked_its_run(killed
     run = killed_run()
     client.create_logged_model("0", name="half", source_run_id=run.info.run_id)
     client.set_terminated(run.info.run_id, "FAILED")
-    orphans.sweep(client, "0")
+    orphans.fail_orphans(client, "0")
     assert [model.name for model in _models("FAILED")] == ["half"]
 
 
@@ -99,7 +99,7 @@ def test_the_run_of_a_whole_variant_whose_evaluation_was_killed_is_finished(kill
     run = killed_run(**{FINGERPRINT: "f"})
     model = client.create_logged_model("0", name="whole", source_run_id=run.info.run_id, tags={FINGERPRINT: "f"})
     client.finalize_logged_model(model.model_id, "READY")
-    orphans.sweep(client, "0")
+    orphans.fail_orphans(client, "0")
     assert client.get_run(run.info.run_id).info.status == "FINISHED"
     assert [variant.name for variant in find_variants(client, "0")] == ["whole"]
 
@@ -109,7 +109,7 @@ def test_an_evaluation_at_work_on_an_old_run_is_left_alone(killed_run):
     run = killed_run()
     client.set_terminated(run.info.run_id, "FINISHED")
     with runs.reopen(run.info.run_id):
-        orphans.sweep(client, "0")
+        orphans.fail_orphans(client, "0")
         assert client.get_run(run.info.run_id).info.status == "RUNNING"
 
 
@@ -118,7 +118,7 @@ def test_what_others_left_is_left_alone():
     run = client.create_run("0")
     client.create_logged_model("0", name="theirs", source_run_id=run.info.run_id)
     client.create_logged_model("0", name="without a run")
-    orphans.sweep(client, "0")
+    orphans.fail_orphans(client, "0")
     assert len(_models("PENDING")) == 2
     assert len(_runs("RUNNING")) == 1
 

@@ -15,7 +15,8 @@ from steps.evaluation.fit import Fit
 from steps.evaluation.prompt_set import PromptSet as PromptRows
 from steps.evaluation.prompt_set.row import Row
 from steps.evaluation.speed import Bench
-from steps.store import connection, integrity, runs
+from steps.store import integrity, runs
+from steps.store.child_process import storeless_environment
 from steps.store.variants import Variant, find_variants
 
 BRIEF = Evaluation(speed_seconds=0.05, speed_tokens=6)
@@ -166,8 +167,8 @@ def test_a_model_that_crashes_or_is_not_there_is_its_own_fault_alone(bench, tmp_
     rows = prompt_set.load(FACTS)
     monkeypatch.setattr(fit, "fit", lambda variant, rows, reserve: fit.Fit())
     for folder, reason in (("crashing", "its process ended with SIGSEGV"), ("nowhere", "MlflowException")):
-        at_hand = contextlib.nullcontext(str(tmp_path / folder))
-        monkeypatch.setattr(integrity, "at_hand", lambda client, variant, at_hand=at_hand: at_hand)
+        copy = contextlib.nullcontext(str(tmp_path / folder))
+        monkeypatch.setattr(integrity, "local_copy", lambda client, variant, copy=copy: copy)
         with pytest.raises(StepError, match=f"the speed of onnx-broken could not be measured: {reason}"):
             bench.measure(variant, rows, BRIEF)
     assert bench.machine["read_bandwidth"] > 1e8
@@ -187,7 +188,7 @@ def test_the_process_gets_no_secrets(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hidden")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     monkeypatch.setenv("HF_TOKEN", "hidden")
-    given = connection.storeless_environment()
+    given = storeless_environment()
     assert "hidden" not in given.values()
     assert "PATH" in given
 

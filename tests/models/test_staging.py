@@ -5,7 +5,8 @@ import json
 import pytest
 
 from steps import command_line
-from steps.checkpoints import sources, staging
+from steps.checkpoints import staging
+from steps.checkpoints.checkpoint import resolve
 from steps.config.schema import Model
 from steps.errors import StepError
 from steps.wrappers.tokenizer import ChatTokenizer
@@ -59,7 +60,7 @@ def test_the_checkpoint_is_left_as_it_was(checkpoint):
         staged = folder
         assert (folder / "chat_template.jinja").read_text() != ""
     assert not staged.exists()
-    assert sources.resolve(Model(name="x", source="folder", path=str(checkpoint.directory))).sha256 == checkpoint.sha256
+    assert resolve(Model(name="x", source="folder", path=str(checkpoint.directory))).sha256 == checkpoint.sha256
 
 
 def test_bf16_is_half_as_large(checkpoint):
@@ -75,7 +76,7 @@ def test_remote_code_is_forgotten(checkpoint, tmp_path):
     (source / "phi3_manifest.json").unlink()
     config = json.loads((source / "config.json").read_text()) | {"auto_map": {"AutoConfig": "x.Y"}}
     (source / "config.json").write_text(json.dumps(config))
-    with staging.staged(sources.resolve(Model(name="x", source="folder", path=str(source))), _config()) as folder:
+    with staging.staged(resolve(Model(name="x", source="folder", path=str(source))), _config()) as folder:
         assert "auto_map" not in json.loads((folder / "config.json").read_text())
     assert "auto_map" in json.loads((source / "config.json").read_text())
 
@@ -99,7 +100,7 @@ def test_a_folder_in_genai_layout_is_for_onnx(checkpoint, tmp_path):
     with staging.staged(checkpoint, _config("mode=onnx", "precision=int4")) as folder:
         exported = shutil.copytree(folder, tmp_path / "exported")
     assert {"genai_config.json", "model.onnx", "tokenizer.json"} <= {file.name for file in exported.iterdir()}
-    local = sources.resolve(Model(name="local", source="folder", path=str(exported)))
+    local = resolve(Model(name="local", source="folder", path=str(exported)))
     assert local.layout == "genai"
     with staging.staged(local, _config("mode=onnx", "precision=int4")) as folder:
         assert (folder / "model.onnx").is_file()

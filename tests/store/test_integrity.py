@@ -1,7 +1,6 @@
-"""What `build` sealed is found whole, and whatever was done to it since is named by the file."""
+"""A model that `build` sealed passes the check, and any later change is reported with the name of the file."""
 
 import json
-import os
 import pickle
 import shutil
 import sys
@@ -14,16 +13,18 @@ import yaml
 
 from steps import command_line
 from steps.build import build
+from steps.digests import digest_file
 from steps.evaluation import answers
 from steps.store import integrity
 from steps.store.variants import as_variant
+from tests.damage import append, cut, flip
 
 MODES = ("transformers", "pyfunc", "onnx")
 
 
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory, empty_store, checkpoint):
-    """A store with a variant of each mode; its files are copied for each test."""
+    """A store with one variant of each mode."""
     folder = tmp_path_factory.mktemp("sealed")
     shutil.copy(empty_store, folder / "mlflow.db")
     uri = f"sqlite:///{folder}/mlflow.db"
@@ -37,7 +38,7 @@ def sealed(tmp_path_factory, empty_store, checkpoint):
 
 
 class Stored:
-    """One of the variants, and the folder of its files."""
+    """A variant and the folder of its files."""
 
     def __init__(self, sealed, mode):
         uri, ids = sealed
@@ -51,7 +52,7 @@ class Stored:
 
 @pytest.fixture
 def stored(sealed, monkeypatch):
-    """`stored(mode)`: a variant, whose files and manifest are put back after the test."""
+    """`stored(mode)` → a variant. Its files and manifest are restored after the test."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sealed[0])
     home = Path(sealed[0].removeprefix("sqlite:///")).parent
     shutil.copytree(home / "files", home / "kept")
@@ -61,7 +62,7 @@ def stored(sealed, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_build_logged_is_whole(stored, mode):
+def test_a_built_model_has_no_faults(stored, mode):
     model = stored(mode)
     assert model.verify() == []
     manifest = json.loads(_manifest_file(model).read_text())
@@ -74,95 +75,80 @@ def test_what_build_logged_is_whole(stored, mode):
     assert not [name for name in manifest["files"] if "__pycache__" in name]
 
 
-def test_a_model_that_was_loaded_where_it_lies_is_whole_still(stored):
-    """Python keeps what it compiles beside the model's code."""
+def test_loading_a_model_in_place_causes_no_faults(stored):
+    """Python writes bytecode beside the model's code."""
     model = stored("onnx")
     with answers.loaded(str(model.folder)):
         assert list(model.folder.rglob("__pycache__"))
     assert model.verify() == []
 
 
-def test_a_model_on_a_server_is_on_this_machine_for_as_long_as_it_is_needed(stored, monkeypatch, tmp_path):
+def test_a_model_on_a_server_is_downloaded_and_removed_afterwards(stored, monkeypatch, tmp_path):
     model, client = stored("onnx"), mlflow.MlflowClient()
-    with integrity.at_hand(client, model.variant) as folder:
+    with integrity.local_copy(client, model.variant) as folder:
         assert Path(folder) == model.folder
     monkeypatch.setattr(integrity, "local_folder", lambda location: None)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     terminal = sys.stderr
-    with integrity.at_hand(client, model.variant) as folder, answers.loaded(folder) as loaded:
-        assert sys.stderr is terminal  # what is asked in there is not to be silent
+    with integrity.local_copy(client, model.variant) as folder, answers.loaded(folder) as loaded:
+        assert sys.stderr is terminal  # the block's own output is not hidden
         assert temporary in Path(folder).parents
         assert loaded.predict({"messages": [{"role": "user", "content": "Hello"}]})
     assert list(temporary.iterdir()) == []
 
 
 def _manifest_file(model):
-    (file,) = model.folder.parents[2].glob(f"{model.variant.run_id}/artifacts/{integrity.FILE}")
+    (file,) = model.folder.parents[2].glob(f"{model.variant.run_id}/artifacts/{integrity.MANIFEST}")
     return file
-
-
-def _flip(file):
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def _cut(file):
-    os.truncate(file, file.stat().st_size // 2)
-
-
-def _append(file):
-    with file.open("ab") as opened:
-        opened.write(b"\n")
 
 
 @pytest.mark.parametrize(
     ("mode", "name", "damage", "fault"),
     [
-        ("pyfunc", "artifacts/checkpoint/model.safetensors", _flip, "was changed: sha256"),
-        ("pyfunc", "artifacts/checkpoint/model.safetensors", _cut, "is cut short: "),
-        ("pyfunc", "artifacts/checkpoint/tokenizer.json", _flip, "was changed: sha256"),
-        ("transformers", "model/model.safetensors", _flip, "was changed: sha256"),
-        ("onnx", "artifacts/checkpoint/model.onnx", _flip, "was changed: sha256"),
-        ("onnx", "artifacts/checkpoint/model.onnx.data", _cut, "is cut short: "),
-        ("onnx", "MLmodel", _append, "is too long: "),
-        ("onnx", "onnx_model.py", _append, "is too long: "),
-        ("onnx", "code/wrappers/contract/requests.py", _flip, "was changed: sha256"),
+        ("pyfunc", "artifacts/checkpoint/model.safetensors", flip, "was changed: sha256"),
+        ("pyfunc", "artifacts/checkpoint/model.safetensors", cut, "is cut short: "),
+        ("pyfunc", "artifacts/checkpoint/tokenizer.json", flip, "was changed: sha256"),
+        ("transformers", "model/model.safetensors", flip, "was changed: sha256"),
+        ("onnx", "artifacts/checkpoint/model.onnx", flip, "was changed: sha256"),
+        ("onnx", "artifacts/checkpoint/model.onnx.data", cut, "is cut short: "),
+        ("onnx", "MLmodel", append, "is too long: "),
+        ("onnx", "onnx_model.py", append, "is too long: "),
+        ("onnx", "code/wrappers/contract/requests.py", flip, "was changed: sha256"),
         ("onnx", "code/wrappers/engines/scheduler.py", Path.unlink, "is missing"),
         ("onnx", "code/wrappers/jinja2.py", Path.touch, "is there, but build did not log it"),
     ],
 )
-def test_each_damage_is_named_by_its_file(stored, mode, name, damage, fault):
+def test_damage_is_reported_with_the_name_of_the_file(stored, mode, name, damage, fault):
     model = stored(mode)
     damage(model.folder / name)
-    (said,) = model.verify()
-    assert said.startswith(f"{name} {fault}")
+    (reported,) = model.verify()
+    assert reported.startswith(f"{name} {fault}")
 
 
-def test_all_damages_are_told_at_once(stored):
+def test_all_damaged_files_are_reported_at_once(stored):
     model = stored("onnx")
-    _flip(model.folder / "artifacts/checkpoint/model.onnx")
-    _cut(model.folder / "code/wrappers/model.py")
+    flip(model.folder / "artifacts/checkpoint/model.onnx")
+    cut(model.folder / "code/wrappers/model.py")
     assert len(model.verify()) == 2
 
 
-def test_a_changed_or_lost_manifest_is_seen(stored):
+def test_a_changed_or_missing_manifest_is_reported(stored):
     model = stored("onnx")
     file = _manifest_file(model)
     manifest = json.loads(file.read_text())
-    _flip(model.folder / "artifacts/checkpoint/model.onnx")
-    changed = integrity.sha256_of(model.folder / "artifacts/checkpoint/model.onnx")
+    flip(model.folder / "artifacts/checkpoint/model.onnx")
+    changed = digest_file(model.folder / "artifacts/checkpoint/model.onnx")
     manifest["files"]["artifacts/checkpoint/model.onnx"]["sha256"] = changed
     file.write_text(json.dumps(manifest))
-    assert model.verify() == [f"{integrity.FILE} of run {model.variant.run_id} was changed"]
+    assert model.verify() == [f"{integrity.MANIFEST} of run {model.variant.run_id} was changed"]
     file.unlink()
-    (said,) = model.verify()
-    assert said.startswith(f"{integrity.FILE} of run {model.variant.run_id} cannot be read (")
+    (reported,) = model.verify()
+    assert reported.startswith(f"{integrity.MANIFEST} of run {model.variant.run_id} cannot be read (")
 
 
-def test_bytecode_beside_the_code_is_removed(stored):
+def test_planted_bytecode_is_removed(stored):
     model = stored("onnx")
     planted = model.folder / "code/wrappers/__pycache__/model.cpython-311.pyc"
     planted.parent.mkdir(exist_ok=True)
@@ -203,7 +189,7 @@ def _edit(folder, **changes):
 
 
 @pytest.mark.parametrize("plant", [_pickled_file, _torch_weights, _disguised_pickle, _pickle_flavor, _other_loader])
-def test_pickles_are_refused_even_if_the_manifest_has_them(stored, plant):
+def test_pickles_are_refused_even_if_the_manifest_lists_them(stored, plant):
     model = stored("onnx")
     fault = plant(model.folder)
     with mlflow.start_run(run_id=model.variant.run_id):

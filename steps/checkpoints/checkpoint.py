@@ -1,0 +1,102 @@
+"""A checkpoint: a folder of weights, tokenizer and chat template, from the source that the configuration names.
+
+Code is never taken from a checkpoint: its Python files are ignored, and pickled weights are refused.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from steps.checkpoints.faults import checkpoint_faults
+from steps.config.schema import Model
+from steps.digests import FileEntry, digest, file_entry
+from steps.errors import StepError, unknown
+from steps.wrappers.manifest import MANIFEST
+
+# The files that are taken from a checkpoint, in Hugging Face or ONNX GenAI layout: neither code nor pickles.
+FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.onnx", "*.onnx.data", "*.onnx_data")
+# `model.source` → a module with `fetch`. Each is imported only when it is used.
+SOURCES = {
+    "miniature": "steps.checkpoints.miniature",
+    "hub": "steps.checkpoints.hub",
+    "folder": "steps.checkpoints.folder",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the files of a checkpoint are arranged: the files that identify the layout, and its weights."""
+
+    required: tuple[str, ...]
+    weights: str
+
+
+# In the order of detection: an export to ONNX keeps the config.json that it was made from.
+LAYOUTS = {
+    "genai": Layout(("genai_config.json", "tokenizer.json"), "*.onnx"),
+    "huggingface": Layout(("config.json", "tokenizer.json"), "*.safetensors"),
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on this machine.
+
+    Attributes:
+        directory: Folder of the files.
+        layout: A key of LAYOUTS.
+        revision: Commit of the hub repository; None for other sources.
+        manifest: Size and sha256 of every file, by name.
+    """
+
+    directory: Path
+    layout: str
+    revision: str | None
+    manifest: dict[str, FileEntry]
+
+    @property
+    def sha256(self) -> str:
+        """One digest over the whole manifest."""
+        return digest(self.manifest)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files together."""
+        return sum(entry["bytes"] for entry in self.manifest.values())
+
+
+def resolve(model: Model) -> Checkpoint:
+    """Return the checkpoint that the configuration names, training or downloading it first if necessary.
+
+    Raises:
+        StepError: The source is unknown, the checkpoint cannot be fetched, or its files are damaged.
+    """
+    if model.source not in SOURCES:
+        raise StepError(unknown("model.source", model.source, SOURCES))
+    fetch: Callable[[Model], tuple[Path, str | None]] = import_module(SOURCES[model.source]).fetch
+    directory, revision = fetch(model)
+    layout = _detect_layout(directory)
+    files = {path.name: path for pattern in FILES for path in directory.glob(pattern)}
+    manifest = {name: file_entry(files[name]) for name in sorted(files) if name != MANIFEST}
+    if faults := checkpoint_faults(directory, manifest):
+        raise StepError(*faults)
+    return Checkpoint(directory, layout, revision, manifest)
+
+
+def _detect_layout(directory: Path) -> str:
+    """Return the layout of a folder; raise StepError with what is missing if it has none."""
+    if not directory.is_dir():
+        raise StepError(f"model.path must be a folder, got '{directory}', which does not exist.")
+    for name, layout in LAYOUTS.items():
+        if not all((directory / file).is_file() for file in layout.required):
+            continue
+        if not any(directory.glob(layout.weights)):
+            raise StepError(
+                f"'{directory}' holds no {layout.weights} weights; pickled weights (*.bin, *.pt) are never loaded."
+            )
+        return name
+    choices = " or ".join(
+        f"{' and '.join(layout.required)} ({name} layout)" for name, layout in reversed(LAYOUTS.items())
+    )
+    raise StepError(f"'{directory}' is not a checkpoint: it must hold {choices}.")
