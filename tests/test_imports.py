@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-
 from steps.modes.flavors import REQUIREMENTS, WRAPPERS
+
 from tests.conftest import PROJECT
 
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "onnxruntime_genai")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from steps.interfaces.interface import Interface, Question, Reply
+from steps.interfaces.interface import Interface, Reply
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from steps.errors import StepError
 from steps.redaction import without_secrets
-from steps.store import processes
+from steps.store import names, processes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,7 +63,7 @@ def _claim_project_run(client: "MlflowClient", run_id: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.set_tag(run_id, processes.TAG, processes.identity())
+        client.set_tag(run_id, names.PROCESS, processes.identity())
     except MlflowException:
         raise StepError(
             f"The run {run_id} that `mlflow run` started is not in {_safe_tracking_uri()} (current directory: "

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 from steps.digests import digest, digest_file
 from steps.errors import StepError
 from steps.output import suppress_output
+from steps.store import names
 from steps.store.variants import Variant, load_artifact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
-# Tag of a model: the sha256 of its manifest.
-TAG = "phi3.manifest_sha256"
 MANIFEST = "model_manifest.json"
 CODE = "code/wrappers"
 # MLflow writes this file into a model when it is registered.
@@ -81,9 +80,11 @@ def verify(client: "MlflowClient", variant: Variant) -> list[str]:
 
 def _read_manifest(model: "LoggedModel", variant: Variant) -> dict[str, Any]:
     """Return the manifest that `build` logged; raise StepError if it is missing or was changed."""
-    expected = model.tags.get(TAG)
+    expected = model.tags.get(names.MANIFEST_SHA256)
     if expected is None:
-        raise StepError(f"it has no tag {TAG}: this project did not build it, or before models had a manifest")
+        raise StepError(
+            f"it has no tag {names.MANIFEST_SHA256}: this project did not build it, or before models had a manifest"
+        )
     try:
         manifest: dict[str, Any] = load_artifact(variant, MANIFEST)
     except Exception as error:  # every kind of store fails in its own way

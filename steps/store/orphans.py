@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from steps.output import echo
-from steps.store import connection, processes
+from steps.store import connection, names, processes
 from steps.store.names import FINGERPRINT
 from steps.store.variants import logged_models
 
@@ -26,14 +26,14 @@ def fail_orphans(client: "MlflowClient", experiment: str) -> None:
         for model in logged_models(client, experiment)
         if str(model.status) == "PENDING" and model.source_run_id
     }
-    condition = f"attributes.status = 'RUNNING' and tags.`{processes.TAG}` LIKE '%'"
+    condition = f"attributes.status = 'RUNNING' and tags.`{names.PROCESS}` LIKE '%'"
     running = list(client.search_runs([experiment], condition))
     for run_id in pending - {run.info.run_id for run in running}:
         # `mlflow run` marks the run of a killed step as FAILED, but not its model.
         if _has_ended(client, run_id):
             discard(client, experiment, run_id)
     for run in running:
-        if processes.is_gone(run.data.tags[processes.TAG]):
+        if processes.is_gone(run.data.tags[names.PROCESS]):
             _end_killed_run(client, experiment, run)
 
 
@@ -80,7 +80,7 @@ def _has_ended(client: "MlflowClient", run_id: str) -> bool:
         run = client.get_run(run_id)
     except MlflowException:
         return False
-    return processes.TAG in run.data.tags and run.info.status != "RUNNING"
+    return names.PROCESS in run.data.tags and run.info.status != "RUNNING"
 
 
 def _models_of_run(client: "MlflowClient", experiment: str, run_id: str) -> "list[LoggedModel]":

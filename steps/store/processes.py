@@ -13,8 +13,6 @@ from typing import Any
 
 import psutil
 
-# Tag of a run: the process that works on it.
-TAG = "phi3.process"
 # Processes on other machines cannot be examined. No step takes longer than this many seconds.
 LONGEST_STEP = 7 * 24 * 3600
 

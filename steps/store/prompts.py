@@ -6,6 +6,7 @@ yet, and linked to the variant's LoggedModel and run.
 
 from typing import TYPE_CHECKING
 
+from steps.checkpoints.prompting import example_messages, system_messages
 from steps.config.schema import Prompting
 
 if TYPE_CHECKING:
@@ -28,13 +29,7 @@ def link(prompting: Prompting, model_id: str, run_id: str) -> str:
 
 def template(prompting: Prompting) -> list[dict[str, str]]:
     """Return the conversation that a model sees for one question, in the format of MLflow's chat prompts."""
-    system = [{"role": "system", "content": prompting.system}] if prompting.system else []
-    examples = [
-        {"role": role, "content": getattr(example, role)}
-        for example in prompting.examples
-        for role in ("user", "assistant")
-    ]
-    return [*system, *examples, QUESTION]
+    return [*system_messages(prompting), *example_messages(prompting), QUESTION]
 
 
 def prompt_name(prompting: Prompting) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 import mlflow
 from rich.console import Console
 from rich.table import Table
+from steps.evaluation.fit import Fit
 
 from steps import build, command_line, evaluate
 from steps.checkpoints import staging
@@ -30,7 +31,6 @@ from steps.checkpoints.checkpoint import resolve
 from steps.config.schema import Evaluation, Model
 from steps.config.schema import PromptSet as PromptSetConfig
 from steps.evaluation import answers, fit, prompt_set, scores
-from steps.evaluation.fit import Fit
 from steps.evaluation.journal import Journal
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.prompt_set.row import Row

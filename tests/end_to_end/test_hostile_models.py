@@ -13,7 +13,7 @@ import yaml
 
 from steps import command_line
 from steps.build import build
-from steps.store import integrity, runs
+from steps.store import integrity, names, runs
 from steps.store.variants import find_variants
 
 
@@ -39,7 +39,7 @@ def variant(store, monkeypatch, tmp_path):
     client = mlflow.MlflowClient()
     (found,) = find_variants(client, runs.experiment_id())
     yield found, Path(client.get_logged_model(found.model_id).artifact_location)
-    client.set_logged_model_tags(found.model_id, {integrity.TAG: found.tags[integrity.TAG]})
+    client.set_logged_model_tags(found.model_id, {names.MANIFEST_SHA256: found.tags[names.MANIFEST_SHA256]})
     shutil.rmtree(store / "files")
     shutil.copytree(tmp_path / "kept", store / "files")
 
@@ -103,7 +103,9 @@ def test_a_step_never_unpickles_even_what_it_is_made_to_load(variant, typed, tmp
     client = mlflow.MlflowClient()
     if disguised:
         with mlflow.start_run(run_id=found.run_id):
-            client.set_logged_model_tags(found.model_id, {integrity.TAG: integrity.seal(client, found.model_id, {})})
+            client.set_logged_model_tags(
+                found.model_id, {names.MANIFEST_SHA256: integrity.seal(client, found.model_id, {})}
+            )
         assert integrity.verify(client, found)
     else:
         monkeypatch.setattr(integrity, "verify", lambda *_: [])

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 from steps import command_line
-from steps.store import connection, orphans, processes, runs
+from steps.store import connection, names, orphans, processes, runs
 from steps.store.names import FINGERPRINT
 from steps.store.variants import find_variants
 from tests.conftest import PROJECT
@@ -80,7 +80,7 @@ def killed_run():
             cwd=PROJECT,
         ) as ended:
             identity = ended.stdout.read().strip()
-        return client.create_run("0", tags={processes.TAG: identity} | tags)
+        return client.create_run("0", tags={names.PROCESS: identity} | tags)
 
     return make
 
@@ -154,4 +154,4 @@ def test_the_run_of_mlflow_run_is_claimed_before_the_step_has_one_of_its_own(mon
     run = client.create_run("0")
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     connection.connect()
-    assert not processes.is_gone(client.get_run(run.info.run_id).data.tags[processes.TAG])
+    assert not processes.is_gone(client.get_run(run.info.run_id).data.tags[names.PROCESS])

@@ -5,11 +5,11 @@ from typing import ClassVar
 
 import pandas as pd
 import pytest
+from steps.evaluation.fit import Fit
 
 from steps.config.schema import Evaluation
 from steps.errors import StepError
 from steps.evaluation import answers
-from steps.evaluation.fit import Fit
 from steps.evaluation.journal import Journal
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.prompt_set.row import Row

@@ -5,13 +5,13 @@ import json
 
 import mlflow
 import pytest
+from steps.evaluation.fit import Fit
 
 from steps import command_line
 from steps.build import build
 from steps.config.schema import Evaluation, PromptSet
 from steps.errors import StepError
 from steps.evaluation import fit, machine, prompt_set, speed, speed_process
-from steps.evaluation.fit import Fit
 from steps.evaluation.prompt_set import PromptSet as PromptRows
 from steps.evaluation.prompt_set.row import Row
 from steps.evaluation.speed import Bench

@@ -15,7 +15,7 @@ from steps import command_line
 from steps.build import build
 from steps.digests import digest_file
 from steps.evaluation import answers
-from steps.store import integrity
+from steps.store import integrity, names
 from steps.store.variants import as_variant
 from tests.damage import append, cut, flip
 
@@ -194,5 +194,5 @@ def test_pickles_are_refused_even_if_the_manifest_lists_them(stored, plant):
     fault = plant(model.folder)
     with mlflow.start_run(run_id=model.variant.run_id):
         forged = integrity.seal(model.client, model.variant.model_id, {})
-    model.client.set_logged_model_tags(model.variant.model_id, {integrity.TAG: forged})
+    model.client.set_logged_model_tags(model.variant.model_id, {names.MANIFEST_SHA256: forged})
     assert model.verify() == [fault]
