@@ -6,7 +6,9 @@ are safe from several threads.
 """
 
 import json
+from collections.abc import Iterable
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,16 @@ class ChatTokenizer:
     def decode(self, tokens: list[int]) -> str:
         """The text of token ids, without control tokens."""
         return self._tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def count_tokens(self, texts: Iterable[str]) -> list[int]:
+        """Return how many tokens each text has, in batches of 1,000 texts."""
+        counts: list[int] = []
+        rest = iter(texts)
+        while batch := list(islice(rest, 1000)):
+            counts += [
+                len(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            ]
+        return counts
 
     def control_token_in(self, text: str) -> str | None:
         """The first control token that stands in a text, if any does."""
