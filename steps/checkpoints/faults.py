@@ -27,7 +27,7 @@ def faults(directory: Path, manifest: dict[str, str]) -> list[str]:
 def _changed(directory: Path) -> Iterator[str]:
     try:
         whole.check(directory, others_allowed=True)
-    except whole.BrokenCheckpoint as fault:
+    except whole.DamagedCheckpoint as fault:
         yield (
             f"'{directory}' is not what its {whole.MANIFEST} says: {fault}. Fetch it again; if you changed it "
             f"yourself, remove {whole.MANIFEST}."

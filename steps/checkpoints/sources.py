@@ -109,7 +109,7 @@ def _is_whole(directory: Path) -> bool:
     """Whether a folder of the cache is as it was made; what is wrong with it is said."""
     try:
         whole.check(directory)
-    except whole.BrokenCheckpoint as fault:
+    except whole.DamagedCheckpoint as fault:
         print(f"{directory} in the cache is damaged and is made again: {fault}.", flush=True)
         return False
     return True
