@@ -106,7 +106,7 @@ class OnnxEngine:
         logits = np.empty((rows, width, self._vocabulary), dtype=self._float)
         binding = self._session.io_binding()
         binding.bind_cpu_input(self._inputs["input_ids"], np.ascontiguousarray(ids))
-        # Tokens of a prefill have one offset in common: only its padding is longer than the longest row.
+        # When decoding, each row has one token and an offset of its own, so the longest row sets the width.
         mask = np.arange(lengths.max() if width == 1 else offset + width) < lengths[:, None]
         binding.bind_cpu_input(self._inputs["attention_mask"], mask.astype(np.int64))
         if self._has_positions:
