@@ -19,22 +19,22 @@ def test_import_is_light(module):
     assert done.stdout.strip() == "[]"
 
 
-def test_wrappers_import_nothing_of_the_project_outside_themselves():
+def test_wrappers_do_not_refer_to_the_rest_of_the_project():
     for file in (PROJECT / "steps" / "wrappers").rglob("*.py"):
         assert "steps" not in file.read_text().replace("steps/", ""), file.name
 
 
-# The files of one mode only, and what comes with MLflow's own server.
+# The files that only one mode uses, and the packages that come with MLflow's own server.
 OWN = {
-    "pyfunc": {"torch_engine", "growing_cache", "packed_linear", "pyfunc_model"},
-    "onnx": {"onnx_engine", "genai_engine", "onnx_model"},
+    "pyfunc": {"torch_engine", "torch_precision", "growing_cache", "packed_linear", "pyfunc_model"},
+    "onnx": {"onnx_providers", "onnx_engine", "genai_engine", "onnx_model"},
 }
 SERVER = {"fastapi"}
 ITSELF = {"wrappers"}
 
 
 @pytest.mark.parametrize("mode", OWN)
-def test_a_model_asks_for_all_that_its_code_imports(mode):
+def test_requirements_of_a_mode_are_the_packages_that_its_code_imports(mode):
     others = set().union(*OWN.values()) - OWN[mode]
     names = {name for file in WRAPPERS.rglob("*.py") if file.stem not in others for name in _imported(file)}
     needed = {name.replace("_", "-") for name in names - ITSELF - SERVER - sys.stdlib_module_names}
@@ -42,7 +42,7 @@ def test_a_model_asks_for_all_that_its_code_imports(mode):
 
 
 def _imported(file):
-    """The packages that a file imports anywhere, but for its own."""
+    """Yield the packages that a file imports anywhere, without relative imports."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)

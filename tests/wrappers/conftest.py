@@ -1,9 +1,10 @@
-"""Engines and contracts over the session's miniature, loaded once."""
+"""Engines and contracts over the miniature, loaded once for the session."""
 
 import pytest
 
 from steps import command_line
 from steps.checkpoints import staging
+from steps.wrappers.contract.interfaces import INTERFACES
 from steps.wrappers.contract.requests import Contract
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.tokenizer import ChatTokenizer
@@ -18,7 +19,7 @@ def tokenizer(checkpoint):
 
 @pytest.fixture(scope="session")
 def contract(tokenizer):
-    return Contract("chat", tokenizer, tokenizer.context_length, DEFAULTS)
+    return Contract(INTERFACES["chat"], tokenizer, tokenizer.context_length, DEFAULTS)
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +31,7 @@ def torch_scheduler(checkpoint):
 
 @pytest.fixture(scope="session")
 def packed_scheduler(checkpoint):
-    """The torch engine as it is for a large model: the miniature's layers are too small to be packed."""
+    """The torch engine with packed layers, as for a large model: the miniature's are too small by default."""
     from steps.wrappers.engines import packed_linear
     from steps.wrappers.engines.torch_engine import TorchEngine
 
@@ -70,7 +71,7 @@ def scheduler(request):
 
 @pytest.fixture
 def complete(scheduler, contract, tokenizer):
-    """Texts of the choices of every row: `complete({"messages": …}, …)`."""
+    """Complete rows and return the finished choices of each: `complete({"messages": …}, …)`."""
 
     def run(*rows):
         requests = contract.requests(rows, None)
