@@ -9,8 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from steps.digests import FileEntry
-from steps.wrappers.manifest import MANIFEST, DamagedCheckpoint, check
+from steps.wrappers.manifest import MANIFEST, DamagedCheckpoint, FileEntry, check
 
 SHA256 = re.compile("[0-9a-f]{64}")
 

@@ -3,4 +3,4 @@
 from mlflow.models import set_model
 from wrappers.model import Phi3Model  # type: ignore[import-not-found]
 
-set_model(Phi3Model("onnx"))
+set_model(Phi3Model("onnxruntime"))

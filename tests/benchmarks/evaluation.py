@@ -28,7 +28,7 @@ from steps.evaluation.fit import Fit
 from steps import build, command_line, evaluate
 from steps.checkpoints import staging
 from steps.checkpoints.checkpoint import resolve
-from steps.config.schema import Evaluation, Model
+from steps.config.schema import Evaluation, FolderModel
 from steps.config.schema import PromptSet as PromptSetConfig
 from steps.evaluation import answers, fit, prompt_set, scores
 from steps.evaluation.journal import Journal
@@ -118,7 +118,7 @@ def compare(folder: Path, checkpoint: Path, mode: str, precision: str) -> tuple[
     variant = Variant(
         model_id, "", "benchmark", {}, {"mode": mode, "interface": "chat", "generation.temperature": "0"}, ()
     )
-    source = resolve(Model(name="local", source="folder", path=str(checkpoint)))
+    source = resolve(FolderModel(name="local", path=str(checkpoint)))
     with staging.staged(source, config) as staged, answers.loaded(f"models:/{model_id}") as model:
         tokenizer = ChatTokenizer(staged)
         engine = TorchEngine(str(staged), precision, BATCH, "cpu") if mode == "pyfunc" else None

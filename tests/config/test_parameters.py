@@ -1,6 +1,7 @@
 """A build configuration becomes MLflow's parameters and back."""
 
 import pytest
+from omegaconf import MISSING
 
 from steps import command_line
 from steps.config.parameters import from_params, to_params
@@ -52,3 +53,4 @@ def test_a_value_that_does_not_fit_its_key_leaves_the_default():
     config = from_params({"generation.max_tokens": "many", "prompting.examples": "[truncated"}, empty)
     assert config.generation.max_tokens == 256
     assert config.prompting.examples == []
+    assert config.model.name == MISSING

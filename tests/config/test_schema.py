@@ -74,7 +74,7 @@ def test_an_override_of_main_reaches_only_the_variants_that_have_the_key():
 
 
 def test_an_override_of_main_that_no_variant_has_is_refused():
-    with pytest.raises(StepError, match="model.path is not a key of the default model"):
+    with pytest.raises(StepError, match=r"model\.path is not a key of the default model"):
         plan(["model.path=/models"])
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # Name → module of this package, and what to call in it with the folder and the `engine` part of `model_config`.
 ENGINES = {
     "torch": ("torch_engine", "TorchEngine"),
-    "onnx": ("onnx_providers", "load"),
+    "onnxruntime": ("onnx_providers", "load"),
 }
 
 
