@@ -22,7 +22,7 @@ from steps.evaluation.statistics import interval
 from steps.output import suppress_output
 
 METRICS = Path(__file__).parent / "metrics"
-HELPERS = ("__init__", "normalize", "rules")
+HELPERS = ("__init__", "normalize", "row_metric", "rules")
 JUDGE = "judge"
 # The metric that looks at the rules of a row.
 RULED = "instruction_match"
