@@ -109,5 +109,5 @@ def _judge_answer(ask: Callable[..., Any], row: Row, answer: Answer) -> float:
         reason = re.sub(r"://[^/@ ]+@", "://", str(error).strip().partition("\n")[0][:300])
         raise StepError(f"The judge could not score row {row.id!r}: {type(error).__name__}: {reason}") from error
     if not 0 <= score <= 1:
-        raise StepError(f"The judge must score row {row.id!r} with a number from 0 to 1, got {score:g}.")
+        raise StepError(f"The judge must give row {row.id!r} a number from 0 to 1, got {score:g}.")
     return score
