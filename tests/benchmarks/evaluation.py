@@ -49,7 +49,7 @@ CHECK = """
 import sys, time
 from pathlib import Path
 from steps.evaluation import prompt_set
-from steps.schema import PromptSet
+from steps.config.schema import PromptSet
 def peak():  # not getrusage, which counts the process that this one was forked from
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
@@ -132,7 +132,7 @@ def in_turn(
     folder: Path, model, variant: Variant, rows: list[Row], bare: Callable[[list[Row]], float]
 ) -> tuple[float, float]:
     """Seconds of all rows asked by `evaluate`, and of the bare engine with a slice of them each time it is due."""
-    path = folder / "journal.jsonl"
+    path = folder / "journal.sqlite"
     path.unlink(missing_ok=True)
     journal = PausingJournal(path, rows, bare)
     started = time.perf_counter()
