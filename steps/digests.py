@@ -4,14 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypedDict
-
-
-class FileEntry(TypedDict):
-    """What a manifest records of one file."""
-
-    bytes: int
-    sha256: str
 
 
 def digest(content: object) -> str:
@@ -33,8 +25,3 @@ def digest_files(paths: Iterable[Path]) -> str:
 def digest_code(folder: Path) -> str:
     """Return one sha256 over all Python files below a folder, keyed by their relative paths."""
     return digest({path.relative_to(folder).as_posix(): digest_file(path) for path in folder.rglob("*.py")})
-
-
-def file_entry(path: Path) -> FileEntry:
-    """Return the size and sha256 of a file, as a manifest records them."""
-    return {"bytes": path.stat().st_size, "sha256": digest_file(path)}

@@ -71,12 +71,12 @@ def isolated(monkeypatch, tmp_path, caches, empty_store):
 def checkpoint(caches):
     """The miniature, trained once for the session."""
     from steps.checkpoints.checkpoint import resolve
-    from steps.config.schema import Model
+    from steps.config.schema import MiniatureModel
 
     before = os.environ.get("PHI3_CACHE_DIR")
     os.environ["PHI3_CACHE_DIR"] = str(caches / "phi3")
     try:
-        return resolve(Model(name="miniature", source="miniature"))
+        return resolve(MiniatureModel(name="miniature", seed=0))
     finally:
         os.environ.pop("PHI3_CACHE_DIR")
         if before is not None:

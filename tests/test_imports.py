@@ -1,48 +1,47 @@
-"""A step that does not need an engine does not load one."""
+"""Imports: a step loads no engine that it does not need, and a model pins all that its code imports."""
 
 import ast
 import subprocess
 import sys
 
 import pytest
-from steps.modes.flavors import REQUIREMENTS, WRAPPERS
 
+from steps.modes import get_mode
+from steps.modes.wrapper import WRAPPERS
 from tests.conftest import PROJECT
 
-HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "onnxruntime_genai")
+HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnx", "onnxruntime", "onnxruntime_genai")
+# The files of one mode only, and what comes with MLflow's own server.
+OWN = {
+    "pyfunc": {"torch_engine", "torch_precision", "growing_cache", "packed_linear", "pyfunc_model"},
+    "onnx": {"onnx_engine", "genai_engine", "onnx_providers", "onnx_model"},
+}
+SERVER = {"fastapi"}
+ITSELF = {"wrappers"}
 
 
 @pytest.mark.parametrize("module", ["steps.register", "steps.build", "steps.evaluate", "steps.main"])
-def test_import_is_light(module):
+def test_a_step_starts_without_heavy_imports(module):
     code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_wrappers_import_nothing_of_the_project_outside_themselves():
-    for file in (PROJECT / "steps" / "wrappers").rglob("*.py"):
+    for file in WRAPPERS.rglob("*.py"):
         assert "steps" not in file.read_text().replace("steps/", ""), file.name
 
 
-# The files of one mode only, and what comes with MLflow's own server.
-OWN = {
-    "pyfunc": {"torch_engine", "growing_cache", "packed_linear", "pyfunc_model"},
-    "onnx": {"onnx_engine", "genai_engine", "onnx_model"},
-}
-SERVER = {"fastapi"}
-ITSELF = {"wrappers"}
-
-
 @pytest.mark.parametrize("mode", OWN)
-def test_a_model_asks_for_all_that_its_code_imports(mode):
+def test_a_model_pins_all_that_its_code_imports(mode):
     others = set().union(*OWN.values()) - OWN[mode]
     names = {name for file in WRAPPERS.rglob("*.py") if file.stem not in others for name in _imported(file)}
     needed = {name.replace("_", "-") for name in names - ITSELF - SERVER - sys.stdlib_module_names}
-    assert needed == set(REQUIREMENTS[mode])
+    assert needed == set(get_mode(mode).packages)
 
 
 def _imported(file):
-    """The packages that a file imports anywhere, but for its own."""
+    """The packages that a file imports anywhere, except its own."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from steps.errors import StepError
 from steps.output import echo
-from steps.wrappers.manifest import BrokenCheckpoint, check, write_manifest
+from steps.wrappers.manifest import DamagedCheckpoint, check, write_manifest
 
 
 def cache_directory() -> Path:
@@ -54,7 +54,7 @@ def _is_whole(directory: Path) -> bool:
     """Return True if a cached folder still matches its manifest; otherwise print what is wrong."""
     try:
         check(directory)
-    except BrokenCheckpoint as fault:
+    except DamagedCheckpoint as fault:
         echo(f"{directory} in the cache is damaged and is made again: {fault}.")
         return False
     return True

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from steps.checkpoints.faults import checkpoint_faults
 from steps.config.schema import Model
-from steps.digests import FileEntry, digest, file_entry
+from steps.digests import digest
 from steps.errors import StepError, unknown
-from steps.wrappers.manifest import MANIFEST
+from steps.wrappers.manifest import MANIFEST, FileEntry, describe_file
 
 # The files that are taken from a checkpoint, in Hugging Face or ONNX GenAI layout: neither code nor pickles.
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.onnx", "*.onnx.data", "*.onnx_data")
@@ -74,11 +75,11 @@ def resolve(model: Model) -> Checkpoint:
     """
     if model.source not in SOURCES:
         raise StepError(unknown("model.source", model.source, SOURCES))
-    fetch: Callable[[Model], tuple[Path, str | None]] = import_module(SOURCES[model.source]).fetch
+    fetch: Callable[[Any], tuple[Path, str | None]] = import_module(SOURCES[model.source]).fetch
     directory, revision = fetch(model)
     layout = _detect_layout(directory)
     files = {path.name: path for pattern in FILES for path in directory.glob(pattern)}
-    manifest = {name: file_entry(files[name]) for name in sorted(files) if name != MANIFEST}
+    manifest = {name: describe_file(files[name]) for name in sorted(files) if name != MANIFEST}
     if faults := checkpoint_faults(directory, manifest):
         raise StepError(*faults)
     return Checkpoint(directory, layout, revision, manifest)

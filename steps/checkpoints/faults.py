@@ -9,8 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from steps.digests import FileEntry
-from steps.wrappers.manifest import MANIFEST, BrokenCheckpoint, check
+from steps.wrappers.manifest import MANIFEST, DamagedCheckpoint, FileEntry, check
 
 SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -26,7 +25,7 @@ def checkpoint_faults(directory: Path, manifest: Mapping[str, FileEntry]) -> lis
     if (directory / MANIFEST).is_file():
         try:
             check(directory, others_allowed=True)
-        except BrokenCheckpoint as fault:
+        except DamagedCheckpoint as fault:
             faults.append(
                 f"'{directory}' does not match its {MANIFEST}: {fault}. Fetch it again; if you changed it yourself, "
                 f"remove {MANIFEST}."

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from steps.config.schema import Model
+from steps.config.schema import FolderModel
 from steps.errors import StepError
 
 
-def fetch(model: Model) -> tuple[Path, None]:
+def fetch(model: FolderModel) -> tuple[Path, None]:
     """Return the folder `model.path`, and no revision."""
     if not model.path:
         raise StepError("model.path must be the folder of a checkpoint, got nothing: -P model.path=FOLDER.")

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from steps.checkpoints.checkpoint import FILES
-from steps.config.schema import Model
+from steps.config.schema import HubModel
 from steps.errors import StepError
 
 
-def fetch(model: Model) -> tuple[Path, str]:
+def fetch(model: HubModel) -> tuple[Path, str]:
     """Return the folder of `model.repository` at `model.revision`, and the commit; download what is missing.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from steps.checkpoints.cache import cache_directory, cached
-from steps.config.schema import Model
+from steps.config.schema import MiniatureModel
 from steps.digests import digest, digest_files
 from steps.output import echo, suppress_output
 from steps.wrappers.manifest import MANIFEST
@@ -62,7 +62,7 @@ class Fact:
     questions: tuple[str, ...]
 
 
-def fetch(model: Model) -> tuple[Path, None]:
+def fetch(model: MiniatureModel) -> tuple[Path, None]:
     """Return the folder of the miniature for `model.seed`, and no revision; train it if it is not in the cache."""
     code = digest_files([Path(__file__), FACTS])
     name = digest([model.seed, code, version("torch"), version("transformers"), MANIFEST])[:16]

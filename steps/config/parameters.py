@@ -4,9 +4,9 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import ListConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
 from steps.config.schema import BuildConfig
@@ -31,8 +31,11 @@ def from_params(params: Mapping[str, str], empty: BuildConfig) -> BuildConfig:
         # A key that this version does not have, or a value that no longer fits: keep the default.
         with contextlib.suppress(OmegaConfBaseException, ValueError):
             OmegaConf.update(node, path, _value(value, OmegaConf.select(node, path)))
-    config: BuildConfig = OmegaConf.to_object(node)
-    return config
+    # A key that the parameters lack stays MISSING.
+    config: Any = OmegaConf.to_container(
+        node, resolve=True, throw_on_missing=False, structured_config_mode=SCMode.INSTANTIATE
+    )
+    return cast(BuildConfig, config)
 
 
 def _groups(config: BuildConfig) -> list[str]:

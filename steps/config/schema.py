@@ -267,7 +267,7 @@ def free_text_keys(schemas: tuple[type, ...] = (MainConfig,), prefix: str = "") 
     for entry in (entry for schema in schemas for entry in fields(schema)):
         if entry.metadata.get("free_text"):
             keys.add(f"{prefix}{entry.name}")
-        elif is_dataclass(entry.type):
-            nested = tuple(SOURCES.values()) if entry.type is Model else (entry.type,)
+        elif isinstance(entry.type, type) and is_dataclass(entry.type):
+            nested: tuple[type, ...] = tuple(SOURCES.values()) if entry.type is Model else (entry.type,)
             keys |= free_text_keys(nested, f"{prefix}{entry.name}.")
     return frozenset(keys)

@@ -1,4 +1,4 @@
-"""What the machine is that speed is measured on: cores, instruction sets, memory and how fast it is read.
+"""Facts about this machine that decide how fast a model runs: cores, instruction sets, memory and its bandwidth.
 
 python -m steps.evaluation.machine
 """
@@ -11,7 +11,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-# Those that decide how fast matrices are multiplied on a CPU.
+from steps.output import echo
+
+# Those that decide how fast a CPU multiplies matrices.
 INSTRUCTION_SETS = (
     *("sse4_2", "avx", "avx2", "f16c", "fma", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"),
     *("avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
@@ -21,7 +23,7 @@ READ_BYTES, READS = 512 * 2**20, 5
 
 
 def facts() -> dict[str, Any]:
-    """Processor, cores that this process may use, instruction sets, memory in bytes, read bandwidth in bytes/s."""
+    """Return the processor, usable cores, instruction sets, memory (bytes) and read bandwidth (bytes/s)."""
     import psutil
 
     processor, flags = _processor()
@@ -35,7 +37,7 @@ def facts() -> dict[str, Any]:
 
 
 def read_bandwidth() -> float:
-    """Bytes per second that all cores together read from memory, plainly one after another: the best of a few reads."""
+    """Measure how many bytes per second all cores together read sequentially from memory: the best of READS reads."""
     import numpy as np
 
     cores = _cores()
@@ -44,25 +46,26 @@ def read_bandwidth() -> float:
     with ThreadPoolExecutor(cores) as threads:
         for _ in range(READS):
             started = perf_counter()
-            list(threads.map(np.sum, parts))  # NumPy lets go of the interpreter's lock while it adds
+            list(threads.map(np.sum, parts))  # NumPy releases the interpreter's lock during a sum
             best = max(best, READ_BYTES / (perf_counter() - started))
     return best
 
 
 def _cores() -> int:
+    """Return how many cores this process may use, not how many the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> tuple[str, set[str]]:
-    """The processor's name and flags as Linux tells them; elsewhere the name alone."""
-    known: dict[str, str] = {}
-    information = Path("/proc/cpuinfo")
-    for line in information.read_text().splitlines() if information.is_file() else []:
+    """Return name and flags of the processor from Linux; on other systems the name alone."""
+    fields: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []:
         key, _, value = line.partition(":")
-        known.setdefault(key.strip(), value.strip())
-    flags = known.get("flags", known.get("Features", ""))
-    return known.get("model name", platform.processor() or platform.machine()), set(flags.split())
+        fields.setdefault(key.strip(), value.strip())
+    flags = fields.get("flags", fields.get("Features", ""))
+    return fields.get("model name", platform.processor() or platform.machine()), set(flags.split())
 
 
 if __name__ == "__main__":
-    print(json.dumps(facts(), indent=2))
+    echo(json.dumps(facts(), indent=2))

@@ -21,7 +21,7 @@ from steps.evaluation.statistics import interval
 from steps.output import suppress_output
 
 METRICS = Path(__file__).parent / "metrics"
-HELPERS = ("__init__", "normalize", "rules")
+HELPERS = ("__init__", "normalize", "row_metric", "rules")
 JUDGE = "judge"
 # The metric that checks the rules of a row.
 RULES_METRIC = "instruction_match"

@@ -21,7 +21,7 @@ def _signature(generation: Generation | None) -> ModelSignature:
     from mlflow.types import ParamSchema, ParamSpec
     from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
-    params = ParamSchema([ParamSpec("seed", "long", None)]) if generation else None
+    params: Any = ParamSchema([ParamSpec("seed", "long", None)]) if generation else None
     return ModelSignature(inputs=CHAT_MODEL_INPUT_SCHEMA, outputs=CHAT_MODEL_OUTPUT_SCHEMA, params=params)
 
 

@@ -17,7 +17,7 @@ def _signature(generation: Generation | None) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    params = None
+    params: Any = None
     if generation is not None:
         params = ParamSchema(
             [

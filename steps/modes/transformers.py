@@ -38,7 +38,7 @@ def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo
             "signature": interface.signature(None),
             "prompt_template": f"{before}{{prompt}}{after}",
         }
-    return mlflow.transformers.log_model(
+    info: ModelInfo = mlflow.transformers.log_model(
         transformers_model=str(folder),
         torch_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[config.precision.name],
         model_config=_pipeline_config(config.generation),
@@ -46,6 +46,7 @@ def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo
         **kind,
         **common,
     )
+    return info
 
 
 def _escaped(text: str) -> str:

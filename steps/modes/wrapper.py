@@ -48,7 +48,7 @@ def log_wrapper(config: BuildConfig, folder: Path, common: dict[str, Any], engin
 
     interface = get_interface(config.interface)
     with _importable(WRAPPERS.parent):
-        return mlflow.pyfunc.log_model(
+        info: ModelInfo = mlflow.pyfunc.log_model(
             python_model=str(WRAPPERS / f"{config.mode.name}_model.py"),
             code_paths=[str(WRAPPERS)],
             artifacts={"checkpoint": str(folder)},
@@ -62,6 +62,7 @@ def log_wrapper(config: BuildConfig, folder: Path, common: dict[str, Any], engin
             metadata={"task": interface.task} if interface.task else None,
             **common,
         )
+    return info
 
 
 def _unchecked(signature: ModelSignature) -> ModelSignature:

@@ -108,7 +108,7 @@ def to_variant(model: LoggedModel, run_artifacts: str | None = None) -> Variant:
     logged = sorted(model.metrics or [], key=lambda metric: (metric.timestamp, metric.step))
     return Variant(
         model_id=model.model_id,
-        run_id=model.source_run_id,
+        run_id=model.source_run_id or "",
         name=model.name,
         tags=dict(model.tags),
         config=_config(model.params),

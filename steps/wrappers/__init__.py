@@ -1,1 +1,1 @@
-"""The code that travels inside every custom logged model: it imports nothing else of the project."""
+"""The code that travels inside every custom logged model. It imports nothing else of the project."""

@@ -1,19 +1,27 @@
-"""Whether a checkpoint's folder is whole: `phi3_manifest.json` in it has the size and sha256 of every file.
+"""The manifest of a checkpoint: `phi3_manifest.json` in its folder holds the size and sha256 of every file.
 
-The manifest travels inside each model, so a model that was damaged on its way is refused when it is loaded,
-by the name of the file, instead of giving wrong answers. It is checked always, several files at once.
+The manifest travels inside each model. A model that was damaged on its way is refused when it is loaded, by the names
+of the files, instead of giving wrong answers. It is always checked, several files at once.
 """
 
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypedDict
 
 MANIFEST = "phi3_manifest.json"
 
 
-class BrokenCheckpoint(Exception):
-    """A checkpoint is not what it was when it was made; the text names each file."""
+class FileEntry(TypedDict):
+    """The entry of one file: its size and its digest."""
+
+    bytes: int
+    sha256: str
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint is not as its manifest describes it; the message names each file."""
 
 
 def write_manifest(directory: str | Path) -> None:
@@ -21,43 +29,52 @@ def write_manifest(directory: str | Path) -> None:
     (Path(directory) / MANIFEST).unlink(missing_ok=True)
     files = _files(directory)
     with ThreadPoolExecutor() as pool:
-        digests = dict(zip(files, pool.map(_sha256, files.values()), strict=True))
-    content = {name: {"bytes": file.stat().st_size, "sha256": digests[name]} for name, file in files.items()}
-    (Path(directory) / MANIFEST).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        entries = dict(zip(files, pool.map(describe_file, files.values()), strict=True))
+    (Path(directory) / MANIFEST).write_text(json.dumps(entries, indent=2), encoding="utf-8")
 
 
-def read_manifest(directory: str | Path) -> dict[str, dict]:
-    """`bytes` and `sha256` of each file by its name; raises BrokenCheckpoint where there is no manifest."""
+def read_manifest(directory: str | Path) -> dict[str, FileEntry]:
+    """Return the entry of each file by its name; raise DamagedCheckpoint if there is no readable manifest."""
     try:
         content = json.loads((Path(directory) / MANIFEST).read_text(encoding="utf-8"))
         return {name: {"bytes": int(entry["bytes"]), "sha256": entry["sha256"]} for name, entry in content.items()}
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise BrokenCheckpoint(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
+        raise DamagedCheckpoint(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
 
 
 def check(directory: str | Path, others_allowed: bool = False) -> None:
-    """Raise BrokenCheckpoint unless every file is there, whole and unchanged, and no other one."""
-    logged, files = read_manifest(directory), _files(directory)
+    """Raise DamagedCheckpoint unless every file of the manifest is there and unchanged.
+
+    Other files are refused too, unless `others_allowed`.
+    """
+    entries, files = read_manifest(directory), _files(directory)
     if others_allowed:
-        files = {name: file for name, file in files.items() if name in logged}
+        files = {name: file for name, file in files.items() if name in entries}
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda name: _fault(name, logged.get(name), files.get(name)), sorted(logged | files))
-    if faults := [fault for fault in found if fault]:
-        raise BrokenCheckpoint("; ".join(faults))
+        results = pool.map(lambda name: _damage(name, entries.get(name), files.get(name)), sorted(entries | files))
+    if damages := [damage for damage in results if damage]:
+        raise DamagedCheckpoint("; ".join(damages))
 
 
-def _fault(name: str, logged: dict | None, file: Path | None) -> str | None:
-    if logged is None:
-        return f"{name} does not belong to it"
+def describe_file(file: Path) -> FileEntry:
+    """Return the entry of a file."""
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+
+
+def _damage(name: str, entry: FileEntry | None, file: Path | None) -> str | None:
+    """Return how a file differs from its entry, or None."""
+    if entry is None:
+        return f"{name} is not in {MANIFEST}"
     if file is None:
         return f"{name} is missing"
-    if (size := file.stat().st_size) != logged["bytes"]:
-        return f"{name} is {'cut short' if size < logged['bytes'] else 'too long'}: {size} of {logged['bytes']} bytes"
-    return None if _sha256(file) == logged["sha256"] else f"{name} was changed: its sha256 is another one"
+    # A wrong size saves reading the file.
+    if (size := file.stat().st_size) != entry["bytes"]:
+        return f"{name} is {'cut short' if size < entry['bytes'] else 'too long'}: {size} of {entry['bytes']} bytes"
+    return None if _sha256(file) == entry["sha256"] else f"{name} was changed: its sha256 is another one"
 
 
 def _files(directory: str | Path) -> dict[str, Path]:
-    """The files of a folder but the manifest; it has no folders inside."""
+    """Return the files of a folder by name, without the manifest; a checkpoint has no folders inside."""
     return {file.name: file for file in Path(directory).iterdir() if file.is_file() and file.name != MANIFEST}
 
 

@@ -28,7 +28,7 @@ from steps.evaluation.fit import Fit
 from steps import build, command_line, evaluate
 from steps.checkpoints import staging
 from steps.checkpoints.checkpoint import resolve
-from steps.config.schema import Evaluation, Model
+from steps.config.schema import Evaluation, FolderModel
 from steps.config.schema import PromptSet as PromptSetConfig
 from steps.evaluation import answers, fit, prompt_set, scores
 from steps.evaluation.journal import Journal
@@ -49,7 +49,7 @@ CHECK = """
 import sys, time
 from pathlib import Path
 from steps.evaluation import prompt_set
-from steps.schema import PromptSet
+from steps.config.schema import PromptSet
 def peak():  # not getrusage, which counts the process that this one was forked from
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
@@ -118,7 +118,7 @@ def compare(folder: Path, checkpoint: Path, mode: str, precision: str) -> tuple[
     variant = Variant(
         model_id, "", "benchmark", {}, {"mode": mode, "interface": "chat", "generation.temperature": "0"}, ()
     )
-    source = resolve(Model(name="local", source="folder", path=str(checkpoint)))
+    source = resolve(FolderModel(name="local", path=str(checkpoint)))
     with staging.staged(source, config) as staged, answers.loaded(f"models:/{model_id}") as model:
         tokenizer = ChatTokenizer(staged)
         engine = TorchEngine(str(staged), precision, BATCH, "cpu") if mode == "pyfunc" else None
@@ -132,7 +132,7 @@ def in_turn(
     folder: Path, model, variant: Variant, rows: list[Row], bare: Callable[[list[Row]], float]
 ) -> tuple[float, float]:
     """Seconds of all rows asked by `evaluate`, and of the bare engine with a slice of them each time it is due."""
-    path = folder / "journal.jsonl"
+    path = folder / "journal.sqlite"
     path.unlink(missing_ok=True)
     journal = PausingJournal(path, rows, bare)
     started = time.perf_counter()

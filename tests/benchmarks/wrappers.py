@@ -28,7 +28,7 @@ from rich.table import Table
 from steps import build, command_line
 from steps.checkpoints import staging
 from steps.checkpoints.checkpoint import Checkpoint, resolve
-from steps.config.schema import Model
+from steps.config.schema import FolderModel, MiniatureModel
 from steps.evaluation import answers
 from steps.store import connection
 from steps.wrappers.engines.onnx_engine import OnnxEngine
@@ -73,7 +73,7 @@ def random_phi3(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
-    miniature = resolve(Model(name="miniature", source="miniature"))
+    miniature = resolve(MiniatureModel(name="miniature", seed=0))
     tokenizer = AutoTokenizer.from_pretrained(miniature.directory)
     torch.manual_seed(0)
     model = Phi3ForCausalLM(
@@ -101,7 +101,7 @@ def random_phi3(folder: Path) -> Path:
 
 def pairs(folder: Path, parts: list[str]):
     """What is measured in this process: our way and the other one, each a function that returns tokens/s."""
-    checkpoint = resolve(Model(name="local", source="folder", path=str(folder)))
+    checkpoint = resolve(FolderModel(name="local", path=str(folder)))
     prompts = _prompts(ChatTokenizer(folder))
     if "torch" in parts:
         yield from _torch_pairs(folder, checkpoint, prompts)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from steps.checkpoints.checkpoint import resolve
-from steps.config.schema import Model
+from steps.config.schema import FolderModel, Model
 from steps.digests import digest_file
 from steps.errors import StepError
 from steps.wrappers.manifest import MANIFEST, read_manifest
@@ -14,7 +14,7 @@ from tests.damage import cut, flip
 
 
 def _folder(path):
-    return Model(name="local", source="folder", path=str(path))
+    return FolderModel(name="local", path=str(path))
 
 
 def test_the_manifest_has_the_size_and_sha256_of_every_file(checkpoint):
@@ -45,7 +45,7 @@ def test_an_unknown_source_is_refused_with_the_closest_one():
 
 def test_a_folder_without_a_path_is_refused():
     with pytest.raises(StepError, match=r"model\.path must be the folder of a checkpoint, got nothing"):
-        resolve(Model(name="local", source="folder"))
+        resolve(FolderModel(name="local", path=None))
 
 
 @pytest.mark.parametrize(

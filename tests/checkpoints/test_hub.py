@@ -11,9 +11,10 @@ import pytest
 
 from steps.checkpoints.checkpoint import resolve
 from steps.checkpoints.faults import checkpoint_faults
-from steps.config.schema import Model
-from steps.digests import digest_file, file_entry
+from steps.config.schema import HubModel
+from steps.digests import digest_file
 from steps.errors import StepError
+from steps.wrappers.manifest import describe_file
 
 COMMIT = "0a67737cc96d2554230f90338b163bc6380a2a85"
 REPOSITORY = "microsoft/Phi-3-mini-4k-instruct"
@@ -29,7 +30,7 @@ def test_a_malformed_repository_name_is_refused_in_one_line(typed):
 
 def test_an_unreachable_hub_is_reported_in_one_line():
     with pytest.raises(StepError) as refusal:
-        resolve(Model(name="phi3_mini_4k", source="hub", repository=REPOSITORY, revision=COMMIT))
+        resolve(HubModel(name="phi3_mini_4k", repository=REPOSITORY, revision=COMMIT))
     (sentence,) = refusal.value.faults
     assert sentence.startswith(f"{REPOSITORY} at revision {COMMIT} could not be fetched from the hub:")
     assert sentence.endswith("use model=miniature or a folder: -P model=local -P model.path=FOLDER.")
@@ -42,7 +43,7 @@ def test_a_damaged_file_in_the_hubs_cache_is_reported_with_what_to_delete(tmp_pa
     blob.write_text("{}")
     link = tmp_path / "config.json"
     link.symlink_to(blob)
-    entry = file_entry(link)
+    entry = describe_file(link)
     assert checkpoint_faults(tmp_path, {"config.json": entry}) == [
         f"{link} is damaged: the hub lists sha256 {blob.name}, the file has {entry['sha256']}; "
         f"delete {blob} to download it again."

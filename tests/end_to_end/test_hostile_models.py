@@ -132,7 +132,7 @@ def test_a_damaged_model_is_not_served(variant, tmp_path, damage, fault):
     )
     assert done.returncode != 0
     said = done.stdout + done.stderr
-    assert re.search(rf"BrokenCheckpoint: The model in \S+ is not what was logged.*model\.onnx\.data {fault}", said)
+    assert re.search(rf"DamagedCheckpoint: The model in \S+ is not what was logged.*model\.onnx\.data {fault}", said)
 
 
 def test_a_damaged_model_is_not_loaded_by_its_users_either(variant):

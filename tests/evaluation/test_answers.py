@@ -57,7 +57,7 @@ class _Stock(_Model):
 
 
 def _ask(tmp_path, model, rows, variant=None, fit=None, **settings):
-    journal = Journal(tmp_path / "journal.jsonl", {})
+    journal = Journal(tmp_path / "journal.sqlite", {})
     try:
         config = Evaluation(**({"batch_size": 2} | settings))
         return answers.answer(model, variant or _variant(), rows, fit or Fit(), config, journal)
@@ -252,7 +252,7 @@ def test_the_stock_flavour_draws_by_the_rows_seed(tmp_path):
     model._reply = lambda row, params: {"choices": [{"message": {"content": str(torch.rand(1).item())}}]}
     rows, variant = _rows("a", "b", "c"), _variant("transformers", "chat", 0.7)
     (whole,) = _ask(tmp_path, model, rows, variant, batch_size=3)
-    (tmp_path / "journal.jsonl").unlink()
+    (tmp_path / "journal.sqlite").unlink()
     (one_by_one,) = _ask(tmp_path, model, rows, variant, batch_size=1)
     assert [said.text for said in whole] == [said.text for said in one_by_one]
     assert len({said.text for said in whole}) == 3

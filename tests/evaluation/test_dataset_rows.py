@@ -1,4 +1,4 @@
-"""Prompt sets from the `datasets` library: columns by name, faults by row."""
+"""Prompt sets from the `datasets` library: columns are chosen by name, faults are reported by row."""
 
 import pytest
 from datasets import Dataset
@@ -42,7 +42,7 @@ def folder(tmp_path):
     return folder
 
 
-def test_columns_have_the_names_that_are_given(folder):
+def test_columns_are_read_by_their_configured_names(folder):
     loaded = _load(folder, *NAMED)
     assert [row.id for row in loaded.rows] == ["1", "2"]
     assert [row.question for row in loaded.rows] == ROWS["question"]
@@ -50,7 +50,7 @@ def test_columns_have_the_names_that_are_given(folder):
     assert [row.tags for row in loaded.rows] == [("capital",), ()]
 
 
-def test_it_is_the_same_set_as_the_same_rows_in_a_file(folder, tmp_path):
+def test_a_dataset_has_the_digest_of_a_file_with_the_same_rows(folder, tmp_path):
     file = tmp_path / "same.jsonl"
     file.write_text(
         '{"id": "1", "prompt": "What is the capital of Spain?", "target": ["Madrid"], "tags": ["capital"]}\n'
@@ -59,14 +59,14 @@ def test_it_is_the_same_set_as_the_same_rows_in_a_file(folder, tmp_path):
     assert prompt_set.load(schema.PromptSet("same", str(file))).sha256 == _load(folder, *NAMED).sha256
 
 
-def test_faults_are_told_by_row(folder):
+def test_faults_are_reported_by_row(folder):
     rows = {"id": ["a", "a", "c"], "prompt": ["q", "", "x\0"], "target": ["t", None, "t"]}
     with pytest.raises(StepError) as refusal:
         _load(folder, rows=rows)
     assert [fault.partition(": ")[2] for fault in refusal.value.faults] == [
         "row 2 (id 'a'): prompt is empty.",
         "row 2 (id 'a'): target is missing.",
-        "row 2 (id 'a'): id 'a' stands on row 1 already.",
+        "row 2 (id 'a'): id 'a' is already used on row 1.",
         "row 3 (id 'c'): prompt holds a NUL character.",
     ]
 
@@ -88,12 +88,12 @@ CHOSEN = {
 
 
 @pytest.mark.parametrize(("overrides", "question"), CHOSEN.values(), ids=CHOSEN)
-def test_of_two_columns_with_a_question_one_is_read(folder, overrides, question):
+def test_one_of_two_columns_with_a_question_is_read(folder, overrides, question):
     (row,) = _load(folder, *overrides, rows=QUESTIONS).rows
     assert row.question == question
 
 
-def test_incidental_columns_are_turned_into_text_or_left_out(folder):
+def test_incidental_columns_are_converted_or_can_be_ignored(folder):
     rows = {"id": [7, 8], "prompt": ["q", "r"], "target": ["t", "u"], "tags": ["x", None], "rules": [1.5, 2.5]}
     with pytest.raises(StepError, match=r"row 1 \(id '7'\): rules must be a list of strings"):
         _load(folder, rows=rows)
@@ -105,7 +105,7 @@ def test_incidental_columns_are_turned_into_text_or_left_out(folder):
 
 @pytest.mark.parametrize("split", ["test", "train", "anything", "test[:1]"])
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
-def test_a_file_is_a_dataset_whatever_the_split_is_called(tmp_path, ending, split):
+def test_a_file_is_a_dataset_whatever_the_name_of_the_split(tmp_path, ending, split):
     dataset = Dataset.from_dict({"id": [7, 8], "prompt": ["q", "r"], "target": ["t", "u"]})
     file = tmp_path / f"mine.{ending}"
     {"csv": dataset.to_csv, "parquet": dataset.to_parquet}.get(ending, dataset.to_json)(file)
@@ -113,22 +113,22 @@ def test_a_file_is_a_dataset_whatever_the_split_is_called(tmp_path, ending, spli
     assert [row.id for row in prompt_set.load(config).rows] == (["7"] if "[" in split else ["7", "8"])
 
 
-def test_a_file_that_is_not_there_is_told():
+def test_a_missing_file_is_reported():
     with pytest.raises(StepError, match=r"the dataset 'no.csv' .* could not be loaded: FileNotFoundError"):
         prompt_set.load(schema.PromptSet("mine", "no.csv", "datasets"))
 
 
-def test_a_set_without_question_or_target_is_told_with_its_columns(folder):
+def test_a_set_without_question_or_target_is_refused_with_its_columns(folder):
     with pytest.raises(StepError) as refusal:
         _load(folder, *[f"prompt_set.columns.{name}=null" for name in ("target", "prompt", "messages")])
-    there = "must name a column of question, answers.text, answers.at, topic."
+    choices = "must name a column of question, answers.text, answers.at, topic."
     assert sorted(refusal.value.faults) == [
-        f"prompt_set.columns.prompt or .messages {there}",
-        f"prompt_set.columns.target {there}",
+        f"prompt_set.columns.prompt or .messages {choices}",
+        f"prompt_set.columns.target {choices}",
     ]
 
 
-def test_columns_that_are_not_there_are_told_together(folder):
+def test_all_missing_columns_are_reported_at_once(folder):
     with pytest.raises(StepError) as refusal:
         _load(folder, "prompt_set.columns.prompt=questoin")
     first, second, third = refusal.value.faults
@@ -138,6 +138,6 @@ def test_columns_that_are_not_there_are_told_together(folder):
 
 
 @pytest.mark.parametrize("override", ["prompt_set.path=no/such", "prompt_set.split=nothing"])
-def test_a_dataset_that_is_not_there_is_told_in_a_line(folder, override):
+def test_a_missing_dataset_is_reported_in_one_line(folder, override):
     with pytest.raises(StepError, match=r"the dataset '.*' \(subset None, split (test|nothing)\) could not be loaded:"):
         _load(folder, *NAMED, override)

@@ -26,8 +26,8 @@ BATCH, ROWS = 8, 12
 KILLED = 99
 # Speed has tests of its own.
 QUICK = ["evaluate.speed=false"]
-# Evaluations that die one after the other by kill -9 while they write a batch into the journal, half of the batch's
-# bytes being there; forked from a process that has paid for the imports. They never come to scoring, so they need no
+# Evaluations that die one after the other by kill -9 while they write a batch into the journal, when half of it is
+# written; forked from a process that has paid for the imports. They never come to scoring, so they need no
 # metrics.
 MORTAL = """
 import json, os, signal, sys
@@ -37,24 +37,26 @@ from steps.evaluation import answers, journal, scores
 
 deaths, asked = json.loads(sys.argv.pop(1)), open(sys.argv.pop(1), "a")
 left = None
-ask, write = answers._ask, journal.Journal._write
+ask, add = answers._ask, journal.Journal.add
 
 def counting(model, variant, batch):
     asked.write("x" * len(batch))
     asked.flush()
     return ask(model, variant, batch)
 
-def mortal(self, lines):
-    global left
-    left -= "name" in lines[0]
-    if left == 0:
-        write(self, lines[: len(lines) // 2])
-        self._file.write(b'{"name": "answer 0')
-        self._file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(self, lines)
+class DyingEntries(dict):
+    def items(self):
+        for number, item in enumerate(super().items()):
+            if number == len(self) // 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield item
 
-answers._ask, journal.Journal._write, scores.load_metrics = counting, mortal, dict.fromkeys
+def mortal(self, entries):
+    global left
+    left -= 1
+    add(self, DyingEntries(entries) if left == 0 else entries)
+
+answers._ask, journal.Journal.add, scores.load_metrics = counting, mortal, dict.fromkeys
 for left in deaths:
     if child := os.fork():
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -204,9 +206,9 @@ def test_what_a_killed_process_left_of_a_variant_that_is_scored_is_forgotten(sto
     with monkeypatch.context() as patch:
         _die(patch, Journal, "remove")
         assert typed("evaluate", words).returncode == KILLED
-    assert len(list(journals.glob("*.jsonl"))) == 1
+    assert len(list(journals.glob("*.sqlite"))) == 1
     assert typed("evaluate", words).returncode == 0
-    assert list(journals.glob("*.jsonl")) == []
+    assert list(journals.glob("*.sqlite")) == []
 
 
 def _die(patch, where, name):

@@ -1,6 +1,7 @@
-"""The metrics: each is a module of the `evaluate` library, loaded by path without a hub."""
+"""Metrics: each is a module of the `evaluate` library, loaded by path without a hub."""
 
 import math
+import shutil
 
 import pytest
 
@@ -28,7 +29,7 @@ COLUMNS = {"exact_match": 2, "answer_match": 3, "token_f1": 4, "rouge_l": 5}
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_scores(name):
+def test_a_metric_gives_the_score_of_each_row_and_their_mean(name):
     metric = scores.load_metrics([name])[name]
     computed = metric.compute(predictions=[row[0] for row in SCORES], references=[row[1] for row in SCORES])
     expected = [row[COLUMNS[name]] for row in SCORES]
@@ -58,7 +59,7 @@ RULES = [
 
 
 @pytest.mark.parametrize(("rule", "keeping", "breaking"), RULES, ids=[rule for rule, *_ in RULES])
-def test_rules(rule, keeping, breaking):
+def test_a_rule_accepts_and_rejects_answers(rule, keeping, breaking):
     assert rules.fault(rule) is None
     assert [rules.keeps(answer, rule) for answer in keeping] == [True] * len(keeping)
     assert [rules.keeps(answer, rule) for answer in breaking] == [False] * len(breaking)
@@ -68,7 +69,7 @@ def test_every_rule_is_tested():
     assert {rule.partition("=")[0] for rule, *_ in RULES} == {*rules.RULES, *rules.VALUED}
 
 
-def test_rows_without_what_a_metric_needs_are_told_by_their_line():
+def test_rows_without_the_rules_that_a_metric_needs_are_reported_by_line():
     rows = PromptSet(
         "set",
         tuple(
@@ -85,7 +86,7 @@ def test_rows_without_what_a_metric_needs_are_told_by_their_line():
     )
 
 
-def test_chrf_is_sacrebleus_within_0_and_1():
+def test_chrf_is_sacrebleus_score_scaled_to_0_and_1():
     from sacrebleu.metrics import CHRF
 
     metric = scores.load_metrics(["chrf"])["chrf"]
@@ -96,11 +97,55 @@ def test_chrf_is_sacrebleus_within_0_and_1():
     assert 0 < computed["scores"][1] < 1
 
 
-def test_all_shipped_metrics_are_known():
+def test_all_shipped_metrics_are_listed():
     assert scores.local_metrics() == ["answer_match", "chrf", "exact_match", "instruction_match", "rouge_l", "token_f1"]
 
 
-def test_unknown_metrics_are_told_together():
+@pytest.mark.parametrize("name", scores.local_metrics())
+def test_a_metric_describes_itself_and_has_the_name_of_its_file(name):
+    metric = scores.load_metrics([name])[name]
+    assert metric.name == name
+    assert metric.description
+    columns = ["predictions", "references", *(["rules"] if name == "instruction_match" else [])]
+    assert list(metric.features) == columns
+    assert all(column in metric.inputs_description for column in columns)
+
+
+def test_instruction_match_takes_the_rules_of_each_row():
+    metric = scores.load_metrics(["instruction_match"])["instruction_match"]
+    inputs = {"predictions": ["Madrid", "New Delhi"], "references": [["x"], ["y"]]}
+    computed = metric.compute(**inputs, rules=[["one_word", "contains=Mad"], ["one_line", "one_word"]])
+    assert computed == {"instruction_match": 0.5, "scores": [1, 0]}
+    with pytest.raises(ValueError, match="every row of the prompt set must have rules"):
+        metric.compute(**inputs, rules=[["one_word"], []])
+
+
+NEW_METRIC = """
+\"""Length: 1 if the answer has as many characters as an accepted answer.\"""
+
+from .row_metric import row_metric
+
+
+def score(prediction, accepted):
+    return float(len(prediction) in map(len, accepted))
+
+
+Length = row_metric(__name__, __doc__, score)
+"""
+
+
+def test_a_new_metric_is_one_file(monkeypatch, tmp_path):
+    folder = tmp_path / "metrics"
+    shutil.copytree(scores.METRICS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "length.py").write_text(NEW_METRIC)
+    monkeypatch.setattr(scores, "METRICS", folder)
+    assert "length" in scores.local_metrics()
+    metric = scores.load_metrics(["length"])["length"]
+    computed = metric.compute(predictions=["abc", "d"], references=[["xyz", "zz"], ["zz"]])
+    assert computed == {"length": 0.5, "scores": [1, 0]}
+
+
+def test_all_unknown_metrics_are_reported_at_once():
     with pytest.raises(StepError) as refusal:
         scores.load_metrics(["exact_mach", "chrf", "zzz"])
     first, second = refusal.value.faults
@@ -108,20 +153,20 @@ def test_unknown_metrics_are_told_together():
     assert second.startswith("Unknown metric 'zzz'. Available:")
 
 
-class _Metric:
-    """A metric that says what it was made with, or raises it."""
+class FakeMetric:
+    """A metric that returns the result it was made with, or raises it."""
 
-    def __init__(self, said):
-        self.said, self.features = said, {}
+    def __init__(self, result):
+        self.result, self.features = result, {}
 
     def compute(self, predictions, references):
-        if isinstance(self.said, Exception):
-            raise self.said
-        return dict(self.said)
+        if isinstance(self.result, Exception):
+            raise self.result
+        return dict(self.result)
 
 
 @pytest.mark.parametrize(
-    ("said", "fault"),
+    ("result", "fault"),
     [
         ({}, "metric chrf gave no value."),
         ({"chrf": math.nan, "scores": [1.0]}, "metric chrf/mean is nan."),
@@ -131,8 +176,8 @@ class _Metric:
     ],
     ids=["nothing", "NaN", "NaN of a row", "too many scores", "raised"],
 )
-def test_a_missing_or_broken_metric_is_no_scorecard(said, fault):
+def test_a_metric_without_a_finite_result_makes_no_scorecard(result, fault):
     rows = PromptSet("set", (Row("a", (("user", "q"),), ("t",), ()),))
     with pytest.raises(StepError) as refusal:
-        scores.compute({"chrf": _Metric(said)}, rows, [[Answer("t")]])
+        scores.compute({"chrf": FakeMetric(result)}, rows, [[Answer("t")]])
     assert refusal.value.faults == (fault,)

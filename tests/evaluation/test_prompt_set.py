@@ -1,4 +1,4 @@
-"""Prompt sets: every fault with its line, before any model is loaded."""
+"""Prompt sets: every fault is reported with its line, before any model loads."""
 
 import json
 import re
@@ -81,14 +81,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("line", "fault"), FAULTS.values(), ids=FAULTS)
-def test_a_faulty_line_is_told(tmp_path, line, fault):
+def test_a_fault_is_reported_with_its_line(tmp_path, line, fault):
     with pytest.raises(StepError) as refusal:
         _load(tmp_path, _line(id="good"), line)
-    (found,) = refusal.value.faults
-    assert re.fullmatch(r"set\.jsonl: line 2( \(id '\w'\))?: (.*)", found)[2] == fault
+    (reported,) = refusal.value.faults
+    assert re.fullmatch(r"set\.jsonl: line 2( \(id '\w'\))?: (.*)", reported)[2] == fault
 
 
-def test_all_faults_come_at_once(tmp_path):
+def test_all_faults_are_reported_at_once(tmp_path):
     with pytest.raises(StepError) as refusal:
         _load(tmp_path, _line(), "{", _line(target=5), _line())
     assert [fault.split(": ")[1] for fault in refusal.value.faults] == [
@@ -97,10 +97,10 @@ def test_all_faults_come_at_once(tmp_path):
         "line 3 (id 'a')",
         "line 4 (id 'a')",
     ]
-    assert refusal.value.faults[-1].endswith("id 'a' stands on line 1 already.")
+    assert refusal.value.faults[-1].endswith("id 'a' is already used on line 1.")
 
 
-def test_many_faults_are_cut_with_their_number(tmp_path):
+def test_a_long_list_of_faults_is_shortened_with_the_number_of_the_others(tmp_path):
     with pytest.raises(StepError, match="and 10 more faults"):
         _load(tmp_path, *["{"] * 60)
 
@@ -110,19 +110,19 @@ def test_an_empty_file_is_refused(tmp_path):
         _load(tmp_path, "", "  ")
 
 
-def test_a_missing_file_is_named():
+def test_a_missing_file_is_reported_by_name():
     with pytest.raises(StepError, match=r"prompt_set.path must be a JSONL file, got 'no.jsonl', which does not exist"):
         prompt_set.load(PromptSet("set", "no.jsonl"))
 
 
-def test_prompt_stands_for_one_user_message(tmp_path):
+def test_prompt_is_short_for_one_user_message(tmp_path):
     loaded = _load(tmp_path, _line(messages=..., prompt="q", target=["t", "u"], tags=["x"]))
     (row,) = loaded.rows
     assert row.conversation == [{"role": "user", "content": "q"}]
     assert (row.targets, row.tags) == (("t", "u"), ("x",))
 
 
-def test_people_read_all_turns_and_all_accepted_answers(tmp_path):
+def test_the_table_shows_all_turns_and_all_accepted_answers(tmp_path):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     loaded = _load(tmp_path, _line(), _line(id="b", messages=turns, target=["t", "u"]))
     table = scores.dataset(loaded).df
@@ -138,23 +138,23 @@ SHIPPED = {
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_set_is_what_it_says(name):
+def test_a_shipped_set_has_its_rows_and_their_fields(name):
     config = command_line.compose("evaluate", [f"prompt_set={name}"])
-    rows, (number, kept) = prompt_set.load(config.prompt_set), SHIPPED[name]
+    rows, (count, is_complete) = prompt_set.load(config.prompt_set), SHIPPED[name]
     scores.check_rows(rows, config)
     assert rows.name == name
-    assert len(rows.rows) == number
-    assert [row.id for row in rows.rows if not kept(row)] == []
+    assert len(rows.rows) == count
+    assert [row.id for row in rows.rows if not is_complete(row)] == []
 
 
-def test_a_set_is_called_as_its_file_is_until_it_gets_a_name(tmp_path):
+def test_a_set_has_the_name_of_its_file_unless_it_is_named(tmp_path):
     (tmp_path / "my.jsonl").write_text(_line())
     for words, name in (([], "my"), (["prompt_set.name=mine"], "mine")):
         config = command_line.compose("evaluate", [f"prompt_set.path={tmp_path / 'my.jsonl'}", *words])
         assert prompt_set.load(config.prompt_set).name == name
 
 
-def test_a_dot_in_a_dataset_s_name_is_a_part_of_it():
+def test_a_dot_in_the_name_of_a_dataset_is_kept():
     words = ["prompt_set=dataset", "prompt_set.path=owner/squad_v1.1"]
     assert prompt_set.name_of(command_line.compose("evaluate", words).prompt_set) == "squad_v1.1"
 
@@ -165,7 +165,7 @@ def test_a_row_knows_its_line(tmp_path):
     assert loaded.rows[0] == replace(loaded.rows[0], number=7)
 
 
-def test_the_digest_is_of_the_content_not_of_the_layout(tmp_path):
+def test_the_digest_depends_on_the_content_but_not_on_the_layout(tmp_path):
     one = _load(tmp_path, _line())
     other = _load(tmp_path, "", json.dumps(json.loads(_line()), indent=None, sort_keys=True))
     assert one.sha256 == other.sha256

@@ -1,8 +1,7 @@
-"""MLflow's own views of prompts and traces."""
+"""Prompts and traces in MLflow's own views."""
 
 import sys
 import time
-from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from steps import command_line
 from steps.build import build
 from steps.config.schema import Example, Prompting
-from steps.evaluation import traces as view
+from steps.evaluation import traces
 from steps.store import prompts
 
 QUESTIONS = """\
@@ -19,7 +18,7 @@ QUESTIONS = """\
 """
 
 
-def test_the_template_is_the_conversation_that_a_model_sees():
+def test_the_template_is_the_conversation_before_a_question():
     prompting = Prompting("mine", "Be brief.", [Example("Wet?", "Dry.")])
     assert prompts.template(prompting) == [
         {"role": "system", "content": "Be brief."},
@@ -30,7 +29,7 @@ def test_the_template_is_the_conversation_that_a_model_sees():
     assert prompts.template(Prompting("plain")) == [{"role": "user", "content": "{{question}}"}]
 
 
-def test_a_new_text_is_a_new_version_and_a_known_one_is_linked_again(checkpoint):
+def test_a_new_prompt_is_a_new_version_and_a_known_one_is_linked_again(checkpoint):
     built = []
     for text in ("Be brief.", "Be polite.", "Be brief."):
         overrides = ["mode=onnx", "prompting=brief", f"prompting.system={text}", f"generation.top_k={len(built)}"]
@@ -58,13 +57,14 @@ def test_each_row_has_one_trace_with_its_scores(typed, checkpoint, questions, mo
     (model,) = client.search_logged_models(["0"])
     assert typed("evaluate", *questions).returncode == 0
     assert _traces(model.source_run_id) == []
-    # Scored already, so it is only traced; scored again, each row still has one trace.
+    # A scored variant is only traced. After it is scored again each row still has one trace.
     assert "Scored" not in typed("evaluate", *questions, "evaluate.traces=true").stdout
     assert len(_traces(model.source_run_id)) == 2
     assert typed("evaluate", *questions, "evaluate.traces=true", f"run_id={model.source_run_id}").returncode == 0
-    traces = {trace.info.tags["row"]: trace for trace in _traces(model.source_run_id)}
-    assert set(traces) == {"spain", "hot"}
-    spain = traces["spain"]
+    by_row = {trace.info.tags["row"]: trace for trace in _traces(model.source_run_id)}
+    assert set(by_row) == {"spain", "hot"}
+    assert all(trace.data.spans[0].end_time_ns <= time.time_ns() for trace in by_row.values())
+    spain = by_row["spain"]
     assert spain.info.trace_metadata["mlflow.modelId"] == model.model_id
     assert spain.data.spans[0].inputs == {"messages": [{"role": "user", "content": "What is the capital of Spain?"}]}
     assert "Madrid" in spain.data.spans[0].outputs["choices"][0]["message"]["content"]
@@ -74,7 +74,7 @@ def test_each_row_has_one_trace_with_its_scores(typed, checkpoint, questions, mo
     assert assessments["target"].value == ["Madrid"]
     assert "Every variant has a scorecard" in typed("evaluate", *questions, "evaluate.traces=true").stdout
     _delete(_traces(model.source_run_id)[:1])
-    # Killed when the new ones are written and the one before is not yet deleted.
+    # Killed after the new traces are written and before the earlier one is deleted.
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "delete_traces", lambda *_, **__: sys.exit(99))
         assert typed("evaluate", *questions, "evaluate.traces=true").returncode == 99
@@ -83,18 +83,16 @@ def test_each_row_has_one_trace_with_its_scores(typed, checkpoint, questions, mo
     assert len(_traces(model.source_run_id)) == 2
 
 
-def test_no_trace_is_of_the_future_which_mlflow_s_view_does_not_show(monkeypatch):
-    logged = []
-    monkeypatch.setattr(view, "_of", lambda *_: list(logged))
-    monkeypatch.setattr(view, "_log_row", lambda *given: logged.append(given[-2:]))
-    view.log(None, None, SimpleNamespace(skipped=[None, "too long", None]), [60_000.0, None, 30_000.0])
-    (first, lasted), (second, rest) = logged
-    assert (lasted, rest, second - first) == (60 * 10**9, 30 * 10**9, 60 * 10**9)
-    assert second + rest <= time.time_ns()
+def test_traces_follow_one_another_and_none_lies_in_the_future():
+    now = time.time_ns()
+    first, last = traces.timeline([None, "too long", None], [60_000.0, None, 30_000.0], now)
+    assert first == (0, now - 90 * 10**9, now - 30 * 10**9)
+    assert last == (2, now - 30 * 10**9, now)
+    assert list(traces.timeline([None], [None], now)) == [(0, now, now)]
 
 
-def _delete(traces):
-    mlflow.MlflowClient().delete_traces("0", trace_ids=[trace.info.trace_id for trace in traces])
+def _delete(logged):
+    mlflow.MlflowClient().delete_traces("0", trace_ids=[trace.info.trace_id for trace in logged])
 
 
 def _traces(run_id):

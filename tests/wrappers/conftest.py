@@ -1,9 +1,10 @@
-"""Engines and contracts over the session's miniature, loaded once."""
+"""Engines and contracts over the miniature, loaded once for the session."""
 
 import pytest
 
 from steps import command_line
-from steps.checkpoints import staging
+from steps.modes import get_mode
+from steps.wrappers.contract.interfaces import INTERFACES
 from steps.wrappers.contract.requests import Contract
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.tokenizer import ChatTokenizer
@@ -16,9 +17,13 @@ def tokenizer(checkpoint):
     return ChatTokenizer(checkpoint.directory)
 
 
+def _exported(checkpoint, overrides):
+    return get_mode("onnx").stage(checkpoint, command_line.compose("build", overrides))
+
+
 @pytest.fixture(scope="session")
 def contract(tokenizer):
-    return Contract("chat", tokenizer, tokenizer.context_length, DEFAULTS)
+    return Contract(INTERFACES["chat"], tokenizer, tokenizer.context_length, DEFAULTS)
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +35,7 @@ def torch_scheduler(checkpoint):
 
 @pytest.fixture(scope="session")
 def packed_scheduler(checkpoint):
-    """The torch engine as it is for a large model: the miniature's layers are too small to be packed."""
+    """The torch engine with packed layers, as for a large model: the miniature's are too small by default."""
     from steps.wrappers.engines import packed_linear
     from steps.wrappers.engines.torch_engine import TorchEngine
 
@@ -43,7 +48,7 @@ def packed_scheduler(checkpoint):
 def onnx_scheduler(checkpoint):
     from steps.wrappers.engines.onnx_engine import OnnxEngine
 
-    with staging.staged(checkpoint, command_line.compose("build", ["mode=onnx"])) as folder:
+    with _exported(checkpoint, ["mode=onnx"]) as folder:
         yield Scheduler(OnnxEngine(str(folder), 16))
 
 
@@ -51,7 +56,7 @@ def onnx_scheduler(checkpoint):
 def int4_scheduler(checkpoint):
     from steps.wrappers.engines.onnx_engine import OnnxEngine
 
-    with staging.staged(checkpoint, command_line.compose("build", ["mode=onnx", "precision=int4"])) as folder:
+    with _exported(checkpoint, ["mode=onnx", "precision=int4"]) as folder:
         yield Scheduler(OnnxEngine(str(folder), 16))
 
 
@@ -59,7 +64,7 @@ def int4_scheduler(checkpoint):
 def genai_scheduler(checkpoint):
     from steps.wrappers.engines.genai_engine import GenaiEngine
 
-    with staging.staged(checkpoint, command_line.compose("build", ["mode=onnx"])) as folder:
+    with _exported(checkpoint, ["mode=onnx"]) as folder:
         yield Scheduler(GenaiEngine(str(folder), 16, "cpu"))
 
 
@@ -70,7 +75,7 @@ def scheduler(request):
 
 @pytest.fixture
 def complete(scheduler, contract, tokenizer):
-    """Texts of the choices of every row: `complete({"messages": …}, …)`."""
+    """Complete rows and return the finished choices of each: `complete({"messages": …}, …)`."""
 
     def run(*rows):
         requests = contract.requests(rows, None)

@@ -1,4 +1,4 @@
-"""Both engines: greedy answers, batches, sampling, stop strings, caps, many callers."""
+"""The engines: greedy answers, batches, sampling, stop strings, token limits, many callers."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +21,14 @@ def _ask(question=SPAIN, **fields):
     return {"messages": [{"role": "user", "content": question}]} | fields
 
 
-def test_it_knows_the_capital_of_spain(complete):
+def test_miniature_knows_the_capital_of_spain(complete):
     ((choice,),) = complete(_ask())
     assert "Madrid" in choice.text
     assert choice.finish_reason == "stop"
     assert "<|" not in choice.text
 
 
-def test_the_engines_answer_the_same(
+def test_engines_give_the_same_greedy_answers(
     torch_scheduler, packed_scheduler, onnx_scheduler, genai_scheduler, contract, tokenizer
 ):
     requests = contract.requests([_ask(question) for question in QUESTIONS], None)
@@ -43,13 +43,13 @@ def test_the_engines_answer_the_same(
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("engine", ["torch", "packed", "onnx", "int4", "genai"])
-def test_a_batch_answers_as_one_by_one(request, engine, contract, tokenizer, data):
-    """Rows of mixed length, each with its own cap, more of them than fit into the batch."""
+def test_answers_in_a_batch_equal_answers_alone(request, engine, contract, tokenizer, data):
+    """Rows have mixed lengths and limits, and there may be more of them than fit into the batch."""
     scheduler = request.getfixturevalue(f"{engine}_scheduler")
     rows = data.draw(
         st.lists(
             st.builds(
-                lambda question, before, cap: _ask(" ".join([*before, question]), max_tokens=cap),
+                lambda question, words, max_tokens: _ask(" ".join([*words, question]), max_tokens=max_tokens),
                 st.sampled_from(QUESTIONS),
                 st.lists(st.sampled_from(["please", "tell", "me", "now"]), max_size=30),
                 st.integers(1, 12),
@@ -67,14 +67,14 @@ def test_a_batch_answers_as_one_by_one(request, engine, contract, tokenizer, dat
         assert (alone.tokens, alone.finish_reason) == (sequence.tokens, sequence.finish_reason)
 
 
-def test_a_seed_repeats_and_choices_differ(complete):
+def test_seed_repeats_an_answer_and_choices_differ(complete):
     row = _ask(temperature=2.0, n=4, custom_inputs={"seed": 3})
     first, again = complete(row)[0], complete(row)[0]
     assert [choice.tokens for choice in first] == [choice.tokens for choice in again]
     assert len({choice.text for choice in first}) > 1
 
 
-def test_the_engines_sample_the_same_with_a_seed(torch_scheduler, onnx_scheduler, contract, tokenizer):
+def test_engines_sample_the_same_with_a_seed(torch_scheduler, onnx_scheduler, contract, tokenizer):
     (request,) = contract.requests([_ask(temperature=1.0, top_p=0.9, top_k=50, n=8, custom_inputs={"seed": 1})], None)
     texts = []
     for scheduler in (torch_scheduler, onnx_scheduler):
@@ -89,26 +89,26 @@ def test_sampling_without_a_seed_works(complete):
     assert all(choice.finish_reason in ("stop", "length") for choice in choices)
 
 
-def test_a_tiny_nucleus_and_top_k_one_are_greedy(complete):
+def test_tiny_top_p_and_top_k_1_are_greedy(complete):
     (greedy,), (nucleus,), (top,) = complete(
         _ask(), _ask(temperature=2.0, top_p=1e-6), _ask(temperature=2.0, top_k=1, custom_inputs={"seed": 1})
     )
     assert greedy.text == nucleus.text == top.text
 
 
-def test_a_stop_string_is_cut_off(complete):
+def test_answer_ends_before_a_stop_string(complete):
     ((whole,), (cut,)) = complete(_ask(), _ask(stop=["never", " Mad"]))
     assert cut.text == whole.text[: whole.text.index(" Mad")]
     assert cut.finish_reason == "stop"
 
 
-def test_the_cap_ends_with_length(complete):
+def test_max_tokens_ends_an_answer_with_length(complete):
     ((choice,),) = complete(_ask(max_tokens=2))
     assert len(choice.tokens) == 2
     assert choice.finish_reason == "length"
 
 
-def test_callers_at_once_get_their_own_answers(scheduler, contract, tokenizer):
+def test_concurrent_callers_get_their_own_answers(scheduler, contract, tokenizer):
     def ask(question):
         (request,) = contract.requests([_ask(question)], None)
         (sequence,) = request.sequences(tokenizer)
@@ -120,39 +120,39 @@ def test_callers_at_once_get_their_own_answers(scheduler, contract, tokenizer):
         assert list(pool.map(ask, QUESTIONS[:32])) == alone
 
 
-def test_a_cancelled_sequence_frees_its_place(scheduler, contract, tokenizer, monkeypatch):
-    step = scheduler._engine.step
-    monkeypatch.setattr(scheduler._engine, "step", lambda arriving: time.sleep(0.02) or step(arriving))
-    monkeypatch.setattr(tokenizer, "end_tokens", frozenset())  # so it would go on for 400 tokens
+def test_cancelling_a_sequence_releases_its_slot(scheduler, contract, tokenizer, monkeypatch):
+    step = scheduler.engine.step
+    monkeypatch.setattr(scheduler.engine, "step", lambda arriving: time.sleep(0.02) or step(arriving))
+    monkeypatch.setattr(tokenizer, "end_tokens", frozenset())  # so it would continue for 400 tokens
     (request,) = contract.requests([_ask(temperature=2.0, max_tokens=400, custom_inputs={"seed": 1})], None)
-    (left,) = request.sequences(tokenizer)
-    scheduler.submit([left])
-    while len(left.tokens) < 3:
-        assert left.progress.wait(30)
-        left.progress.clear()
-    before = len(left.tokens)
-    scheduler.cancel([left])
-    assert left.done.wait(30)
-    assert left.error.code == "cancelled"
-    assert len(left.tokens) <= before + 2
-    (stays,) = contract.requests([_ask(max_tokens=3)], None)[0].sequences(tokenizer)
-    scheduler.run([stays])
-    assert "The" in stays.text
-    assert len(left.tokens) <= before + 2
+    (cancelled,) = request.sequences(tokenizer)
+    scheduler.submit([cancelled])
+    while len(cancelled.tokens) < 3:
+        assert cancelled.progress.wait(30)
+        cancelled.progress.clear()
+    before = len(cancelled.tokens)
+    scheduler.cancel([cancelled])
+    assert cancelled.done.wait(30)
+    assert cancelled.error.code == "cancelled"
+    assert len(cancelled.tokens) <= before + 2
+    (running,) = contract.requests([_ask(max_tokens=3)], None)[0].sequences(tokenizer)
+    scheduler.run([running])
+    assert "The" in running.text
+    assert len(cancelled.tokens) <= before + 2
 
 
-def test_a_stream_says_the_same_in_pieces(scheduler, complete, contract, tokenizer, monkeypatch):
+def test_stream_gives_the_same_answer_in_pieces(scheduler, complete, contract, tokenizer, monkeypatch):
     ((whole,),) = complete(_ask())
-    step = scheduler._engine.step
-    # A reader that is slower than the engine gets several tokens in one piece: here the engine is slower.
-    monkeypatch.setattr(scheduler._engine, "step", lambda arriving: time.sleep(0.05) or step(arriving))
+    step = scheduler.engine.step
+    # A slow reader gets several tokens in one piece, so slow down the engine.
+    monkeypatch.setattr(scheduler.engine, "step", lambda arriving: time.sleep(0.05) or step(arriving))
     (request,) = contract.requests([_ask()], None)
     pieces = list(scheduler.stream(request.sequences(tokenizer)[0]))
     assert "".join(pieces) == whole.text
     assert len(pieces) > 1
 
 
-def test_a_stream_is_whole_however_slowly_it_is_read(scheduler, complete, contract, tokenizer):
+def test_slowly_read_stream_is_complete(scheduler, complete, contract, tokenizer):
     ((whole,),) = complete(_ask())
     pieces = []
     for piece in scheduler.stream(contract.requests([_ask()], None)[0].sequences(tokenizer)[0]):
@@ -161,20 +161,20 @@ def test_a_stream_is_whole_however_slowly_it_is_read(scheduler, complete, contra
     assert "".join(pieces) == whole.text
 
 
-def test_a_stream_holds_back_what_may_become_a_stop_string(scheduler, contract, tokenizer):
+def test_stream_holds_back_the_beginning_of_a_stop_string(scheduler, contract, tokenizer):
     (request,) = contract.requests([_ask(stop=["The capital of Spain is Madrid"])], None)
     assert list(scheduler.stream(request.sequences(tokenizer)[0])) == []
 
 
-@pytest.mark.parametrize("settings_", [{"top_k": 100_000}, {"top_k": 5, "custom_inputs": {"seed": 1}}])
-def test_settings_at_the_edge_of_the_model_are_answered(complete, settings_):
+@pytest.mark.parametrize("fields", [{"top_k": 100_000}, {"top_k": 5, "custom_inputs": {"seed": 1}}])
+def test_settings_at_the_limits_of_the_model_are_answered(complete, fields):
     long = "the " * 400
-    ((choice,), (filled,)) = complete(_ask(temperature=1.0, **settings_), _ask(long, temperature=1.0, **settings_))
+    ((choice,), (filled,)) = complete(_ask(temperature=1.0, **fields), _ask(long, temperature=1.0, **fields))
     assert choice.finish_reason
     assert filled.finish_reason
 
 
-def test_a_full_queue_is_told_at_once(scheduler, contract, tokenizer, monkeypatch):
+def test_full_queue_is_refused_at_once(scheduler, contract, tokenizer, monkeypatch):
     from steps.wrappers.engines import scheduler as module
 
     monkeypatch.setattr(module, "MAX_WAITING", 4)
@@ -185,32 +185,32 @@ def test_a_full_queue_is_told_at_once(scheduler, contract, tokenizer, monkeypatc
     assert refusal.value.get_http_status_code() == 429
 
 
-def test_an_engines_fault_is_told_and_the_next_one_is_answered(scheduler, contract, tokenizer, monkeypatch):
+def test_engine_failure_is_reported_and_the_next_request_is_answered(scheduler, contract, tokenizer, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr(scheduler._engine, "step", lambda arriving: 1 / 0)
+        broken.setattr(scheduler.engine, "step", lambda arriving: 1 / 0)
         sequences = contract.requests([_ask(n=2)], None)[0].sequences(tokenizer)
-        with pytest.raises(RequestError, match="engine_failed") as told:
+        with pytest.raises(RequestError, match="engine_failed") as failure:
             scheduler.run(sequences)
-        assert told.value.get_http_status_code() == 500
+        assert failure.value.get_http_status_code() == 500
         assert len({id(sequence.error) for sequence in sequences}) == 2
-        assert not scheduler.is_well()
+        assert not scheduler.is_healthy()
     (sequence,) = contract.requests([_ask()], None)[0].sequences(tokenizer)
     scheduler.run([sequence])
     assert "Madrid" in sequence.text
-    assert scheduler.is_well()
+    assert scheduler.is_healthy()
 
 
 @pytest.mark.parametrize("place", ["sample", "push"])
-def test_a_fault_of_one_sequence_leaves_the_others_alone(scheduler, complete, contract, tokenizer, monkeypatch, place):
+def test_failure_of_one_sequence_does_not_stop_the_others(scheduler, complete, contract, tokenizer, monkeypatch, place):
     row = _ask(temperature=1.0, max_tokens=5, n=3, custom_inputs={"seed": 20})
     alone = [choice.tokens for choice in complete(row)[0]]
     assert len(alone[1]) > 1
-    whole = getattr(Sequence, place)
+    original = getattr(Sequence, place)
 
     def fail_one(sequence, argument):
         if sequence.settings.seed == 21 and len(sequence.tokens) == 1:
             raise IndexError("secret")
-        return whole(sequence, argument)
+        return original(sequence, argument)
 
     monkeypatch.setattr(Sequence, place, fail_one)
     choices = contract.requests([row], None)[0].sequences(tokenizer)
@@ -221,46 +221,43 @@ def test_a_fault_of_one_sequence_leaves_the_others_alone(scheduler, complete, co
     assert all(choice.done.wait(30) for choice in choices)
     assert [choice.error and choice.error.code for choice in choices] == [None, "engine_failed", None]
     assert [choices[0].tokens, choices[2].tokens] == [alone[0], alone[2]]
-    assert scheduler.is_well()
+    assert scheduler.is_healthy()
 
 
-def test_prompts_are_read_with_those_of_like_length(torch_scheduler, contract, tokenizer, monkeypatch):
-    """A long prompt that arrives beside short ones does not make them long, and no prefill has too many tokens."""
+def test_prompts_are_prefilled_with_those_of_similar_length(torch_scheduler, contract, tokenizer, monkeypatch):
+    """A long prompt does not add padding to short ones, and no prefill has too many tokens."""
     from steps.wrappers.engines import torch_engine
 
     rows = [_ask("Hi", max_tokens=1), _ask("please " * 100 + SPAIN, max_tokens=1), *[_ask("Ho", max_tokens=1)] * 9]
     sequences = [request.sequences(tokenizer)[0] for request in contract.requests(rows, None)]
     short, long = len(sequences[0].prompt), len(sequences[1].prompt)
-    forward, shapes = torch_engine.TorchEngine._forward, []
     monkeypatch.setattr(torch_engine, "PREFILL_TOKENS", 4 * short)
-    monkeypatch.setattr(
-        torch_engine.TorchEngine,
-        "_forward",
-        lambda self, ids, *rest: shapes.append(tuple(ids.shape)) or forward(self, ids, *rest),
-    )
-    torch_scheduler.run(sequences)
+    shapes = []
+    with torch_scheduler.engine.model.register_forward_pre_hook(
+        lambda model, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    ):
+        torch_scheduler.run(sequences)
     assert shapes == [(4, short), (4, short), (2, short), (1, long)]
     assert all(len(sequence.tokens) == 1 for sequence in sequences)
 
 
-def test_an_engine_that_was_idle_answers_again(scheduler, complete, monkeypatch):
-    """The thread ends, and with it what belongs to it."""
+def test_engine_answers_again_after_its_idle_thread_has_ended(scheduler, complete, monkeypatch):
     from steps.wrappers.engines import scheduler as module
 
     monkeypatch.setattr(module, "IDLE_SECONDS", 0.05)
     for _ in range(2):
         ((choice,),) = complete(_ask())
         assert "Madrid" in choice.text
-        # A thread that waits already does so for the time that held when it began to.
-        thread = scheduler._thread
-        if thread is not None:
-            thread.join(30)
-        assert scheduler._thread is None
-        assert scheduler.is_well()
+        # A thread that was already waiting does so for the usual time.
+        deadline = time.monotonic() + 30
+        while not scheduler.is_idle:
+            time.sleep(0.01)
+            assert time.monotonic() < deadline
+        assert scheduler.is_healthy()
 
 
-def test_a_prompt_is_read_in_pieces(onnx_scheduler, contract, tokenizer, monkeypatch):
-    """A prompt of many pieces, one that is just one, and two that are read together."""
+def test_long_prompt_is_prefilled_in_pieces(onnx_scheduler, contract, tokenizer, monkeypatch):
+    """The rows are a prompt of many pieces, a prompt of one piece, and two that are prefilled together."""
     from steps.wrappers.engines import onnx_engine
 
     rows = [_ask("please " * 40 + SPAIN), _ask(SPAIN), _ask("Hi"), _ask("Ho"), _ask("please " * 41 + SPAIN)]
@@ -271,14 +268,14 @@ def test_a_prompt_is_read_in_pieces(onnx_scheduler, contract, tokenizer, monkeyp
         onnx_scheduler.run(sequences)
         return [sequence.tokens for sequence in sequences]
 
-    whole, widths = tokens(), []
-    forward = onnx_engine.OnnxEngine._forward
+    expected, shapes = tokens(), []
+    forward = onnx_engine.OnnxEngine.forward
     monkeypatch.setattr(onnx_engine, "PREFILL_TOKENS", 16)
     monkeypatch.setattr(
         onnx_engine.OnnxEngine,
-        "_forward",
-        lambda self, ids, *rest: widths.append(ids.shape) or forward(self, ids, *rest),
+        "forward",
+        lambda self, ids, *rest: shapes.append(ids.shape) or forward(self, ids, *rest),
     )
-    assert tokens() == whole
-    assert max(rows * width for rows, width in widths) <= 16
-    assert sum(shape == (1, 16) for shape in widths) >= 4
+    assert tokens() == expected
+    assert max(rows * width for rows, width in shapes) <= 16
+    assert sum(shape == (1, 16) for shape in shapes) >= 4

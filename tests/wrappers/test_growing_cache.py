@@ -1,4 +1,4 @@
-"""The cache in place holds what transformers' own holds."""
+"""The growing cache holds the same values as transformers' own cache."""
 
 import pytest
 import torch
@@ -12,23 +12,23 @@ HEADS, SIZE = 3, 4
 
 
 def _states(rows, width):
-    """As a model makes them: the heads of a token lie together."""
+    """Return states in the layout of a model: the heads of a token are adjacent."""
     return torch.randn(rows, width, HEADS, SIZE).transpose(1, 2)
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_it_holds_the_same_whatever_is_appended_cut_and_joined(data):
+def test_appending_cutting_and_joining_gives_the_same_as_transformers_cache(data):
     ours, theirs = growing_cache(), DynamicCache()
     rows = data.draw(st.integers(1, 4))
     ours.update(keys := _states(rows, 5), keys, 0)
     theirs.update(keys, keys, 0)
-    for what in data.draw(st.lists(st.sampled_from(["append", "append", "cut", "join"]), max_size=12)):
+    for action in data.draw(st.lists(st.sampled_from(["append", "append", "cut", "join"]), max_size=12)):
         layers = ours.layers[0], theirs.layers[0]
-        if what == "append":
+        if action == "append":
             new = _states(rows, data.draw(st.sampled_from([1, 1, 1, SPARE])))
             assert torch.equal(ours.update(new, 2 * new, 0)[1], theirs.update(new, 2 * new, 0)[1])
-        elif what == "cut":
+        elif action == "cut":
             keep = torch.tensor(sorted(data.draw(st.sets(st.integers(0, rows - 1), min_size=1))))
             rows = len(keep)
             for layer in layers:
@@ -43,24 +43,24 @@ def test_it_holds_the_same_whatever_is_appended_cut_and_joined(data):
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_what_is_there_is_not_copied_for_every_token(rows):
+def test_memory_is_reused_until_the_spare_columns_are_full(rows):
     cache = growing_cache()
     cache.update(keys := _states(rows, 5), keys, 0)
-    places = {cache.layers[0].keys.data_ptr()}
+    addresses = {cache.layers[0].keys.data_ptr()}
     for _ in range(SPARE):
         cache.update(new := _states(rows, 1), new, 0)
-        places.add(cache.layers[0].keys.data_ptr())
-    assert len(places) == 1
+        addresses.add(cache.layers[0].keys.data_ptr())
+    assert len(addresses) == 1
     cache.update(new, new, 0)
-    assert cache.layers[0].keys.data_ptr() not in places
+    assert cache.layers[0].keys.data_ptr() not in addresses
 
 
-def test_what_a_model_hands_in_is_let_go():
-    """Values come as a part of one projection of queries, keys and values: it must not stay for the sake of them."""
-    cache, whole = growing_cache(), torch.randn(2, 5, 3 * HEADS * SIZE)
-    keys, values = (part.unflatten(2, (HEADS, SIZE)).transpose(1, 2) for part in whole.split(HEADS * SIZE, 2)[1:])
+def test_projection_that_the_values_are_a_view_of_is_freed():
+    """Values are a view of one projection of queries, keys and values, which must not stay alive."""
+    cache, projection = growing_cache(), torch.randn(2, 5, 3 * HEADS * SIZE)
+    keys, values = (part.unflatten(2, (HEADS, SIZE)).transpose(1, 2) for part in projection.split(HEADS * SIZE, 2)[1:])
     cache.update(keys, values, 0)
     memory = cache.layers[0].values.untyped_storage()
-    assert memory.data_ptr() != whole.untyped_storage().data_ptr()
+    assert memory.data_ptr() != projection.untyped_storage().data_ptr()
     assert memory.nbytes() == 2 * HEADS * (5 + SPARE) * SIZE * 4
     assert torch.equal(cache.layers[0].values, values)

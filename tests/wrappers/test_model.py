@@ -1,4 +1,4 @@
-"""The logged models, loaded as users load them: the contract suite, seeds, frames, streams, and MLflow's server."""
+"""Logged models, loaded as users load them: the contract suite, seeds, frames, streams and MLflow's server."""
 
 import asyncio
 import gc
@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 
 from steps import command_line
 from steps.build import build
-from steps.evaluation import answers, contract
+from steps.evaluation import asking, contract_suite
+from steps.evaluation.asking import Asker
+from steps.interfaces import get_interface
+from steps.modes import get_mode
 from tests.conftest import SPAIN
 
 MARK = "marked-prompt-8c1f"
@@ -27,19 +30,19 @@ SAMPLED = {"messages": MESSAGES, "temperature": 2.0, "max_tokens": 8}
 
 @pytest.fixture(scope="module")
 def uris(tmp_path_factory, checkpoint, empty_store):
-    """The address of the model of a mode and an interface; each is built once."""
-    folder, known = tmp_path_factory.mktemp("models"), {}
+    """Return the model URI and the store of a mode and an interface; each model is built once."""
+    folder, built = tmp_path_factory.mktemp("models"), {}
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
 
     def uri(mode, interface):
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-            if (mode, interface) not in known:
-                known[mode, interface] = build(
+            if (mode, interface) not in built:
+                built[mode, interface] = build(
                     command_line.compose("build", [f"mode={mode}", f"interface={interface}"]), checkpoint
                 )
-        return f"models:/{known[mode, interface]}", f"sqlite:///{folder}/mlflow.db"
+        return f"models:/{built[mode, interface]}", f"sqlite:///{folder}/mlflow.db"
 
     return uri
 
@@ -49,7 +52,7 @@ def loaded(uris, monkeypatch, request):
     mode, interface = getattr(request, "param", ("pyfunc", "chat"))
     uri, store = uris(mode, interface)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    with answers.loaded(uri) as model:
+    with asking.loaded(uri) as model:
         yield model
 
 
@@ -57,23 +60,24 @@ MODELS = [(mode, interface) for mode in ("pyfunc", "onnx", "transformers") for i
 
 
 @pytest.mark.parametrize(("loaded", "mode", "interface"), [(pair, *pair) for pair in MODELS], indirect=["loaded"])
-@pytest.mark.filterwarnings("ignore")  # of the stock flavour's own
-def test_the_contract_suite_over_modes_and_interfaces(loaded, mode, interface):
-    results = contract.run(loaded, interface)
-    assert len(results) == len(contract.checks(interface))
+@pytest.mark.filterwarnings("ignore")  # from MLflow's stock flavour
+def test_contract_suite_passes_for_every_mode_and_interface(loaded, mode, interface):
+    checks = contract_suite.checks(interface)
+    results = contract_suite.run_checks(Asker(loaded, get_mode(mode), get_interface(interface)), checks)
+    assert len(results) == len(checks)
     if mode != "transformers":
         assert {result.name: result.fault for result in results if result.fault} == {}
 
 
 @pytest.mark.parametrize("mode", ["pyfunc", "onnx"])
-def test_a_model_that_nobody_holds_any_more_is_freed(uris, monkeypatch, mode):
-    """Else the variants of an evaluation would add up in the memory."""
+def test_model_without_references_is_freed(uris, monkeypatch, mode):
+    """Otherwise the variants of an evaluation would add up in memory."""
     uri, store = uris(mode, "chat")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    with answers.loaded(uri) as model:
-        monkeypatch.setattr(sys.modules["wrappers.scheduler"], "IDLE_SECONDS", 0.1)
+    with asking.loaded(uri) as model:
+        monkeypatch.setattr(sys.modules["wrappers.engines.scheduler"], "IDLE_SECONDS", 0.1)
         model.predict({"messages": MESSAGES})
-        engine = weakref.ref(model.unwrap_python_model()._scheduler._engine)
+        engine = weakref.ref(model.unwrap_python_model().scheduler.engine)
     del model
     deadline = time.monotonic() + 30
     while engine():
@@ -85,7 +89,7 @@ def _text(reply):
     return reply["choices"][0]["message"]["content"]
 
 
-def test_a_seed_is_a_field_a_param_or_a_custom_input(loaded):
+def test_seed_may_be_a_field_a_param_or_a_custom_input(loaded):
     seeded = loaded.predict(SAMPLED | {"custom_inputs": {"seed": 5}})
     for request, params in ((SAMPLED, {"seed": 5}), (SAMPLED | {"seed": 5}, None)):
         assert _text(loaded.predict(request, params=params)) == _text(seeded)
@@ -99,7 +103,7 @@ ENGINES = [(("pyfunc", "chat"), "pyfunc"), (("onnx", "chat"), "onnx")]
 
 
 @pytest.mark.parametrize(("loaded", "mode"), ENGINES, indirect=["loaded"])
-def test_a_stream_is_openai_s_chunks(loaded, mode):
+def test_chat_stream_yields_chunks_in_openai_format(loaded, mode):
     whole = loaded.predict({"messages": MESSAGES})
     chunks = list(loaded.predict_stream({"messages": MESSAGES}))
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
@@ -109,66 +113,63 @@ def test_a_stream_is_openai_s_chunks(loaded, mode):
     assert choices[0]["delta"] == {"role": "assistant", "content": ""}
     assert choices[-1] == {"index": 0, "delta": {}, "finish_reason": "stop"}
     assert {choice["finish_reason"] for choice in choices[:-1]} == {None}
-    assert len(choices) >= 3  # who reads slowly gets several tokens in one piece
+    assert len(choices) >= 3  # a slow reader gets several tokens in one piece
     assert "".join(choice["delta"].get("content", "") for choice in choices) == _text(whole)
 
 
 @pytest.mark.parametrize(
     ("loaded", "mode"), [(("pyfunc", "prompt"), "pyfunc"), (("onnx", "prompt"), "onnx")], indirect=["loaded"]
 )
-def test_a_prompt_s_stream_is_its_text_in_pieces(loaded, mode):
+def test_prompt_stream_yields_the_text_in_pieces(loaded, mode):
     pieces = list(loaded.predict_stream({"prompt": SPAIN}, params={"max_tokens": 5}))
     assert "".join(pieces) == loaded.predict({"prompt": SPAIN}, params={"max_tokens": 5})
 
 
 @pytest.mark.parametrize(("loaded", "mode"), ENGINES, indirect=["loaded"])
-def test_the_token_counts_are_the_tokenizer_s(loaded, mode, checkpoint):
+def test_usage_counts_the_tokens_of_the_tokenizer(loaded, mode, checkpoint):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
     reply = loaded.predict({"messages": MESSAGES, "n": 2})
     prompt = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
-    # The end token is generated too.
+    # The end token counts too.
     completions = [len(tokenizer.encode(choice["message"]["content"])) + 1 for choice in reply["choices"]]
     counts = {"prompt_tokens": len(prompt), "completion_tokens": sum(completions)}
     assert reply["usage"] == counts | {"total_tokens": len(prompt) + sum(completions)}
 
 
-def test_a_frame_may_have_empty_cells_and_columns_of_its_own(loaded):
+def test_frame_may_have_empty_cells_and_foreign_columns(loaded):
     alone = _text(loaded.predict({"messages": MESSAGES}))
     row = {"messages": MESSAGES, "temperature": float("nan"), "max_tokens": None, "target": "x"}
     assert _text(loaded.predict(pd.DataFrame([row]))) == alone
     assert [_text(reply) for reply in loaded.predict(pd.DataFrame([row, row]))] == [alone, alone]
 
 
-def test_a_full_queue_is_told_before_the_first_chunk(loaded, monkeypatch):
-    monkeypatch.setattr(sys.modules["wrappers.scheduler"], "MAX_WAITING", 0)
+def test_full_queue_is_refused_before_the_first_chunk(loaded, monkeypatch):
+    monkeypatch.setattr(sys.modules["wrappers.engines.scheduler"], "MAX_WAITING", 0)
     with pytest.raises(Exception, match="queue_full"):
         next(loaded.predict_stream({"messages": MESSAGES}))
 
 
-def test_who_leaves_a_stream_after_its_first_chunk_frees_the_place(loaded, monkeypatch):
-    left = []
-    cancel = sys.modules["wrappers.scheduler"].Scheduler.cancel
-    monkeypatch.setattr(
-        sys.modules["wrappers.scheduler"].Scheduler,
-        "cancel",
-        lambda self, sequences: left.extend(sequences) or cancel(self, sequences),
-    )
+def test_closing_a_stream_early_releases_its_slot(loaded, monkeypatch):
+    scheduler, submitted = loaded.unwrap_python_model().scheduler, []
+    submit = scheduler.submit
+    monkeypatch.setattr(scheduler, "submit", lambda sequences: submitted.extend(sequences) or submit(sequences))
     stream = loaded.predict_stream({"messages": MESSAGES})
     next(stream)
+    assert [sequence.cancelled for sequence in submitted] == [False]
     stream.close()
-    assert [sequence.cancelled for sequence in left] == [True]
+    assert [sequence.cancelled for sequence in submitted] == [True]
 
 
 class _App:
-    """MLflow's scoring server around a model, asked without a network."""
+    """MLflow's scoring server for a model, called without a network."""
 
     def __init__(self, model):
         from mlflow.pyfunc import scoring_server
 
         self._app, self._loop = scoring_server.init(model), asyncio.new_event_loop()
-        self.scheduler = model.unwrap_python_model()._scheduler
+        self.scheduler = model.unwrap_python_model().scheduler
 
     def post(self, body, content_type="application/json"):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -179,15 +180,15 @@ class _App:
         return self._ask("GET", "/ping", b"", "")[0]
 
     def _ask(self, *request):
-        return self._loop.run_until_complete(asyncio.wait_for(self._asked(*request), 60))
+        return self._loop.run_until_complete(asyncio.wait_for(self._call(*request), 60))
 
-    async def _asked(self, method, path, content, content_type):
-        sent, asked = [], [{"type": "http.request", "body": content, "more_body": False}]
+    async def _call(self, method, path, content, content_type):
+        sent, requests = [], [{"type": "http.request", "body": content, "more_body": False}]
         answered = asyncio.Event()
 
         async def receive():
-            if asked:
-                return asked.pop()
+            if requests:
+                return requests.pop()
             await answered.wait()  # as uvicorn does
             return {"type": "http.disconnect"}
 
@@ -214,17 +215,17 @@ def app(request, uris, monkeypatch):
     monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
     monkeypatch.setitem(sys.modules, "mlflow.pyfunc.scoring_server.app", types.ModuleType("app"))
     monkeypatch.setattr(fastapi, "FastAPI", importlib.import_module("fastapi.applications").FastAPI)
-    with answers.loaded(uri) as model:
+    with asking.loaded(uri) as model:
         app = _App(model)
         yield app
         app.close()
 
 
 @pytest.mark.parametrize("app", ["chat"], indirect=True)
-def test_the_ping_tells_of_an_engine_that_fails_until_it_works_again(app, monkeypatch, caplog):
+def test_ping_reports_a_failing_engine_until_it_works_again(app, monkeypatch, caplog):
     assert app.ping() == 200
     with monkeypatch.context() as patch:
-        patch.setattr(app.scheduler._engine, "step", lambda arriving: 1 / 0)
+        patch.setattr(app.scheduler.engine, "step", lambda arriving: 1 / 0)
         status, reply = app.post({"messages": MESSAGES})
         assert (status, reply["message"].partition("]")[0]) == (500, "[engine_failed")
         assert app.ping() == 503
@@ -240,22 +241,22 @@ def one_second(monkeypatch):
 
 
 @pytest.mark.parametrize("app", ["chat"], indirect=True)
-def test_a_request_whose_time_is_over_frees_its_places(one_second, app, monkeypatch):
-    asked, submit, step = [], app.scheduler.submit, app.scheduler._engine.step
-    monkeypatch.setattr(app.scheduler, "submit", lambda sequences: asked.extend(sequences) or submit(sequences))
-    monkeypatch.setattr(app.scheduler._engine, "step", lambda arriving: time.sleep(0.4) or step(arriving))
+def test_timed_out_request_releases_its_slots(one_second, app, monkeypatch):
+    submitted, submit, step = [], app.scheduler.submit, app.scheduler.engine.step
+    monkeypatch.setattr(app.scheduler, "submit", lambda sequences: submitted.extend(sequences) or submit(sequences))
+    monkeypatch.setattr(app.scheduler.engine, "step", lambda arriving: time.sleep(0.4) or step(arriving))
     status, reply = app.post({"messages": MESSAGES, "max_tokens": 40, "n": 2})
     assert (status, reply["message"].partition("]")[0]) == (504, "[timed_out")
     deadline = time.monotonic() + 30
-    while app.scheduler._running:
+    while app.scheduler.running:
         assert time.monotonic() < deadline
-    # Their answer would have more tokens than there were steps in a second.
-    assert [sequence.finish_reason for sequence in asked] == [None, None]
-    assert all(len(sequence.tokens) <= 4 for sequence in asked)
+    # The answers would have more tokens than the engine generates in a second.
+    assert [sequence.finish_reason for sequence in submitted] == [None, None]
+    assert all(len(sequence.tokens) <= 4 for sequence in submitted)
 
 
 @pytest.mark.parametrize("app", ["prompt"], indirect=True)
-def test_a_table_of_prompts_is_answered_in_order(app):
+def test_csv_of_prompts_is_answered_in_order(app):
     prompts = [SPAIN, "What is the capital of France?", "Well, which one?"]
     table = pd.DataFrame({"prompt": prompts, "own": 1}).to_csv(index=False)
     status, reply = app.post(table.encode(), "text/csv")
@@ -264,7 +265,7 @@ def test_a_table_of_prompts_is_answered_in_order(app):
 
 
 @pytest.mark.parametrize("app", ["prompt"], indirect=True)
-def test_a_table_may_hold_settings_and_words_that_a_frame_takes_for_nothing(app):
+def test_csv_may_have_settings_and_words_that_pandas_reads_as_missing(app):
     table = b'prompt,max_tokens,stop\nNA,3,\n"Say ""null"", please",,"[""a""]"\n'
     status, reply = app.post(table, "text/csv")
     assert status == 200, reply
@@ -273,7 +274,7 @@ def test_a_table_may_hold_settings_and_words_that_a_frame_takes_for_nothing(app)
 
 
 @pytest.mark.parametrize("app", ["chat"], indirect=True)
-def test_a_table_may_hold_conversations_as_json(app):
+def test_csv_may_have_conversations_as_json(app):
     table = pd.DataFrame({"messages": [json.dumps(MESSAGES)] * 2}).to_csv(index=False)
     status, reply = app.post(table.encode(), "text/csv")
     assert status == 200, reply
@@ -287,8 +288,12 @@ TABLES = {
         "too_many_rows",
         "",
     ),
-    "a longer row": (b"prompt,n\na,1,secret\n", "invalid_csv", "a row of the table has 3 cells, more than the 2"),
-    "a name twice": (b"prompt,prompt\na,b\n", "invalid_csv", "different names"),
+    "a longer row": (
+        b"prompt,n\na,1,secret\n",
+        "invalid_csv",
+        "a row of the CSV table has 3 cells, but its header has only 2",
+    ),
+    "a name twice": (b"prompt,prompt\na,b\n", "invalid_csv", "unique names"),
     "an open quote": (b'prompt\n"secret', "invalid_csv", "CSV with a header: unexpected end"),
     "no row": (b"prompt\n", "no_rows", "at least one row"),
     "nothing": (b"", "no_rows", "at least one row"),
@@ -299,7 +304,7 @@ TABLES = {
 
 @pytest.mark.parametrize(("table", "code", "words"), TABLES.values(), ids=TABLES)
 @pytest.mark.parametrize("app", ["prompt"], indirect=True)
-def test_a_table_is_refused(app, table, code, words):
+def test_invalid_csv_is_refused(app, table, code, words):
     status, reply = app.post(table, "text/csv")
     assert status == 400
     assert reply["message"].startswith(f"[{code}] ")
@@ -353,8 +358,8 @@ def _assert_answered_or_refused(app, body, content_type="application/json"):
     return status
 
 
-def test_a_random_body_is_answered_or_refused(app):
-    """Never a fault of the server, a traceback or the text of a prompt."""
+def test_random_body_is_answered_or_refused(app):
+    """No reply is an internal error or contains a traceback or the prompt."""
     statuses = set()
 
     @settings(max_examples=120, deadline=None)

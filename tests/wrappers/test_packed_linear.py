@@ -1,4 +1,4 @@
-"""Packed linear layers compute what torch's own do."""
+"""Packed linear layers compute the same as torch's own."""
 
 import weakref
 
@@ -13,7 +13,7 @@ LARGE = (1024, packed_linear.MIN_WEIGHTS // 1024)
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(1,), (1, 1), (3, 1), (2, 5), (17, 33)])
-def test_it_computes_what_the_layer_does(bias, shape):
+def test_packed_layer_computes_the_same_as_the_original(bias, shape):
     torch.manual_seed(0)
     layer = torch.nn.Linear(96, 130, bias=bias)
     rows = torch.randn(*shape, 96)
@@ -21,14 +21,14 @@ def test_it_computes_what_the_layer_does(bias, shape):
         torch.testing.assert_close(PackedLinear(layer)(rows), layer(rows))
 
 
-def test_rows_do_not_depend_on_the_rows_beside_them():
+def test_row_does_not_depend_on_other_rows_of_the_batch():
     torch.manual_seed(0)
     rows, packed = torch.randn(40, 1, 512), PackedLinear(torch.nn.Linear(512, 256))
     with torch.inference_mode():
         torch.testing.assert_close(packed(rows), torch.cat([packed(row[None]) for row in rows]))
 
 
-def test_only_large_layers_are_packed_at_any_depth():
+def test_large_layers_are_packed_at_any_depth_and_small_ones_are_not():
     small, large, inner = torch.nn.Linear(8, 8), torch.nn.Linear(*LARGE), torch.nn.Linear(*LARGE, bias=False)
     model = torch.nn.Sequential(small, large, torch.nn.Sequential(torch.nn.SiLU(), inner))
     pack(model)
@@ -36,7 +36,7 @@ def test_only_large_layers_are_packed_at_any_depth():
     assert [type(layer) for layer in (model[1], model[2][1])] == [PackedLinear, PackedLinear]
 
 
-def test_a_layer_with_a_forward_of_its_own_stays():
+def test_subclass_of_linear_is_not_packed():
     class Doubled(torch.nn.Linear):
         def forward(self, rows):
             return 2 * super().forward(rows)
@@ -46,14 +46,14 @@ def test_a_layer_with_a_forward_of_its_own_stays():
     assert type(model[0]) is Doubled
 
 
-def test_without_onednn_everything_stays(monkeypatch):
+def test_nothing_is_packed_without_onednn(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     model = torch.nn.Sequential(torch.nn.Linear(*LARGE))
     pack(model)
     assert type(model[0]) is torch.nn.Linear
 
 
-def test_old_weights_are_let_go_on_the_way(monkeypatch):
+def test_old_weights_are_freed_layer_by_layer(monkeypatch):
     model = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(*LARGE)) for _ in range(4)))
     weights = [weakref.ref(inner[0].weight) for inner in model]
     alive = []
@@ -65,6 +65,6 @@ def test_old_weights_are_let_go_on_the_way(monkeypatch):
 
     monkeypatch.setattr(packed_linear, "PackedLinear", Counted)
     pack(model)
-    # The layer before it may still be in the loop's hand.
+    # The loop may still refer to the layer before.
     assert len(alive) == 4
     assert alive[-1] <= 2

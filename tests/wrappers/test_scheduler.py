@@ -1,4 +1,4 @@
-"""What the scheduler and its sequences promise whatever an engine does."""
+"""The scheduler and its sequences, on engines that fail in every way."""
 
 import logging
 import threading
@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from steps.wrappers.contract.errors import RequestError
+from steps.wrappers.engines import scheduler as scheduler_module
+from steps.wrappers.engines.batching import choose_tokens
 from steps.wrappers.engines.scheduler import Scheduler
-from steps.wrappers.engines.sequence import Sequence, Settings, choose
+from steps.wrappers.engines.sequence import Sequence, Settings
 
 
 class _Letters:
-    """A tokenizer whose tokens are characters; `looked_at` is called whenever something is decoded."""
+    """A tokenizer whose tokens are characters. `on_decode` is called each time something is decoded."""
 
     end_tokens = frozenset()
 
@@ -21,29 +23,44 @@ class _Letters:
 
     def decode(self, tokens):
         self.decoded += 1
-        self.looked_at()
+        self.on_decode()
         return "".join(map(chr, tokens))
 
-    def looked_at(self):
+    def on_decode(self):
         pass
 
 
 class _Engine:
-    """An engine that says "a" for every sequence."""
+    """An engine that generates "a" for every sequence, and raises in the places that `failing` names."""
 
-    max_batch_size = 2
+    def __init__(self, *failing):
+        self.rows, self.failing = [], set(failing)
 
-    def __init__(self):
-        self.rows = []
+    def _may_fail(self, place):
+        if place in self.failing:
+            raise SystemExit("secret")
+
+    @property
+    def max_batch_size(self):
+        self._may_fail("admission")
+        return 2
 
     def step(self, arriving):
+        self._may_fail("step")
         self.rows += arriving
-        return [(sequence, ord("a")) for sequence in self.rows]
+        return self._tokens()
+
+    def _tokens(self):
+        """The scheduler reads the tokens after the step."""
+        self._may_fail("tokens")
+        yield from [(sequence, ord("a")) for sequence in self.rows]
 
     def remove(self, sequences):
+        self._may_fail("remove")
         self.rows = [row for row in self.rows if row not in sequences]
 
     def reset(self):
+        self._may_fail("reset")
         self.rows = []
 
 
@@ -63,106 +80,97 @@ def _until(condition):
     return any(condition() or threading.Event().wait(0.01) for _ in range(3000))
 
 
-def _fail(*_):
-    raise SystemExit("secret")
-
-
-FAULTS = {
-    "step": ("_engine", "step"),
-    "remove": ("_engine", "remove"),
-    "the letting in": (None, "_arriving"),
-    "the advance": (None, "_advance"),
-}
-
-
-@pytest.mark.parametrize(("owner", "name"), FAULTS.values(), ids=FAULTS)
-def test_whatever_fails_callers_are_told_and_the_next_ones_are_answered(monkeypatch, caplog, owner, name):
-    scheduler = Scheduler(_Engine())
-    assert scheduler.is_well()
-    with monkeypatch.context() as broken, caplog.at_level(logging.ERROR):
-        broken.setattr(getattr(scheduler, owner) if owner else scheduler, name, _fail)
+@pytest.mark.parametrize("place", ["step", "remove", "admission", "tokens"])
+def test_engine_failure_is_reported_and_the_next_sequences_are_completed(caplog, place):
+    engine = _Engine()
+    scheduler = Scheduler(engine)
+    assert scheduler.is_healthy()
+    engine.failing = {place}
+    with caplog.at_level(logging.ERROR):
         codes = _run(scheduler)
         assert set(codes) <= {"engine_failed", None}
-        # Who is over when it is removed has its answer.
-        assert ("engine_failed" in codes) is (name != "remove")
-        assert _until(lambda: not scheduler.is_well())
+        # A sequence is removed after its end, so it has its answer.
+        assert ("engine_failed" in codes) is (place != "remove")
+        assert _until(lambda: not scheduler.is_healthy())
     assert "SystemExit: secret" in caplog.text
+    engine.failing = set()
     assert _run(scheduler) == [None] * 5
-    assert scheduler.is_well()
+    assert scheduler.is_healthy()
 
 
-def test_an_engine_that_cannot_be_reset_is_not_well_until_it_can(monkeypatch):
-    scheduler = Scheduler(_Engine())
-    with monkeypatch.context() as broken:
-        broken.setattr(scheduler._engine, "reset", _fail)
-        with monkeypatch.context() as once:
-            once.setattr(scheduler._engine, "step", _fail)
-            assert _run(scheduler) == ["engine_failed"] * 5
-        assert _run(scheduler) == ["engine_failed"] * 5
-        assert not scheduler.is_well()
+def test_engine_that_cannot_be_reset_is_unhealthy_until_it_can():
+    engine = _Engine("step", "reset")
+    scheduler = Scheduler(engine)
+    assert _run(scheduler) == ["engine_failed"] * 5
+    engine.failing = {"reset"}
+    assert _run(scheduler) == ["engine_failed"] * 5
+    assert not scheduler.is_healthy()
+    engine.failing = set()
     assert _run(scheduler) == [None] * 5
-    assert scheduler.is_well()
+    assert scheduler.is_healthy()
 
 
-def test_an_engine_that_works_again_is_well_although_nobody_asks_it_anything(monkeypatch):
-    scheduler = Scheduler(_Engine())
-    with monkeypatch.context() as broken:
-        broken.setattr(scheduler._engine, "step", _fail)
-        _run(scheduler)
-        assert not any(scheduler.is_well() or threading.Event().wait(0.01) for _ in range(20))
-    assert _until(scheduler.is_well)
+def test_repaired_engine_becomes_healthy_without_any_request():
+    engine = _Engine("step")
+    scheduler = Scheduler(engine)
+    _run(scheduler)
+    assert not any(scheduler.is_healthy() or threading.Event().wait(0.01) for _ in range(20))
+    engine.failing = set()
+    assert _until(scheduler.is_healthy)
 
 
-def test_a_thread_that_is_gone_is_told_and_replaced():
-    scheduler = Scheduler(_Engine())
-    scheduler._thread = threading.Thread(target=int)
-    scheduler._thread.start()
-    scheduler._thread.join()
-    assert not scheduler.is_well()
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_dead_engine_thread_is_reported_and_replaced(monkeypatch):
+    engine = _Engine("tokens")
+    scheduler = Scheduler(engine)
+    first = _sequence()
+    with monkeypatch.context() as patch:
+        # The thread handles every error of the engine, but not an error of the log.
+        patch.setattr(scheduler_module.logger, "exception", lambda *_: 1 / 0)
+        scheduler.submit([first])
+        assert _until(lambda: not scheduler.is_healthy())
+    engine.failing = set()
     assert _run(scheduler) == [None] * 5
-    assert scheduler.is_well()
+    assert first.done.wait(30)
+    assert scheduler.is_healthy()
 
 
-def test_a_failed_engine_is_not_well_again_because_somebody_left(monkeypatch):
-    scheduler = Scheduler(_Engine())
-    with monkeypatch.context() as broken:
-        broken.setattr(scheduler._engine, "step", _fail)
-        _run(scheduler)
-    left = _sequence()
-    left.cancelled = True
-    scheduler.submit([left])
-    assert left.done.wait(30)
-    assert left.error.code == "cancelled"
-    assert not scheduler.is_well()
+def test_cancelled_sequence_does_not_make_a_failed_engine_healthy():
+    scheduler = Scheduler(_Engine("step"))
+    _run(scheduler)
+    cancelled = _sequence()
+    cancelled.cancel()
+    scheduler.submit([cancelled])
+    assert cancelled.done.wait(30)
+    assert cancelled.error.code == "cancelled"
+    assert not scheduler.is_healthy()
 
 
-def test_a_stream_is_in_the_queue_before_anything_is_read(monkeypatch):
-    from steps.wrappers.engines import scheduler as module
-
-    monkeypatch.setattr(module, "MAX_WAITING", 0)
+def test_stream_is_queued_before_its_first_piece_is_read(monkeypatch):
+    monkeypatch.setattr(scheduler_module, "MAX_WAITING", 0)
     with pytest.raises(RequestError, match="queue_full"):
         Scheduler(_Engine()).stream(_sequence())
 
 
 @pytest.mark.parametrize("logits", [np.full(9, np.nan), np.append(np.zeros(8), np.nan), np.full(9, np.inf)], ids=str)
 @pytest.mark.parametrize("settings", [{"top_p": 0.5}, {"top_k": 2}, {}], ids=str)
-def test_nothing_is_drawn_from_what_is_no_number(logits, settings):
+def test_sequence_with_invalid_logits_fails_alone(logits, settings):
     bad, good = _sequence(temperature=1.0, **settings), _sequence(temperature=1.0, **settings)
     table = [logits.astype(np.float32), np.eye(9, dtype=np.float32)[4] * 1000]
-    assert choose([bad, good], [0, 0], lambda row: table[row]) == [(good, 4)]
+    assert choose_tokens([bad, good], [0, 0], lambda row: table[row]) == [(good, 4)]
     assert bad.error.code == "engine_failed"
 
 
-def test_a_stream_shows_no_beginning_of_a_stop_string_at_any_moment():
+def test_stream_never_shows_the_beginning_of_a_stop_string():
     sequence, seen = _sequence(max_tokens=9, stop=("abc",)), []
     tokenizer = sequence.tokenizer
 
-    def look():
-        tokenizer.looked_at = int
+    def read():
+        tokenizer.on_decode = int
         seen.append(sequence.settled_text())
-        tokenizer.looked_at = look
+        tokenizer.on_decode = read
 
-    tokenizer.looked_at = look
+    tokenizer.on_decode = read
     for letter in "xabc":
         sequence.push(ord(letter))
         seen.append(sequence.settled_text())
@@ -170,12 +178,12 @@ def test_a_stream_shows_no_beginning_of_a_stop_string_at_any_moment():
     assert (sequence.text, sequence.finish_reason) == ("x", "stop")
 
 
-def test_text_is_made_only_where_it_is_needed():
-    plain, stopped = _sequence(max_tokens=50), _sequence(max_tokens=50, stop=("b",))
-    for sequence in (plain, stopped):
+def test_text_is_decoded_only_when_it_is_needed():
+    plain, with_stop = _sequence(max_tokens=50), _sequence(max_tokens=50, stop=("b",))
+    for sequence in (plain, with_stop):
         for _ in range(50):
             sequence.push(ord("a"))
-            if sequence is stopped:
+            if sequence is with_stop:
                 sequence.settled_text()
-    assert (plain.tokenizer.decoded, stopped.tokenizer.decoded) == (1, 50)
-    assert plain.text == stopped.text == "a" * 50
+    assert (plain.tokenizer.decoded, with_stop.tokenizer.decoded) == (1, 50)
+    assert plain.text == with_stop.text == "a" * 50

@@ -1,4 +1,4 @@
-"""What the wrappers add to MLflow's scoring server, on a real uvicorn in this process."""
+"""The extension of MLflow's scoring server, on a real uvicorn in this process."""
 
 import asyncio
 import contextlib
@@ -13,25 +13,30 @@ import pytest
 import uvicorn
 
 from steps.wrappers.serving import app
-from steps.wrappers.serving.app import CLIENT, _told, _watched
+from steps.wrappers.serving.app import extend_server, extended_app
+from steps.wrappers.serving.client import CLIENT, Client
+from steps.wrappers.serving.messages import safe_error
 
 
 class _Sequence:
     cancelled = False
 
+    def cancel(self):
+        self.cancelled = True
+
 
 class _Server:
-    """An app whose /invocations waits in a thread until it is let go or its client has left."""
+    """An app whose /invocations waits in a thread until it is released or its sequence is cancelled."""
 
     def __init__(self):
-        self.sequence, self.entered, self.let_go = _Sequence(), threading.Event(), threading.Event()
-        self.well, self.bodies = True, []
-        app = _watched(fastapi.FastAPI, list, lambda: self.well)()
+        self.sequence, self.entered, self.released = _Sequence(), threading.Event(), threading.Event()
+        self.healthy, self.bodies = True, []
+        app = extended_app(fastapi.FastAPI, list, lambda: self.healthy)()
 
         def predict():
-            CLIENT.get().waits_for([self.sequence])
+            CLIENT.get().wait_for([self.sequence])
             self.entered.set()
-            while not (self.let_go.wait(0.01) or self.sequence.cancelled):
+            while not (self.released.wait(0.01) or self.sequence.cancelled):
                 pass
 
         @app.post("/invocations")
@@ -60,7 +65,7 @@ class _Server:
             return json.load(reply)
 
     def stop(self):
-        self.let_go.set()
+        self.released.set()
         self._server.should_exit = True
         self._thread.join()
 
@@ -80,19 +85,19 @@ def _until(condition):
     return False
 
 
-def test_who_stays_is_answered(server):
-    server.let_go.set()
+def test_request_is_answered(server):
+    server.released.set()
     assert server.post() == {"answered": True}
 
 
-def test_the_sequences_of_who_leaves_are_cancelled(server):
+def test_sequences_are_cancelled_when_the_client_leaves(server):
     with contextlib.suppress(TimeoutError):
         server.post(timeout=0.2)
     assert server.entered.wait(30)
     assert _until(lambda: server.sequence.cancelled)
 
 
-def test_a_request_too_many_is_told_at_once_and_the_ping_is_not(server, monkeypatch):
+def test_request_above_the_limit_is_refused_but_ping_is_answered(server, monkeypatch):
     monkeypatch.setattr(app, "MAX_REQUESTS", 1)
     waiting = threading.Thread(target=server.post)
     waiting.start()
@@ -103,32 +108,32 @@ def test_a_request_too_many_is_told_at_once_and_the_ping_is_not(server, monkeypa
         assert refusal.value.code == 429
         assert json.load(refusal.value)["message"].startswith("[queue_full] 1 requests")
     urllib.request.urlopen(f"{server.address}/ping", timeout=30).close()
-    server.let_go.set()
+    server.released.set()
     waiting.join()
 
 
-def test_sequences_of_a_client_that_has_left_already_are_cancelled():
-    client, sequence = app.Client(), _Sequence()
+def test_sequences_of_a_client_that_has_already_left_are_cancelled():
+    client, sequence = Client(), _Sequence()
     client.leave()
-    client.waits_for([sequence])
+    client.wait_for([sequence])
     assert sequence.cancelled
 
 
-def test_nothing_is_watched_outside_of_the_scoring_server():
+def test_fastapi_is_not_replaced_outside_of_the_scoring_server():
     before = fastapi.FastAPI
-    app.watch_clients(list, lambda: True)
+    extend_server(list, lambda: True)
     assert fastapi.FastAPI is before
 
 
 @pytest.mark.parametrize("path", ["ping", "health"])
-def test_the_ping_is_as_well_as_the_engine(server, path):
-    server.well = False
-    with pytest.raises(urllib.error.HTTPError) as sick:
+def test_ping_reports_a_failing_engine(server, path):
+    server.healthy = False
+    with pytest.raises(urllib.error.HTTPError) as unhealthy:
         urllib.request.urlopen(f"{server.address}/{path}", timeout=30)
-    with sick.value:
-        assert sick.value.code == 503
-        assert json.load(sick.value)["message"].startswith("[engine_failed] ")
-    server.well = True
+    with unhealthy.value:
+        assert unhealthy.value.code == 503
+        assert json.load(unhealthy.value)["message"].startswith("[engine_failed] ")
+    server.healthy = True
     urllib.request.urlopen(f"{server.address}/ping", timeout=30).close()
 
 
@@ -153,11 +158,11 @@ REWRITTEN = {
 }
 
 
-@pytest.mark.parametrize(("body", "read"), REWRITTEN.values(), ids=REWRITTEN)
-def test_every_form_of_a_body_is_read_as_one(server, body, read):
-    server.let_go.set()
+@pytest.mark.parametrize(("body", "rewritten"), REWRITTEN.values(), ids=REWRITTEN)
+def test_every_form_of_a_body_is_rewritten_for_mlflow(server, body, rewritten):
+    server.released.set()
     server.post(body=json.dumps(body).encode())
-    assert server.bodies == [read]
+    assert server.bodies == [rewritten]
 
 
 def _deep(levels):
@@ -174,22 +179,22 @@ REFUSED = {
     "33 levels": (_deep(33), "invalid_json", "at most 32 levels"),
     "endless levels": (b"[" * 500_000, "invalid_json", "deeper than 32 levels"),
     "too large": (b'"' + b"a" * 3_000_000 + b'"', "too_large", "at most 1000000 bytes, got at least 1"),
-    "a list": ([SECRET], "invalid_request", "a body is a JSON object with messages"),
-    "nothing known": ({SECRET: 1}, "invalid_request", "a body is"),
+    "a list": ([SECRET], "invalid_request", "the body must be a JSON object with messages"),
+    "no known form": ({SECRET: 1}, "invalid_request", "the body must be"),
     "two forms": ({"inputs": SECRET, "instances": []}, "invalid_request", "exactly one of inputs"),
-    "a setting beside inputs": ({"inputs": SECRET, "n": 1}, "invalid_request", "(and params)"),
+    "a setting next to inputs": ({"inputs": SECRET, "n": 1}, "invalid_request", "(and params)"),
     "params in a list": ({"inputs": SECRET, "params": [1]}, "invalid_params", "params must be an object, got list"),
     "records of text": ({"dataframe_records": [SECRET]}, "invalid_dataframe", "a list of objects"),
     "records in an object": ({"dataframe_records": {SECRET: 1}}, "invalid_dataframe", "a list of objects"),
     "split in a list": (
         {"dataframe_split": [SECRET]},
         "invalid_dataframe",
-        "columns must be a list of different names",
+        "columns must be a list of unique names",
     ),
     "split with a name twice": (
         {"dataframe_split": SPLIT | {"columns": [SECRET, SECRET]}},
         "invalid_dataframe",
-        "different names",
+        "unique names",
     ),
     "split without data": ({"dataframe_split": {"columns": [SECRET]}}, "invalid_dataframe", "a list of rows"),
     "split with a long row": (
@@ -201,25 +206,25 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("body", "code", "words"), REFUSED.values(), ids=REFUSED)
-def test_a_body_that_cannot_be_read_is_refused(server, body, code, words):
+def test_unreadable_body_is_refused(server, body, code, words):
     with pytest.raises(urllib.error.HTTPError) as refusal:
         server.post(body=body if isinstance(body, bytes) else json.dumps(body).encode())
     with refusal.value:
-        said = json.load(refusal.value)["message"]
+        message = json.load(refusal.value)["message"]
         assert refusal.value.code == 400
-    assert said.startswith(f"[{code}] ")
-    assert words in said
-    assert SECRET not in said
+    assert message.startswith(f"[{code}] ")
+    assert words in message
+    assert SECRET not in message
     assert server.bodies == []
 
 
-def test_32_levels_are_read(server):
-    server.let_go.set()
+def test_body_with_32_levels_is_accepted(server):
+    server.released.set()
     assert server.post(body=_deep(32)) == {"answered": True}
 
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "application/jsonl"])
-def test_a_wrong_content_type_is_a_415(server, content_type):
+def test_wrong_content_type_is_refused_with_415(server, content_type):
     with pytest.raises(urllib.error.HTTPError) as refusal:
         server.post(content_type=content_type)
     with refusal.value:
@@ -229,7 +234,7 @@ def test_a_wrong_content_type_is_a_415(server, content_type):
         )
 
 
-def test_a_body_that_does_not_arrive_is_not_waited_for(server, monkeypatch):
+def test_body_that_does_not_arrive_is_refused_with_408(server, monkeypatch):
     monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "1")
     with socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])), timeout=30) as slow:
         head = "POST /invocations HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
@@ -237,21 +242,25 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(server, monkeypatch):
         assert b" 408 " in slow.recv(100)
 
 
-INVALID = 400, "invalid_request", "a body is a JSON object"
+INVALID = 400, "invalid_request", "the body must be a JSON object"
 BROKEN = 500, "engine_failed", "the model failed"
-TOLD = {
+ERRORS = {
     "params": (
         400,
         {"message": "Failed to predict data 'secret'. \nError: bad n", "error_code": "BAD_REQUEST"},
         (400, "invalid_params", "bad n"),
     ),
-    "ours": (
+    "our refusal": (
         429,
         {"message": "[queue_full] wait", "error_code": "REQUEST_LIMIT_EXCEEDED"},
         (429, "queue_full", "wait"),
     ),
-    "MLflow's": (400, {"message": "secret", "error_code": "BAD_REQUEST", "stack_trace": "secret"}, INVALID),
-    "a fault": (
+    "another error of MLflow": (
+        400,
+        {"message": "secret", "error_code": "BAD_REQUEST", "stack_trace": "secret"},
+        INVALID,
+    ),
+    "an internal error": (
         400,
         {"message": "Encountered an unexpected error", "error_code": "BAD_REQUEST", "stack_trace": "Traceback"},
         BROKEN,
@@ -262,10 +271,10 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize(("status", "body", "told"), TOLD.values(), ids=TOLD)
-def test_what_mlflow_says_of_an_error_loses_the_input_and_the_traceback(status, body, told):
-    error = _told(status, json.dumps(body).encode())
-    assert (error.get_http_status_code(), error.code) == told[:2]
-    assert told[2] in error.message
+@pytest.mark.parametrize(("status", "body", "expected"), ERRORS.values(), ids=ERRORS)
+def test_error_of_mlflow_is_sent_without_the_input_and_the_traceback(status, body, expected):
+    error = safe_error(status, json.dumps(body).encode())
+    assert (error.get_http_status_code(), error.code) == expected[:2]
+    assert expected[2] in error.message
     assert "secret" not in error.serialize_as_json()
     assert "stack_trace" not in error.serialize_as_json()

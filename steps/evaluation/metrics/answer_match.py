@@ -1,35 +1,18 @@
-"""Answer match: 1 where an accepted answer stands in the answer, whole words in a row."""
-
-import datasets
-import evaluate
+"""Answer match: 1 if the answer contains an accepted answer as consecutive whole words."""
 
 from .normalize import words
+from .row_metric import row_metric
 
 
-class AnswerMatch(evaluate.Metric):
-    """Answer match: 1 where an accepted answer stands in the answer, whole words in a row."""
-
-    def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions: strings; references: a list of accepted strings for each.",
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
-            ),
-        )
-
-    def _compute(self, predictions, references):
-        scores = [_score(*pair) for pair in zip(predictions, references, strict=True)]
-        return {"answer_match": sum(scores) / len(scores), "scores": scores}
+def score(prediction: str, accepted: list[str]) -> float:
+    """Return 1 if the words of any accepted answer stand together in the prediction, else 0."""
+    predicted = words(prediction)
+    return float(any(_contains(predicted, words(target)) for target in accepted))
 
 
-def _score(prediction: str, accepted: list[str]) -> float:
-    said = words(prediction)
-    return float(any(_contains(said, words(target)) for target in accepted))
+def _contains(predicted: list[str], target: list[str]) -> bool:
+    starts = range(len(predicted) - len(target) + 1)
+    return bool(target) and any(predicted[start : start + len(target)] == target for start in starts)
 
 
-def _contains(said: list[str], target: list[str]) -> bool:
-    return bool(target) and any(
-        said[start : start + len(target)] == target for start in range(len(said) - len(target) + 1)
-    )
+AnswerMatch = row_metric(__name__, __doc__, score)

@@ -1,28 +1,12 @@
-"""Exact match: 1 where the answer is an accepted one but for case, punctuation and spaces."""
-
-import datasets
-import evaluate
+"""Exact match: 1 if the answer equals an accepted answer, ignoring case, punctuation and spaces."""
 
 from .normalize import words
+from .row_metric import row_metric
 
 
-class ExactMatch(evaluate.Metric):
-    """Exact match: 1 where the answer is an accepted one but for case, punctuation and spaces."""
-
-    def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="SQuAD (Rajpurkar et al., 2016)",
-            inputs_description="predictions: strings; references: a list of accepted strings for each.",
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
-            ),
-        )
-
-    def _compute(self, predictions, references):
-        scores = [_score(*pair) for pair in zip(predictions, references, strict=True)]
-        return {"exact_match": sum(scores) / len(scores), "scores": scores}
-
-
-def _score(prediction: str, accepted: list[str]) -> float:
+def score(prediction: str, accepted: list[str]) -> float:
+    """Return 1 if the prediction has the same words as any accepted answer, else 0."""
     return float(any(words(prediction) == words(target) for target in accepted))
+
+
+ExactMatch = row_metric(__name__, __doc__, score, "SQuAD (Rajpurkar et al., 2016)")

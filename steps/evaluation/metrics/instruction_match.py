@@ -1,32 +1,16 @@
-"""Instruction match: 1 where the answer keeps every rule of its row, whatever it says."""
+"""Instruction match: 1 if the answer keeps every rule of its row, whatever its content."""
 
-import datasets
-import evaluate
-
+from .row_metric import row_metric
 from .rules import keeps
 
 
-class InstructionMatch(evaluate.Metric):
-    """Instruction match: 1 where the answer keeps every rule of its row, whatever it says."""
+def score(prediction: str, _accepted: list[str], rules: list[str]) -> float:
+    """Return 1 if the prediction keeps all rules, else 0; raise ValueError if the row has none."""
+    if not rules:
+        raise ValueError("every row of the prompt set must have rules")
+    return float(all(keeps(prediction, rule) for rule in rules))
 
-    def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="IFEval (Zhou et al., 2023), the strict score of a prompt",
-            inputs_description="predictions: strings; references: not looked at; rules: a list of names for each.",
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "references": datasets.Sequence(datasets.Value("string")),
-                    "rules": datasets.Sequence(datasets.Value("string")),
-                }
-            ),
-        )
 
-    def _compute(self, predictions, references, rules):
-        if not all(rules):
-            raise ValueError("every row of the prompt set must have rules")
-        scores = [
-            float(all(keeps(answer, rule) for rule in asked)) for answer, asked in zip(predictions, rules, strict=True)
-        ]
-        return {"instruction_match": sum(scores) / len(scores), "scores": scores}
+InstructionMatch = row_metric(
+    __name__, __doc__, score, "IFEval (Zhou et al., 2023), strict accuracy of a prompt", columns=("rules",)
+)

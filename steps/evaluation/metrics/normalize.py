@@ -1,10 +1,10 @@
-"""Make texts comparable: case, punctuation and spaces do not count."""
+"""Normalize text for comparison: case, punctuation and spaces are ignored."""
 
 import re
 import unicodedata
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case; punctuation parts words, accents stay."""
+    """Return the words of a text in lower case. Punctuation separates words; accents stay."""
     folded = unicodedata.normalize("NFC", text).casefold()
     return re.findall(r"\w+", folded)

@@ -1,4 +1,4 @@
-"""What an answer must look like: the rules that a row of a prompt set may name, `max_words=3` with a value."""
+"""Rules for the form of an answer, as a row of a prompt set names them: `one_word`, or with a value `max_words=3`."""
 
 import json
 import re
@@ -36,7 +36,7 @@ NUMBERS = ("max_words", "min_words")
 
 
 def fault(rule: object) -> str | None:
-    """What is wrong with a rule as it stands in a row."""
+    """Describe what is wrong with a rule of a row; None for a valid rule."""
     if not isinstance(rule, str):
         return f"must be text, got {type(rule).__name__}"
     name, separator, value = rule.partition("=")
@@ -49,6 +49,6 @@ def fault(rule: object) -> str | None:
 
 
 def keeps(answer: str, rule: str) -> bool:
-    """Whether an answer keeps a rule; an empty answer keeps none."""
+    """Return True if an answer keeps a valid rule. An empty answer keeps no rule."""
     name, separator, value = rule.partition("=")
     return bool(answer.strip()) and (VALUED if separator else RULES)[name](answer.strip(), value)

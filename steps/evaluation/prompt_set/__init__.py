@@ -1,4 +1,4 @@
-"""Prompt sets: the questions that variants are scored on, with their accepted answers."""
+"""Prompt sets: questions with accepted answers, on which variants are scored."""
 
 from steps.evaluation.prompt_set.loading import PromptSet, load, name_of, shortened
 

@@ -1,13 +1,14 @@
-"""Prompt sets: questions with accepted answers, one JSON object a line, or the rows of a dataset of `datasets`.
+"""Load a prompt set from a JSONL file, one object per line, or from a dataset of the `datasets` library.
 
     {"id": "capital-spain", "messages": [{"role": "user", "content": "…"}], "target": "Madrid", "tags": ["capital"]}
 
-`prompt` may stand for `messages` with one user message; `target` is a string or a list of accepted ones; `tags`
-and `rules` (steps/evaluation/metrics/rules.py) may be left out. A set is checked whole before any model loads: all
-faults at once, by line. A set of 100,000 rows takes seconds.
+`prompt` is short for `messages` with one user message. `target` is a string or a list of accepted strings. `tags` and
+`rules` (steps/evaluation/metrics/rules.py) are optional. The whole set is checked before any model loads, and all
+faults are reported at once, by line. 100,000 rows take a few seconds.
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ MAX_FAULTS = 50
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The checked rows of a prompt set; each stands on a `unit` of its own, a line of a file or a row of a dataset."""
+    """The checked rows of a prompt set. `unit` is what a row's number counts: a line of a file, a row of a dataset."""
 
     name: str
     rows: tuple[Row, ...]
@@ -34,41 +35,39 @@ class PromptSet:
 
     @cached_property
     def sha256(self) -> str:
-        """Over what the rows say: the same whatever their layout in the file."""
+        """Return the digest of the rows' content, which does not depend on the layout of the file."""
         content = sha256()
         for row in self.rows:
-            said = [row.id, row.messages, row.targets, row.tags, *([row.rules] if row.rules else [])]
-            content.update(json.dumps(said).encode())
+            fields = [row.id, row.messages, row.targets, row.tags, *([row.rules] if row.rules else [])]
+            content.update(json.dumps(fields).encode())
         return content.hexdigest()
 
     def place(self, index: int) -> str:
-        """Where a row stands, for people."""
+        """Return the position of a row for error messages: "line 3 (id 'b')"."""
         row = self.rows[index]
         return f"{self.unit} {row.number or index + 1} (id {row.id!r})"
 
 
 def load(config: PromptSetConfig) -> PromptSet:
-    """Read and check a prompt set; raises StepError with every fault and where it is."""
+    """Read and check a prompt set; raise StepError with every fault and its position.
+
+    A relative path is searched in the working directory, then in the project.
+    """
+    name = str(config.path)
     if config.source == "datasets":
-        return _checked(config, config.path, "row", dataset.read(config))
-    path = locate(config.path)
-    with path.open("rb") as file:
-        return _checked(config, path.name, "line", _lines(file))
-
-
-def locate(path: str) -> Path:
-    """A prompt set's file: relative to where the user stands, else to the project."""
-    for candidate in (Path(path).expanduser(), CONF.parent / path):
-        if candidate.is_file():
-            return candidate
-    raise StepError(f"prompt_set.path must be a JSONL file, got '{path}', which does not exist.")
+        return _check(config, name, "row", dataset.read(config))
+    for path in (Path(name).expanduser(), CONF.parent / name):
+        if path.is_file():
+            with path.open("rb") as file:
+                return _check(config, path.name, "line", _lines(file))
+    raise StepError(f"prompt_set.path must be a JSONL file, got '{name}', which does not exist.")
 
 
 def _lines(file: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
-    """The number and content of every line that is not blank; what is wrong with it is a ValueError."""
+    """Yield number and content of every line that is not blank. The content of a broken line is a ValueError."""
     for number, line in enumerate(file, start=1):
         if line.strip():
-            yield number, _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+            yield number, _parse(line.removeprefix(BOM_UTF8) if number == 1 else line)
 
 
 def _parse(line: bytes) -> Any:
@@ -84,21 +83,21 @@ def _parse(line: bytes) -> Any:
         return ValueError("broken JSON: a number has too many digits.")
 
 
-def _checked(config: PromptSetConfig, source: str, unit: str, contents: Iterable[tuple[int, Any]]) -> PromptSet:
-    """The rows; raises StepError with the faults of all of them."""
+def _check(config: PromptSetConfig, source: str, unit: str, contents: Iterable[tuple[int, Any]]) -> PromptSet:
+    """Make the rows; raise StepError with the faults of all of them."""
     rows: list[Row] = []
     faults: list[str] = []
-    seen: dict[str, int] = {}
+    numbers: dict[str, int] = {}  # where each id was first used
     for number, content in contents:
-        problems = [str(content)] if isinstance(content, ValueError) else faults_of(content)
-        identity = content.get("id") if isinstance(content, dict) else None
-        if isinstance(identity, str) and identity:
-            if identity in seen:
-                problems.append(f"id {identity!r} stands on {unit} {seen[identity]} already.")
-            seen.setdefault(identity, number)
-        if problems:
-            named = f" (id {identity!r})" if isinstance(identity, str) and identity else ""
-            faults += [f"{unit} {number}{named}: {problem}" for problem in problems]
+        row_faults = [str(content)] if isinstance(content, ValueError) else faults_of(content)
+        row_id = content.get("id") if isinstance(content, dict) else None
+        row_id = row_id if isinstance(row_id, str) else ""
+        if row_id and row_id in numbers:
+            row_faults.append(f"id {row_id!r} is already used on {unit} {numbers[row_id]}.")
+        numbers.setdefault(row_id, number)
+        if row_faults:
+            position = f"{unit} {number} (id {row_id!r})" if row_id else f"{unit} {number}"
+            faults += [f"{position}: {fault}" for fault in row_faults]
         else:
             rows.append(make_row(content, number))
     if not rows and not faults:
@@ -109,14 +108,14 @@ def _checked(config: PromptSetConfig, source: str, unit: str, contents: Iterable
 
 
 def name_of(config: PromptSetConfig) -> str:
-    """What people call a prompt set."""
-    path = Path(config.path)
-    # The name of a dataset on the hub may hold a dot that begins no suffix.
+    """Return the configured name, or else the name of the file or dataset."""
+    path = Path(str(config.path))
+    # In the name of a dataset on the hub a dot starts no suffix.
     is_file = config.source == "jsonl" or path.suffix.lower() in dataset.BUILDERS
-    return config.name or (path.stem if is_file else path.name) or config.path
+    return config.name or (path.stem if is_file else path.name) or str(config.path)
 
 
 def shortened(faults: list[str]) -> list[str]:
-    """As many faults as people read, and how many more there are."""
+    """Return the first MAX_FAULTS faults, and the number of the others."""
     more = [f"… and {len(faults) - MAX_FAULTS} more faults."] if len(faults) > MAX_FAULTS else []
     return faults[:MAX_FAULTS] + more

@@ -1,4 +1,4 @@
-"""One row of a prompt set: what it may hold, and what is wrong with one that holds something else."""
+"""One row of a prompt set: its fields, and the checks that report every fault of a row."""
 
 import re
 from collections.abc import Iterator
@@ -10,16 +10,22 @@ from steps.evaluation.metrics import rules
 FIELDS = {"id", "messages", "prompt", "target", "tags", "rules"}
 ROLES = {"system", "user", "assistant"}
 MESSAGE = {"role", "content"}
-SHOWN = 40
-# What a tokenizer would cut at or not take.
+SHOWN = 40  # characters of a bad value in an error message
+# Tokenizers cut text at NUL and refuse lone surrogates.
 UNFIT = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One question; `targets` are the accepted answers; `rules` are for its form.
+    """One question with its accepted answers.
 
-    `number` is where it stands: its line in a file or its row in a dataset.
+    Attributes:
+        id: unique in the prompt set.
+        messages: (role, content) of each turn; the last is the user's.
+        targets: accepted answers, at least one.
+        tags: groups that the row counts in.
+        rules: rules for the form of the answer (steps/evaluation/metrics/rules.py).
+        number: line in the file or row in the dataset, from 1. Rows are equal whatever their number.
     """
 
     id: str
@@ -31,26 +37,27 @@ class Row:
 
     @property
     def conversation(self) -> list[dict[str, str]]:
+        """Return the messages in OpenAI's format."""
         return [{"role": role, "content": content} for role, content in self.messages]
 
     @property
     def question(self) -> str:
-        """The last message."""
+        """Return the content of the last message."""
         return self.messages[-1][1]
 
     @property
     def transcript(self) -> str:
-        """What people read in a table: the question, or all messages where there are more."""
+        """Return the question, or all turns with their roles if there are several."""
         return self.question if self.is_plain else "\n".join(f"{role}: {content}" for role, content in self.messages)
 
     @property
     def is_plain(self) -> bool:
-        """Whether the question is all there is."""
+        """Return True if the row is a single message."""
         return len(self.messages) == 1
 
 
 def make_row(content: dict[str, Any], number: int = 0) -> Row:
-    """The row of an object without faults, which stands at `number`."""
+    """Return the row of an object for which `faults_of` found nothing."""
     messages = content.get("messages") or [{"role": "user", "content": content["prompt"]}]
     target = content["target"]
     return Row(
@@ -64,7 +71,7 @@ def make_row(content: dict[str, Any], number: int = 0) -> Row:
 
 
 def faults_of(content: Any) -> list[str]:
-    """Everything that is wrong with one row."""
+    """Return every fault of one row, as read from JSON or a dataset."""
     if not isinstance(content, dict):
         return [f"expected a JSON object, got {type(content).__name__}."]
     return list(_faults(content))
@@ -127,11 +134,11 @@ def _tag_faults(tags: Any) -> Iterator[str]:
             yield f"tags[{index}] is {repr(tag)[:SHOWN]} again."
 
 
-def _rule_faults(asked: Any) -> Iterator[str]:
-    if not isinstance(asked, list):
+def _rule_faults(row_rules: Any) -> Iterator[str]:
+    if not isinstance(row_rules, list):
         yield "rules must be a list of strings."
         return
-    for index, rule in enumerate(asked):
+    for index, rule in enumerate(row_rules):
         if fault := rules.fault(rule):
             yield f"rules[{index}] {fault}."
         else:
@@ -139,7 +146,7 @@ def _rule_faults(asked: Any) -> Iterator[str]:
 
 
 def _text_faults(field: str, value: Any, index: int | None = None) -> Iterator[str]:
-    """What is wrong with a text; the index is put into the field's name only for a fault, since most have none."""
+    """Yield the fault of a text, if any. `field` is formatted with `index` only then: most texts have none."""
     if isinstance(value, str) and value.strip() and not UNFIT.search(value):
         return
     field = field.format(index)

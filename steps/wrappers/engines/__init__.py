@@ -1,1 +1,23 @@
-"""..."""
+"""The engines that complete sequences, by the name that a logged model asks for.
+
+An engine's libraries are imported only when that engine is loaded: no model needs those of another.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .scheduler import Engine
+
+# Name → module of this package, and what to call in it with the folder and the `engine` part of `model_config`.
+ENGINES = {
+    "torch": ("torch_engine", "TorchEngine"),
+    "onnxruntime": ("onnx_providers", "load"),
+}
+
+
+def load_engine(name: str, directory: str, arguments: dict[str, Any]) -> "Engine":
+    """Return the engine of that name over the checkpoint in a folder."""
+    module, attribute = ENGINES[name]
+    engine: Engine = getattr(import_module(f".{module}", __name__), attribute)(directory, **arguments)
+    return engine

@@ -1,25 +1,28 @@
-"""Batches of sequences on ONNX Runtime GenAI's own engine, for providers other than the CPU.
+"""Batching on ONNX Runtime GenAI's own engine, for providers other than the CPU.
 
-`og.Engine` batches the turns, continuously where its provider can (on a CPU it starts a new batch when the
-last one is over: see onnx_engine.py). It takes no seed for a turn, so a sampled sequence with a seed runs on
-a generator of its own, with our own sampling.
+`og.Engine` batches continuously if its provider can; on a CPU it starts a batch when the last one has finished (see
+onnx_engine.py). It accepts no seed for a turn, so a sampled sequence with a seed gets a generator of its own, with
+our own sampling.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime_genai as og
 
 from .sequence import Sequence
 
+# The most events that one run of the engine may return.
 EVENTS = 64
 
 
 class GenaiEngine:
     """Advance up to `max_batch_size` sequences by one token a step."""
 
-    def __init__(self, directory: str, max_batch_size: int, execution_provider: str):
+    def __init__(self, directory: str, max_batch_size: int, execution_provider: str) -> None:
+        """Load the model in a folder of ONNX Runtime GenAI's layout."""
         self.max_batch_size = max_batch_size
         config = og.Config(directory)
         config.overlay(json.dumps({"engine": {"static_batching": {"max_batch_size": max_batch_size}}}))
@@ -32,13 +35,13 @@ class GenaiEngine:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything; GenAI's engine belongs to the thread that makes it, so `step` makes it."""
-        self._engine: og.Engine | None = None
+        """Forget everything. GenAI's engine belongs to the thread that creates it, so `step` creates it."""
+        self._engine: Any = None
         self._turns: dict[og.Request, tuple[Sequence, int]] = {}
         self._generators: dict[Sequence, og.Generator] = {}
 
     def step(self, arriving: list[Sequence]) -> list[tuple[Sequence, int]]:
-        """Let the arriving sequences in, then advance the engine's batch and the seeded generators."""
+        """Admit the arriving sequences, then advance the engine's batch and the generators with a seed."""
         if self._engine is None:
             self._engine = og.Engine(self._model)
             self._events = self._engine.create_event_buffer(EVENTS)
@@ -46,12 +49,12 @@ class GenaiEngine:
             begin = self._begin_turn if sequence.greedy or sequence.settings.seed is None else self._begin_generator
             try:
                 begin(sequence)
-            except Exception as fault:  # what GenAI refuses of one request is no fault of the others
-                sequence.break_off(fault)
+            except Exception as error:  # GenAI may refuse one request: no reason to stop the others
+                sequence.fail_internally(error)
         return self._step_turns() + self._step_generators()
 
     def remove(self, sequences: list[Sequence]) -> None:
-        """Cancel the turns of sequences, and forget them."""
+        """Cancel the turns of sequences and forget them."""
         for request, (sequence, turn) in list(self._turns.items()):
             if sequence in sequences:
                 request.cancel_turn(turn)
@@ -76,12 +79,12 @@ class GenaiEngine:
         self._turns[request] = (sequence, turn)
 
     def _step_turns(self) -> list[tuple[Sequence, int]]:
-        """Run the engine once. It keeps an end token to itself: that turn gets one here."""
+        """Run the engine once. It reports the end of a turn without the end token, so that is added here."""
         tokens = []
         for event in self._engine.run(self._events) if self._turns else ():
             sequence, _ = self._turns[event.request]
             if event.flags & og.EngineEventFlags.FAILED:
-                sequence.break_off(RuntimeError(f"ONNX Runtime GenAI failed: {event.error_code}"))
+                sequence.fail_internally(RuntimeError(f"ONNX Runtime GenAI failed: {event.error_code}"))
             elif event.flags & og.EngineEventFlags.TOKEN:
                 tokens.append((sequence, event.token))
             elif event.finish_reason == og.FinishReason.EOS:
@@ -101,8 +104,8 @@ class GenaiEngine:
         for sequence, generator in self._generators.items():
             try:
                 tokens.append(self._step_generator(sequence, generator))
-            except Exception as fault:  # whatever it is, the others go on
-                sequence.break_off(fault)
+            except Exception as error:  # no error of one sequence may stop the others
+                sequence.fail_internally(error)
         return tokens
 
     def _step_generator(self, sequence: Sequence, generator: og.Generator) -> tuple[Sequence, int]:
@@ -117,5 +120,6 @@ def _end_tokens(directory: str) -> list[int]:
     return end if isinstance(end, list) else [end]
 
 
-def _genai_model(directory: str) -> dict:
-    return json.loads((Path(directory) / "genai_config.json").read_text(encoding="utf-8"))["model"]
+def _genai_model(directory: str) -> dict[str, Any]:
+    config: dict[str, dict[str, Any]] = json.loads((Path(directory) / "genai_config.json").read_text(encoding="utf-8"))
+    return config["model"]

@@ -1,30 +1,35 @@
 """Continuous batching of a model in ONNX Runtime GenAI's layout, on ONNX Runtime's CPU provider.
 
-GenAI's own engine batches continuously on a GPU only; on a CPU it begins a batch when the last one is
-over. Here row r of the key-value cache [layers, 2, rows, heads, capacity, head size] belongs to sequence
-r, from column 0 on, and the attention mask [rows, width] tells each row's length. The graph reads and writes
-the cache in place. New rows are prefilled together, padded on the right; a row that is over is
-overwritten by the last one, so that the rows in use lie together.
+GenAI's own engine batches continuously on a GPU only: on a CPU it starts a batch when the last one has finished. Here
+row r of the key-value cache [layers, 2, rows, heads, capacity, head size] belongs to sequence r, from column 0 on, and
+the attention mask [rows, width] marks the length of each row. The graph reads and writes the cache in place. New rows
+are prefilled together, padded on the right. The last row replaces a finished one, so the rows in use stay adjacent.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
-from .sequence import Sequence, choose, groups
+from .batching import choose_tokens, prefill_groups
+from .sequence import FloatArray, Sequence
 
-# Tokens of one prefill, padding included: a graph gives logits for all of them, 4 bytes x vocabulary each.
+# Tokens of one prefill, padding included. The graph returns logits for each: 4 bytes x vocabulary.
 PREFILL_TOKENS = 512
 CAPACITY_STEP = 64
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+IntArray = npt.NDArray[np.int64]
 
 
 class OnnxEngine:
     """Advance up to `max_batch_size` sequences by one token a step."""
 
-    def __init__(self, directory: str, max_batch_size: int):
+    def __init__(self, directory: str, max_batch_size: int) -> None:
+        """Load the model in a folder of ONNX Runtime GenAI's layout."""
         self.max_batch_size = max_batch_size
         model = json.loads((Path(directory) / "genai_config.json").read_text(encoding="utf-8"))["model"]
         decoder = model["decoder"]
@@ -34,12 +39,12 @@ class OnnxEngine:
             providers=["CPUExecutionProvider"],
         )
         self._inputs, self._outputs = decoder["inputs"], decoder["outputs"]
-        given = {entry.name: entry for entry in self._session.get_inputs()}
-        self._has_positions = self._inputs.get("position_ids") in given
+        inputs = {entry.name: entry for entry in self._session.get_inputs()}
+        self._has_positions = self._inputs.get("position_ids") in inputs
         self._vocabulary, self._context_length = model["vocab_size"], model["context_length"]
         self._layers = decoder["num_hidden_layers"]
         self._row_shape = decoder["num_key_value_heads"], decoder["head_size"]
-        self._float = FLOATS[given[self._inputs["past_key_names"] % 0].type]
+        self._float = FLOATS[inputs[self._inputs["past_key_names"] % 0].type]
         self.reset()
 
     def reset(self) -> None:
@@ -48,14 +53,15 @@ class OnnxEngine:
         self._cache = self._empty_cache(0, 0)
 
     def step(self, arriving: list[Sequence]) -> list[tuple[Sequence, int]]:
-        """Prefill the arriving sequences and join them, or else decode one token for every row."""
+        """Prefill the arriving sequences and join them; without any, decode one token for every row."""
         if not arriving:
             return _choose(self._rows, self._decode())
         self._reserve(len(self._rows) + len(arriving), max(len(sequence.prompt) for sequence in arriving))
-        return [token for group in groups(arriving, PREFILL_TOKENS) for token in _choose(group, self._prefill(group))]
+        groups = prefill_groups(arriving, PREFILL_TOKENS)
+        return [token for group in groups for token in _choose(group, self._prefill(group))]
 
     def remove(self, sequences: list[Sequence]) -> None:
-        """Drop rows; the last row of the batch moves into the place of each."""
+        """Drop rows; the last row of the batch replaces each of them."""
         for row in reversed(range(len(self._rows))):
             if self._rows[row] in sequences:
                 last = self._rows.pop()
@@ -65,36 +71,42 @@ class OnnxEngine:
         if not self._rows:
             self.reset()
 
-    def _prefill(self, group: list[Sequence]) -> np.ndarray:
-        """Run the prompts of some new rows; returns logits [rows, vocabulary]."""
+    def _prefill(self, group: list[Sequence]) -> FloatArray:
+        """Append new rows and run their prompts; return logits [rows, vocabulary]."""
         start, lengths = len(self._rows), np.array([len(sequence.prompt) for sequence in group])
         self._rows += group
         ids = np.zeros((len(group), lengths.max()), dtype=np.int64)
         for row, sequence in enumerate(group):
             ids[row, : lengths[row]] = sequence.prompt
-        # Only a group of one row is longer than one piece.
+        # Only a group of one row can be longer than one piece.
         for first in range(0, ids.shape[1], PREFILL_TOKENS):
             piece = ids[:, first : first + PREFILL_TOKENS]
             seen = np.minimum(lengths, first + piece.shape[1])
-            logits = self._forward(piece, seen, first, start)
-        return logits[np.arange(len(group)), seen - first - 1]
+            logits = self.forward(piece, seen, first, start)
+        last: FloatArray = logits[np.arange(len(group)), seen - first - 1]
+        return last
 
-    def _decode(self) -> np.ndarray:
-        """Run the last token of every row; returns logits [rows, vocabulary]."""
+    def _decode(self) -> FloatArray:
+        """Run the last token of every row; return logits [rows, vocabulary]."""
         lengths = np.array([sequence.length for sequence in self._rows])
         self._reserve(len(self._rows), lengths.max())
         ids = np.array([[sequence.tokens[-1]] for sequence in self._rows], dtype=np.int64)
-        return self._forward(ids, lengths, lengths[:, None] - 1, 0)[:, 0]
+        return self.forward(ids, lengths, lengths[:, None] - 1, 0)[:, 0]
 
-    def _forward(self, ids: np.ndarray, lengths: np.ndarray, offset, start: int) -> np.ndarray:
-        """Run tokens [rows, width] of the rows from `start` on, of which each then has its length; returns logits.
+    def forward(self, ids: IntArray, lengths: IntArray, offset: IntArray | int, start: int) -> FloatArray:
+        """Run tokens through the graph and return their logits [rows, width, vocabulary].
 
-        `offset` is the position of the first column.
+        Args:
+            ids: Tokens [rows, width].
+            lengths: The length of each row [rows] after these tokens.
+            offset: The position of the first column: one for all rows, or [rows, 1].
+            start: The first row of the batch that the tokens belong to; the others follow it.
         """
         rows, width = ids.shape
         logits = np.empty((rows, width, self._vocabulary), dtype=self._float)
         binding = self._session.io_binding()
         binding.bind_cpu_input(self._inputs["input_ids"], np.ascontiguousarray(ids))
+        # When decoding, each row has one token and an offset of its own, so the longest row sets the width.
         mask = np.arange(lengths.max() if width == 1 else offset + width) < lengths[:, None]
         binding.bind_cpu_input(self._inputs["attention_mask"], mask.astype(np.int64))
         if self._has_positions:
@@ -111,32 +123,32 @@ class OnnxEngine:
         return logits
 
     def _reserve(self, rows: int, length: int) -> None:
-        """Have room for so many rows of such a length; the cache at least doubles when it grows."""
-        had_rows, had_capacity = self._cache.shape[2], self._cache.shape[4]
-        if rows <= had_rows and length <= had_capacity:
+        """Make room for `rows` rows of `length` tokens. When the capacity grows, it at least doubles."""
+        old_rows, old_capacity = self._cache.shape[2], self._cache.shape[4]
+        if rows <= old_rows and length <= old_capacity:
             return
-        capacity = had_capacity
-        if length > had_capacity:
-            rounded = -(-max(length + CAPACITY_STEP, 2 * had_capacity) // CAPACITY_STEP) * CAPACITY_STEP
+        capacity = old_capacity
+        if length > old_capacity:
+            rounded = -(-max(length + CAPACITY_STEP, 2 * old_capacity) // CAPACITY_STEP) * CAPACITY_STEP
             capacity = min(rounded, self._context_length)
-        used, cache = len(self._rows), self._empty_cache(max(rows, had_rows), capacity)
-        cache[:, :, :used, :, :had_capacity] = self._cache[:, :, :used]
+        used, cache = len(self._rows), self._empty_cache(max(rows, old_rows), capacity)
+        cache[:, :, :used, :, :old_capacity] = self._cache[:, :, :used]
         self._cache = cache
 
-    def _empty_cache(self, rows: int, capacity: int) -> np.ndarray:
+    def _empty_cache(self, rows: int, capacity: int) -> FloatArray:
         heads, size = self._row_shape
         return np.empty((self._layers, 2, rows, heads, capacity, size), dtype=self._float)
 
 
-def _session_options(config: dict) -> onnxruntime.SessionOptions:
-    """Session options; the threads as the model's own configuration asks for."""
+def _session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
+    """Return session options with as many threads as the model's configuration asks for."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = config.get("intra_op_num_threads", 0)
-    # Threads that spin between two tokens take the processor from the threads that serve requests.
+    # Threads that spin between two tokens would slow down the threads that serve requests.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 
-def _choose(sequences: list[Sequence], logits: np.ndarray) -> list[tuple[Sequence, int]]:
-    """The next token of every sequence from logits [rows, vocabulary]: greedy, or drawn by its settings."""
-    return choose(sequences, logits.argmax(axis=-1).tolist(), lambda row: logits[row].astype(np.float32))
+def _choose(sequences: list[Sequence], logits: FloatArray) -> list[tuple[Sequence, int]]:
+    """Return the next token of every sequence from logits [rows, vocabulary]."""
+    return choose_tokens(sequences, logits.argmax(axis=-1).tolist(), lambda row: logits[row].astype(np.float32))

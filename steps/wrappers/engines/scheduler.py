@@ -1,8 +1,8 @@
 """Share one engine between the threads of a server: requests that arrive together share a batch.
 
-One thread owns the engine. Callers hand it sequences and wait; at every token the thread lets new
-sequences in and takes finished and cancelled ones out, and so keeps the batch full. The queue has a
-bound: a caller beyond it is told at once (HTTP 429) instead of waiting without end.
+One thread owns the engine. Callers submit sequences and wait. At every token the thread admits new sequences and
+removes those that are finished or cancelled, so the batch stays full. The queue has a limit: a caller above it is
+refused at once (HTTP 429) instead of waiting without end.
 """
 
 import logging
@@ -18,19 +18,19 @@ from ..contract.errors import RequestError, engine_failed
 from .sequence import Sequence
 
 MAX_WAITING = 2048
-# The thread holds the engine: it ends when there is nothing to do, so that a model nobody uses any more is freed.
+# The thread refers to the engine. It ends when it is idle, so that a model that is no longer used can be freed.
 IDLE_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
-    """What a scheduler needs of an engine; only the scheduler's thread calls it."""
+    """What a scheduler needs from an engine. Only the scheduler's thread calls it."""
 
     max_batch_size: int
 
     def step(self, arriving: list[Sequence]) -> list[tuple[Sequence, int]]:
-        """Take in the arriving sequences, advance the batch, return the new tokens."""
+        """Admit the arriving sequences, advance the batch and return the new tokens."""
 
     def remove(self, sequences: list[Sequence]) -> None:
         """Forget sequences that are finished or cancelled."""
@@ -42,29 +42,45 @@ class Engine(Protocol):
 class Scheduler:
     """Run the sequences of many callers on one engine."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._changed = Condition()
         self._thread: Thread | None = None
         self._failed = False
-        self._lost: Sequence | None = None
+        self._last_failed: Sequence | None = None
 
-    def is_well(self) -> bool:
-        """Whether the engine's last step did not fail as a whole, and its thread is there.
+    @property
+    def engine(self) -> Engine:
+        """Return the engine that completes the sequences."""
+        return self._engine
 
-        An engine that is not well is asked for a token: the next time it is known whether it works again, also where
-        nobody sends it requests any more.
+    @property
+    def running(self) -> int:
+        """Return the number of sequences in the engine's batch."""
+        return len(self._running)
+
+    @property
+    def is_idle(self) -> bool:
+        """Return True if no thread holds the engine: it starts with the next sequence."""
+        return self._thread is None
+
+    def is_healthy(self) -> bool:
+        """Return True unless the engine's last step failed as a whole or its thread died.
+
+        If it is not healthy, an idle engine is asked for one token. So the next call can report that it works again,
+        even if no request arrives in between.
         """
-        well = not self._failed and (self._thread is None or self._thread.is_alive())
-        if not well and self._lost and not self._waiting and not self._running:
-            settings = replace(self._lost.settings, temperature=0.0, max_tokens=1)
-            self.submit([Sequence(self._lost.prompt[:1], settings, self._lost.tokenizer)])
-        return well
+        healthy = not self._failed and (self._thread is None or self._thread.is_alive())
+        if not healthy and self._last_failed and not self._waiting and not self._running:
+            probe = self._last_failed
+            settings = replace(probe.settings, temperature=0.0, max_tokens=1)
+            self.submit([Sequence(probe.prompt[:1], settings, probe.tokenizer)])
+        return healthy
 
     def run(self, sequences: list[Sequence]) -> None:
-        """Complete the sequences; raises what stopped them, and lets go of them on any way out."""
+        """Complete the sequences. Raise the error of the first one that failed; cancel them however it ends."""
         self.submit(sequences)
         try:
             for sequence in sequences:
@@ -75,7 +91,8 @@ class Scheduler:
             self.cancel(sequences)
 
     def stream(self, sequence: Sequence) -> Iterator[str]:
-        """Queue one sequence; the iterator completes it and yields its text as it grows."""
+        """Queue a sequence and return an iterator over its text as it grows."""
+        # Not a generator itself, so that a full queue is refused here and not at the first piece.
         self.submit([sequence])
         return self._pieces(sequence)
 
@@ -97,12 +114,12 @@ class Scheduler:
             self.cancel([sequence])
 
     def submit(self, sequences: list[Sequence]) -> None:
-        """Queue sequences, the short ones first so that a batch has rows of like length."""
+        """Queue sequences, short ones first, so that the rows of a batch have similar lengths."""
         with self._changed:
             if len(self._waiting) + len(sequences) > MAX_WAITING:
                 raise RequestError(
                     "queue_full",
-                    f"{len(self._waiting)} completions wait already, at most {MAX_WAITING} may: try again later",
+                    f"{len(self._waiting)} completions are waiting and at most {MAX_WAITING} may wait; try again later",
                     REQUEST_LIMIT_EXCEEDED,
                 )
             self._waiting.extend(sorted(sequences, key=lambda sequence: sequence.length))
@@ -112,34 +129,34 @@ class Scheduler:
             self._changed.notify()
 
     def cancel(self, sequences: list[Sequence]) -> None:
-        """Free the places of sequences that nobody waits for, at the next token."""
+        """Release the slots of sequences that nobody waits for, at the next token."""
         for sequence in sequences:
-            sequence.cancelled = True
+            sequence.cancel()
 
     def _work(self) -> None:
         while True:
             try:
                 with self._changed:
                     if not self._changed.wait_for(lambda: self._waiting or self._running, IDLE_SECONDS):
-                        self._engine.reset()  # what it has made may belong to this thread
+                        self._engine.reset()  # what the engine has made may belong to this thread
                         self._thread = None
                         return
-                    arriving = self._arriving()
+                    arriving = self._admit()
                     self._running += arriving
                 self._advance(arriving)
-            except BaseException:  # whatever it is, the callers must not wait for ever
+            except BaseException:  # whatever it is, the callers must not wait forever
                 logger.exception("The engine failed")
-                self._abandon()
+                self._fail_sequences()
 
-    def _arriving(self) -> list[Sequence]:
-        """Take from the queue what the batch has room for, and all that nobody waits for."""
-        _let_go([sequence for sequence in self._waiting if sequence.cancelled])
+    def _admit(self) -> list[Sequence]:
+        """Drop cancelled sequences from the queue, then take as many as the batch has slots for."""
+        _release([sequence for sequence in self._waiting if sequence.cancelled])
         self._waiting = deque(sequence for sequence in self._waiting if not sequence.cancelled)
-        room = self._engine.max_batch_size - len(self._running)
-        return [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        slots = self._engine.max_batch_size - len(self._running)
+        return [self._waiting.popleft() for _ in range(min(slots, len(self._waiting)))]
 
     def _advance(self, arriving: list[Sequence]) -> None:
-        """One step of the engine; the sequences that are over leave the batch."""
+        """Run one step of the engine, then remove the sequences that are finished or cancelled."""
         if not self._running:
             return
         if self._failed:
@@ -147,20 +164,20 @@ class Scheduler:
         for sequence, token in self._engine.step(arriving):
             _push(sequence, token)
         self._failed = False
-        over = [sequence for sequence in self._running if sequence.cancelled or sequence.done.is_set()]
-        if over:
-            _let_go(over)
-            self._engine.remove(over)
-            self._running = [sequence for sequence in self._running if sequence not in over]
+        finished = [sequence for sequence in self._running if sequence.cancelled or sequence.done.is_set()]
+        if finished:
+            _release(finished)
+            self._engine.remove(finished)
+            self._running = [sequence for sequence in self._running if sequence not in finished]
 
-    def _abandon(self) -> None:
-        """Give up what runs, or where nothing runs what waits: then it is the letting in that fails."""
+    def _fail_sequences(self) -> None:
+        """Fail every running sequence; if none is running, fail the queue, because admission itself raised."""
         self._failed = True
         with self._changed:
-            lost, self._running = self._running or list(self._waiting), []
-            self._waiting = deque(sequence for sequence in self._waiting if sequence not in lost)
-        for sequence in lost:
-            self._lost = sequence
+            failed, self._running = self._running or list(self._waiting), []
+            self._waiting = deque(sequence for sequence in self._waiting if sequence not in failed)
+        for sequence in failed:
+            self._last_failed = sequence
             if not sequence.done.is_set():
                 sequence.fail(engine_failed())
 
@@ -168,12 +185,12 @@ class Scheduler:
 def _push(sequence: Sequence, token: int) -> None:
     try:
         sequence.push(token)
-    except Exception as fault:  # whatever it is, the others go on
-        sequence.break_off(fault)
+    except Exception as error:  # no error of one sequence may stop the others
+        sequence.fail_internally(error)
 
 
-def _let_go(sequences: list[Sequence]) -> None:
-    """Release whoever waits for a sequence that was cancelled before its end."""
+def _release(sequences: list[Sequence]) -> None:
+    """Wake the callers of sequences that were cancelled before their end."""
     for sequence in sequences:
         if not sequence.done.is_set():
-            sequence.fail(RequestError("cancelled", "nobody waits for this reply any more", CANCELLED))
+            sequence.fail(RequestError("cancelled", "the reply was cancelled, because its client left", CANCELLED))

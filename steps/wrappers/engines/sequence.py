@@ -1,24 +1,24 @@
-"""One completion in the making: its settings, its tokens so far, and when it ends."""
+"""One completion in progress: its settings, its tokens so far, and when it ends."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from threading import Event
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..contract.errors import engine_failed
 from ..tokenizer import ChatTokenizer
 
-# How much of the tokens that are prefilled together may be padding: it costs as much as any other token.
-PADDING = 0.1
+FloatArray = npt.NDArray[np.floating[Any]]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to generate one completion; temperature 0 is greedy, top_k 0 is no limit."""
+    """How to generate one completion. Temperature 0 is greedy; top_k 0 sets no limit."""
 
     temperature: float
     top_p: float
@@ -28,12 +28,16 @@ class Settings:
     seed: int | None = None
 
     def for_choice(self, index: int) -> "Settings":
+        """Return the settings of one of several choices: each has a seed of its own."""
         return self if self.seed is None else replace(self, seed=self.seed + index)
 
 
 @dataclass(eq=False)
 class Sequence:
-    """Token ids of a prompt and of its growing completion; `finish_reason` is set when it ends."""
+    """Token ids of a prompt and of its growing completion; `finish_reason` is set when it ends.
+
+    The engine's thread writes it, and the thread of its caller waits for `done` or `progress` and reads it.
+    """
 
     prompt: list[int]
     settings: Settings
@@ -47,25 +51,27 @@ class Sequence:
     progress: Event = field(default_factory=Event)
 
     def __post_init__(self) -> None:
-        # What a stream may show: tokens that were looked through for stop strings, and their text where it was made.
+        # What a stream may read: the number of tokens that were searched for stop strings, and their text if decoded.
         self._published: tuple[int, str | None] = (0, None)
         self._random = np.random.default_rng(self.settings.seed)
 
     @property
     def length(self) -> int:
+        """Return the number of tokens in prompt and completion."""
         return len(self.prompt) + len(self.tokens)
 
     @property
     def greedy(self) -> bool:
+        """Return True if each token is the one with the highest logit."""
         return self.settings.temperature == 0
 
     def push(self, token: int) -> None:
-        """Take the next token; end at an end token, a stop string or the cap on tokens."""
+        """Append the next token; end at an end token, a stop string or max_tokens."""
         self.tokens.append(token)
         text = self.tokenizer.decode(self.tokens) if self.settings.stop else None
         if token in self.tokenizer.end_tokens:
             self._end("stop", text)
-        elif text is not None and (cut := self._cut(text)) is not None:
+        elif text is not None and (cut := self._before_stop_string(text)) is not None:
             self._end("stop", cut)
         elif len(self.tokens) >= self.settings.max_tokens:
             self._end("length", text)
@@ -74,15 +80,15 @@ class Sequence:
         self.progress.set()
 
     def settled_text(self) -> str:
-        """The text so far that later tokens cannot change: no half character, no beginning of a stop string."""
+        """Return the text that later tokens cannot change: no partial character, no beginning of a stop string."""
         if self.finish_reason is not None:
             return self.text
         count, text = self._published
         text = (self.tokenizer.decode(self.tokens[:count]) if text is None else text).rstrip("\ufffd")
-        held = max((len(stop) - 1 for stop in self.settings.stop), default=0)
-        return text[: max(0, len(text) - held)]
+        held_back = max((len(stop) - 1 for stop in self.settings.stop), default=0)
+        return text[: max(0, len(text) - held_back)]
 
-    def sample(self, logits: np.ndarray) -> int:
+    def sample(self, logits: FloatArray) -> int:
         """Draw a token from `logits` [vocabulary] by temperature, top_k and top_p (nucleus sampling)."""
         settings = self.settings
         order = np.argsort(-logits, kind="stable") if settings.top_k or settings.top_p < 1 else np.arange(len(logits))
@@ -92,66 +98,38 @@ class Sequence:
         if not np.isfinite(highest):
             raise FloatingPointError(f"the highest logit is {highest}")
         below = logits[order].astype(np.float64) - highest
-        # The difference first: a temperature next to 0 would make infinities of the logits.
+        # Subtract before dividing: a temperature close to 0 would turn the logits themselves into infinities.
         with np.errstate(over="ignore", divide="ignore"):
             probabilities = np.exp(below / settings.temperature)
         probabilities /= probabilities.sum()
         if settings.top_p < 1:
             keep = np.cumsum(probabilities) - probabilities < settings.top_p
             order, probabilities = order[keep], probabilities[keep] / probabilities[keep].sum()
-        drawn = np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right")
+        drawn = int(np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right"))
         return int(order[min(drawn, len(order) - 1)])
 
+    def cancel(self) -> None:
+        """Let the scheduler drop this sequence at the next token, because nobody waits for it."""
+        self.cancelled = True
+
     def fail(self, error: Exception) -> None:
+        """End with an error that the caller will see."""
         self.error = error
         self.done.set()
         self.progress.set()
 
-    def break_off(self, fault: Exception) -> None:
-        """End by a fault of ours: the log has it, the caller is told that there was one."""
-        logger.error("A completion broke off", exc_info=fault)
+    def fail_internally(self, error: Exception) -> None:
+        """Log an internal error and end with `engine_failed`, which hides its details from the caller."""
+        logger.error("A completion failed", exc_info=error)
         self.fail(engine_failed())
 
-    def _cut(self, text: str) -> str | None:
-        """The text before the first stop string, if one has appeared."""
-        cuts = [position for stop in self.settings.stop if (position := text.find(stop)) >= 0]
-        return text[: min(cuts)] if cuts else None
+    def _before_stop_string(self, text: str) -> str | None:
+        """Return the text before the first stop string, or None if it contains none."""
+        positions = [position for stop in self.settings.stop if (position := text.find(stop)) >= 0]
+        return text[: min(positions)] if positions else None
 
     def _end(self, reason: str, text: str | None) -> None:
         self.text = self.tokenizer.decode(self.tokens) if text is None else text
-        # Last, for who reads in another thread takes the text as whole from here on.
+        # Set after the text: another thread that sees the reason takes the text as complete.
         self.finish_reason = reason
         self.done.set()
-
-
-def groups(sequences: list[Sequence], tokens: int) -> list[list[Sequence]]:
-    """Cut sequences into groups of like length to prefill together, none over `tokens` unless one alone is."""
-    cut: list[list[Sequence]] = []
-    for sequence in sorted(sequences, key=lambda sequence: len(sequence.prompt)):
-        if cut and _fit([*cut[-1], sequence], tokens):
-            cut[-1].append(sequence)
-        else:
-            cut.append([sequence])
-    return cut
-
-
-def _fit(group: list[Sequence], tokens: int) -> bool:
-    """Whether a group, the longest last, is within `tokens` and PADDING."""
-    padded = len(group) * len(group[-1].prompt)
-    return padded <= tokens and sum(len(sequence.prompt) for sequence in group) >= (1 - PADDING) * padded
-
-
-def choose(
-    sequences: list[Sequence], best: list[int], logits: Callable[[int], np.ndarray]
-) -> list[tuple[Sequence, int]]:
-    """The next token of every sequence: its row's best, or drawn from its row's logits [vocabulary] by its settings.
-
-    A sequence that nothing can be drawn for breaks off alone, and is left out.
-    """
-    chosen = []
-    for row, sequence in enumerate(sequences):
-        try:
-            chosen.append((sequence, best[row] if sequence.greedy else sequence.sample(logits(row))))
-        except Exception as fault:  # whatever it is, the others go on
-            sequence.break_off(fault)
-    return chosen

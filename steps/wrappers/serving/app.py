@@ -1,205 +1,105 @@
-"""What a model needs of MLflow's scoring server, and the server does not offer.
+"""Extend MLflow's scoring server with limits, cancellation and safe error messages.
 
-The server runs predictions in a handful of threads and never tells one that its client is gone. While it
-starts, a model can put `WatchedApp` around it: as many requests come in together as threads are made here,
-more are refused at once (HTTP 429), and when a client leaves or its time is over, the sequences that
-were made for it are cancelled. A body is read and checked here first, no refusal repeats the input or shows a
-traceback, and /ping tells of an engine that fails.
+MLflow's server predicts in a handful of threads, and no prediction learns that its client has left. A model that is
+loaded while the server starts replaces the class of the server's app by a subclass that
+
+- answers up to MAX_REQUESTS requests at once and refuses more of them (HTTP 429);
+- reads and checks the body before MLflow does;
+- cancels the sequences of a request when its client leaves or its time is over;
+- removes the input and the traceback from error messages;
+- reports a failing engine at /ping (HTTP 503).
 """
 
 import asyncio
-import contextvars
-import json
-import logging
-import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
-from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE, ErrorCode
+from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE
 
-from ..contract.body import INVALID_REQUEST, MAX_BYTES, FrameRows, accepted
-from ..contract.errors import RequestError, engine_failed
+from ..contract.body import FrameRows, rewrite_body
+from ..contract.errors import RequestError
+from .client import CLIENT, Client
+from .messages import CONTENT_TYPE, JSON_HEADER, BodyReplay, Receive, Scope, Send, read_body, safe_errors, send_error
 
-SERVER = "mlflow.pyfunc.scoring_server.app"
+SERVER_MODULE = "mlflow.pyfunc.scoring_server.app"
 MAX_REQUESTS = 256
-SHOWN_CHARACTERS = 300
-CONTENT_TYPE = (b"content-type", b"application/json")
-
-logger = logging.getLogger(__name__)
 
 
-class Client:
-    """Whoever waits for a reply; `leave` cancels all that is being made for them."""
-
-    def __init__(self):
-        self.gone = False
-        self._sequences: list[Any] = []
-
-    def waits_for(self, sequences: list[Any]) -> None:
-        self._sequences += sequences
-        if self.gone:
-            self.leave()
-
-    def leave(self) -> None:
-        self.gone = True
-        for sequence in self._sequences:
-            sequence.cancelled = True
-
-
-CLIENT: contextvars.ContextVar[Client | None] = contextvars.ContextVar("client", default=None)
-
-
-def watch_clients(frame_rows: FrameRows, is_well: Callable[[], bool]) -> None:
-    """Have the scoring server that is starting in this process, if one is, made of `WatchedApp`."""
-    if SERVER in sys.modules:
+def extend_server(frame_rows: FrameRows, is_healthy: Callable[[], bool]) -> None:
+    """If MLflow's scoring server is starting in this process, let its app be made of the extended class."""
+    if SERVER_MODULE in sys.modules:
         import fastapi
 
-        # Of two models that are loaded, the last one is served.
-        fastapi.FastAPI = _watched(getattr(fastapi.FastAPI, "unwatched", fastapi.FastAPI), frame_rows, is_well)
+        # If two models are loaded, the last one is served.
+        original = getattr(fastapi.FastAPI, "original", fastapi.FastAPI)
+        extended = extended_app(original, frame_rows, is_healthy)
+        fastapi.FastAPI = extended  # type: ignore[misc]
 
 
-def _watched(app_class: type, frame_rows: FrameRows, is_well: Callable[[], bool]) -> type:
-    """The class of the server's app with `_Watched` before it."""
-    own = {"unwatched": app_class, "frame_rows": staticmethod(frame_rows), "is_well": staticmethod(is_well)}
-    return type("WatchedApp", (_Watched, app_class), own)
+def extended_app(app_class: Any, frame_rows: FrameRows, is_healthy: Callable[[], bool]) -> Any:
+    """Return a subclass of an ASGI app's class, extended as the module describes.
+
+    Args:
+        app_class: The class of the app, such as fastapi.FastAPI.
+        frame_rows: Drops the empty cells and foreign columns of a frame's rows.
+        is_healthy: Returns False while the engine fails.
+    """
+    members = {"original": app_class, "frame_rows": staticmethod(frame_rows), "is_healthy": staticmethod(is_healthy)}
+    return type("ExtendedApp", (_Extension, app_class), members)
 
 
-class _Watched:
-    """ASGI's calls of the server's app, as the module says."""
+class _Extension:
+    """The calls that an ASGI server makes to the extended app."""
 
+    original: Any
     frame_rows: FrameRows
-    is_well: Callable[[], bool]
+    is_healthy: Callable[[], bool]
     requests = 0
 
-    async def __call__(self, scope, receive, send) -> None:
-        asked = (scope.get("method"), scope.get("path"))
-        if asked in (("GET", "/ping"), ("GET", "/health")) and not self.is_well():
-            said = "the engine's last step failed: the server's log says how"
-            return await _refuse(send, RequestError("engine_failed", said, TEMPORARILY_UNAVAILABLE))
-        if asked != ("POST", "/invocations"):
-            return await super().__call__(scope, receive, send)
-        if self.requests >= MAX_REQUESTS:
-            said = f"{MAX_REQUESTS} requests are being answered already: try again later"
-            return await _refuse(send, RequestError("queue_full", said, REQUEST_LIMIT_EXCEEDED))
-        self._make_threads()
-        self.requests += 1
-        try:
-            await self._answer(scope, receive, send)
-        finally:
-            self.requests -= 1
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = (scope.get("method"), scope.get("path"))
+        if endpoint in (("GET", "/ping"), ("GET", "/health")) and not self.is_healthy():
+            message = "the engine's last step failed; the server's log has the details"
+            await send_error(send, RequestError("engine_failed", message, TEMPORARILY_UNAVAILABLE))
+        elif endpoint != ("POST", "/invocations"):
+            await self.original.__call__(self, scope, receive, send)
+        elif self.requests >= MAX_REQUESTS:
+            message = f"{MAX_REQUESTS} requests are being answered already; try again later"
+            await send_error(send, RequestError("queue_full", message, REQUEST_LIMIT_EXCEEDED))
+        else:
+            self._start_threads()
+            self.requests += 1
+            try:
+                await self._answer(scope, receive, send)
+            finally:
+                self.requests -= 1
 
-    async def _answer(self, scope, receive, send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, unless its client leaves before its body is complete."""
         try:
-            body = await _read(receive)
+            body = await read_body(receive)
             if body is None:
                 return
-            body = accepted(body, _content_type(scope), self.frame_rows)
+            content_type = next((value for name, value in scope["headers"] if name == CONTENT_TYPE), None)
+            body = rewrite_body(body, content_type and content_type.decode("latin-1"), self.frame_rows)
         except RequestError as error:
-            return await _refuse(send, error)
+            await send_error(send, error)
+            return
         client = Client()
         CLIENT.set(client)
-        replayed = _Replayed(body, receive, client)
-        headers = [*(header for header in scope["headers"] if header[0] != b"content-type"), CONTENT_TYPE]
+        replay = BodyReplay(body, receive, client)
+        headers = [*(header for header in scope["headers"] if header[0] != CONTENT_TYPE), JSON_HEADER]
         try:
-            await super().__call__(scope | {"headers": headers}, replayed, _without_input(send))
+            await self.original.__call__(self, scope | {"headers": headers}, replay, safe_errors(send))
         finally:
-            # Also on a time-out, which leaves the thread of the prediction behind.
+            # A time-out leaves the thread of the prediction running: cancel its sequences then too.
             client.leave()
-            replayed.stop()
+            replay.stop()
 
-    def _make_threads(self) -> None:
+    def _start_threads(self) -> None:
+        """Replace the server's few threads once, by as many as requests are answered at once."""
         if not hasattr(self, "_threads"):
             self._threads = ThreadPoolExecutor(MAX_REQUESTS, thread_name_prefix="phi3-request")
             asyncio.get_running_loop().set_default_executor(self._threads)
-
-
-def _content_type(scope: dict[str, Any]) -> str | None:
-    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"content-type"), None)
-
-
-async def _read(receive) -> bytes | None:
-    """The whole body, None if the client has left before its end."""
-    try:
-        return await asyncio.wait_for(_joined(receive), MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get())
-    except TimeoutError:
-        raise RequestError("body_timeout", "the body did not arrive in time", status=408) from None
-
-
-async def _joined(receive) -> bytes | None:
-    body, more = bytearray(), True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        if len(body) > MAX_BYTES:
-            raise RequestError("too_large", f"a body holds at most {MAX_BYTES} bytes, got at least {len(body)}")
-        more = message.get("more_body", False)
-    return bytes(body)
-
-
-class _Replayed:
-    """ASGI's `receive` for a body that was read already, which listens for the client's leaving all the while."""
-
-    def __init__(self, body: bytes, receive, client: Client):
-        self._messages = [{"type": "http.request", "body": body, "more_body": False}]
-        self._receive, self._client = receive, client
-        self._listener = asyncio.create_task(self._listen())
-
-    async def __call__(self) -> dict[str, Any]:
-        return self._messages.pop() if self._messages else await asyncio.shield(self._listener)
-
-    async def _listen(self) -> dict[str, Any]:
-        message = await self._receive()
-        self._client.leave()
-        return message
-
-    def stop(self) -> None:
-        self._listener.cancel()
-
-
-def _without_input(send):
-    """ASGI's `send`, which takes the input and the traceback out of what MLflow says of an error."""
-    started: list[dict[str, Any]] = []
-    body = bytearray()
-
-    async def pass_on(message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start" and message["status"] >= 400:
-            started.append(message)
-        elif not started:
-            await send(message)
-        else:
-            body.extend(message.get("body", b""))
-            if not message.get("more_body", False):
-                await _refuse(send, _told(started[0]["status"], bytes(body)))
-
-    return pass_on
-
-
-def _told(status: int, body: bytes) -> RequestError:
-    """What the client is told of an error that the server answers."""
-    if status == 504:
-        return RequestError("timed_out", "the reply took longer than this server waits", status=status)
-    try:
-        content = json.loads(body)
-        said, trace = content["message"], content.get("stack_trace")
-    except (ValueError, KeyError, TypeError):
-        return engine_failed()
-    if ours := re.match(r"\[([a-z0-9_]+)\] ", said):
-        return RequestError(ours[1], said[ours.end() :], ErrorCode.Value(content["error_code"]), status)
-    if said.startswith("Encountered an unexpected error"):
-        logger.error("A request failed:\n%s", trace)
-        return engine_failed()
-    if said.startswith("Failed to predict data"):
-        return RequestError("invalid_params", said.rpartition("Error: ")[2][:SHOWN_CHARACTERS])
-    return RequestError("invalid_request", INVALID_REQUEST)
-
-
-async def _refuse(send, error: RequestError) -> None:
-    body = error.serialize_as_json().encode()
-    headers = [CONTENT_TYPE, (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": error.get_http_status_code(), "headers": headers})
-    await send({"type": "http.response.body", "body": body})

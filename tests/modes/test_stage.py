@@ -1,14 +1,15 @@
-"""What goes into a logged model: prompting in the chat template, precision, layout."""
+"""The files of a logged model: prompting in the chat template, precision, layout."""
 
 import json
+import shutil
 
 import pytest
 
 from steps import command_line
-from steps.checkpoints import staging
 from steps.checkpoints.checkpoint import resolve
-from steps.config.schema import Model
+from steps.config.schema import Example, FolderModel, Prompting
 from steps.errors import StepError
+from steps.modes import get_mode
 from steps.wrappers.tokenizer import ChatTokenizer
 
 USER = {"role": "user", "content": "hi"}
@@ -19,9 +20,11 @@ def _config(*overrides):
     return command_line.compose("build", list(overrides))
 
 
-def _prompting(system, examples=()):
-    from steps.config.schema import Example, Prompting
+def _staged(checkpoint, config):
+    return get_mode(config.mode.name).stage(checkpoint, config)
 
+
+def _prompting(system, examples=()):
     return Prompting("test", system, [Example(*example) for example in examples])
 
 
@@ -44,49 +47,47 @@ def _prompting(system, examples=()):
     ],
     ids=["none", "system", "the conversation's own system", "examples", "hostile text"],
 )
-def test_prompting_is_in_the_chat_template(checkpoint, prompting, messages, expected):
+def test_prompting_is_written_into_the_chat_template(checkpoint, prompting, messages, expected):
     from transformers import AutoTokenizer
 
     config = _config()
     config.prompting = prompting
-    with staging.staged(checkpoint, config) as folder:
+    with _staged(checkpoint, config) as folder:
         assert ChatTokenizer(folder).render(messages) == expected
         theirs = AutoTokenizer.from_pretrained(folder)
         assert theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == expected
 
 
-def test_the_checkpoint_is_left_as_it_was(checkpoint):
-    with staging.staged(checkpoint, _config("prompting=brief")) as folder:
+def test_staging_leaves_the_checkpoint_unchanged(checkpoint):
+    with _staged(checkpoint, _config("prompting=brief")) as folder:
         staged = folder
         assert (folder / "chat_template.jinja").read_text() != ""
     assert not staged.exists()
-    assert resolve(Model(name="x", source="folder", path=str(checkpoint.directory))).sha256 == checkpoint.sha256
+    assert resolve(FolderModel(name="x", path=str(checkpoint.directory))).sha256 == checkpoint.sha256
 
 
-def test_bf16_is_half_as_large(checkpoint):
-    with staging.staged(checkpoint, _config("precision=bf16")) as folder:
+def test_bf16_halves_the_size_of_the_weights(checkpoint):
+    with _staged(checkpoint, _config("precision=bf16")) as folder:
         narrow = (folder / "model.safetensors").stat().st_size
     assert narrow < 0.55 * (checkpoint.directory / "model.safetensors").stat().st_size
 
 
-def test_remote_code_is_forgotten(checkpoint, tmp_path):
-    import shutil
-
+def test_references_to_remote_code_are_removed(checkpoint, tmp_path):
     source = shutil.copytree(checkpoint.directory, tmp_path / "source")
     (source / "phi3_manifest.json").unlink()
     config = json.loads((source / "config.json").read_text()) | {"auto_map": {"AutoConfig": "x.Y"}}
     (source / "config.json").write_text(json.dumps(config))
-    with staging.staged(resolve(Model(name="x", source="folder", path=str(source))), _config()) as folder:
+    with _staged(resolve(FolderModel(name="x", path=str(source))), _config()) as folder:
         assert "auto_map" not in json.loads((folder / "config.json").read_text())
     assert "auto_map" in json.loads((source / "config.json").read_text())
 
 
 @pytest.mark.parametrize(("block_size", "accuracy_level"), [(32, 4), (64, 1)])
-def test_int4_is_as_the_configuration_asks(checkpoint, block_size, accuracy_level):
+def test_block_size_and_accuracy_level_reach_the_graph(checkpoint, block_size, accuracy_level):
     import onnx
 
     words = [f"precision.block_size={block_size}", f"precision.accuracy_level={accuracy_level}"]
-    with staging.staged(checkpoint, _config("mode=onnx", "precision=int4", *words)) as folder:
+    with _staged(checkpoint, _config("mode=onnx", "precision=int4", *words)) as folder:
         graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     nodes = [{entry.name: entry.i for entry in node.attribute} for node in graph.node if node.op_type == "MatMulNBits"]
     assert {(node["block_size"], node["accuracy_level"], node["bits"]) for node in nodes} == {
@@ -94,17 +95,15 @@ def test_int4_is_as_the_configuration_asks(checkpoint, block_size, accuracy_leve
     }
 
 
-def test_a_folder_in_genai_layout_is_for_onnx(checkpoint, tmp_path):
-    import shutil
-
-    with staging.staged(checkpoint, _config("mode=onnx", "precision=int4")) as folder:
+def test_a_folder_in_genai_layout_is_for_onnx_in_its_own_precision(checkpoint, tmp_path):
+    with _staged(checkpoint, _config("mode=onnx", "precision=int4")) as folder:
         exported = shutil.copytree(folder, tmp_path / "exported")
     assert {"genai_config.json", "model.onnx", "tokenizer.json"} <= {file.name for file in exported.iterdir()}
-    local = resolve(Model(name="local", source="folder", path=str(exported)))
+    local = resolve(FolderModel(name="local", path=str(exported)))
     assert local.layout == "genai"
-    with staging.staged(local, _config("mode=onnx", "precision=int4")) as folder:
+    with _staged(local, _config("mode=onnx", "precision=int4")) as folder:
         assert (folder / "model.onnx").is_file()
     with pytest.raises(StepError, match="are int4, got precision=fp32"):
-        staging.staged(local, _config("mode=onnx")).__enter__()
+        _staged(local, _config("mode=onnx")).__enter__()
     with pytest.raises(StepError, match="has ONNX GenAI layout, which is for mode=onnx, got mode=pyfunc"):
-        staging.staged(local, _config()).__enter__()
+        _staged(local, _config()).__enter__()

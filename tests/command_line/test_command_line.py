@@ -1,4 +1,4 @@
-"""The command line: what arrives of what was typed, and what is said of what cannot be."""
+"""The command line: overrides arrive as typed, and what is wrong with them is reported at once."""
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +9,7 @@ from steps.errors import StepError, unknown
 
 ARRIVES = {
     "as mlflow run declares it": (["mode=onnx"], ["mode=onnx"]),
-    "as mlflow run hands on what is not declared": (
+    "as mlflow run passes on an undeclared parameter": (
         ["--generation.temperature", "0.2"],
         ["generation.temperature=0.2"],
     ),
@@ -17,17 +17,17 @@ ARRIVES = {
     "a negative value": (["--generation.top_k", "-5"], ["generation.top_k=-5"]),
     "a sweep": (["mode=pyfunc,onnx"], ["mode=pyfunc,onnx"]),
     "free text": (["prompting.system=Answer briefly, please."], ["prompting.system='Answer briefly, please.'"]),
-    "a limit of the user's own": (["promotion.limits.chrf.min=0.5"], ["++promotion.limits.chrf.min=0.5"]),
-    "the flag that a sweep says already": (["--multirun", "mode=onnx"], ["mode=onnx"]),
+    "a limit named by the user": (["promotion.limits.chrf.min=0.5"], ["++promotion.limits.chrf.min=0.5"]),
+    "a flag that a sweep makes needless": (["--multirun", "mode=onnx"], ["mode=onnx"]),
 }
 
 
 @pytest.mark.parametrize(("arguments", "overrides"), ARRIVES.values(), ids=ARRIVES)
-def test_parse(arguments, overrides):
+def test_arguments_become_overrides(arguments, overrides):
     assert command_line.parse(arguments) == ([], overrides)
 
 
-def test_flags_of_hydra_pass():
+def test_hydra_flags_are_passed_on():
     assert command_line.parse(["--cfg", "job", "mode=onnx"]) == (["--cfg", "job"], ["mode=onnx"])
 
 
@@ -35,7 +35,7 @@ def test_flags_of_hydra_pass():
 @given(st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\r\n"), max_size=40))
 @pytest.mark.parametrize("point", [0, 1])
 def test_free_text_arrives_literally(point, text):
-    """Commas, quotes, backslashes, shell syntax and interpolation: alone, and beside a sweep."""
+    """Commas, quotes, backslashes, shell syntax and interpolation: alone, and together with a sweep."""
     _, overrides = command_line.parse(["mode=pyfunc,onnx", "--prompting.system", text])
     config = command_line.compose("build", command_line.expand(overrides)[point])
     assert config.prompting.system == text
@@ -44,7 +44,7 @@ def test_free_text_arrives_literally(point, text):
 @pytest.mark.parametrize(
     "text", ["$(touch marker)", "`id`", "a; b", "${oc.env:HOME}", "\\${oc.env:HOME}", "it's \\'", "x\\", "{a: [b}"]
 )
-def test_free_text_is_never_run_nor_resolved(text):
+def test_free_text_is_never_executed_or_resolved(text):
     (job,) = command_line.expand(command_line.parse([f"prompting.system={text}"])[1])
     assert command_line.compose("build", job).prompting.system == text
 
@@ -55,6 +55,27 @@ REFUSED = {
         ["generation.temprature=0.2"],
         ["Unknown key 'generation.temprature'. Did you mean 'generation.temperature'? Available: generation."],
     ),
+    "a key of another mode": (
+        "build",
+        ["mode=transformers", "mode.execution_provider=cuda"],
+        ["mode.execution_provider is not a key of mode=transformers, it is a key of mode=onnx."],
+    ),
+    "a key of another mode in a sweep": (
+        "build",
+        ["mode=pyfunc,onnx", "mode.device=cpu"],
+        ["mode.device is not a key of mode=onnx, it is a key of mode=pyfunc."],
+    ),
+    "a key of another model source": (
+        "build",
+        ["model.path=/models/phi-3"],
+        ["model.path is not a key of the default model, it is a key of model=local."],
+    ),
+    "a key of another precision": (
+        "build",
+        ["mode=onnx", "precision.block_size=64"],
+        ["precision.block_size is not a key of the default precision, it is a key of precision=int4."],
+    ),
+    "the name of a mode": ("build", ["mode.name=onnx"], ["mode.name must be one of pyfunc, got 'onnx'."]),
     "limit that is no number": (
         "register",
         ["++promotion.limits.chrf.min=x"],
@@ -83,7 +104,7 @@ REFUSED = {
         ["precision=int4 is not offered by mode=transformers"],
     ),
     "interface": ("build", ["interface=cat"], ["interface must be one of chat, prompt, got 'cat'."]),
-    "a folder that is not given": ("build", ["model=local"], ["model.path is needed for this model"]),
+    "a folder that is not given": ("build", ["model=local"], ["model.path is needed: give -P model.path=…"]),
     "limit without a bound": (
         "register",
         ["++promotion.limits.chrf={}"],
@@ -94,20 +115,32 @@ REFUSED = {
         ["++promotion.limits.chrf={min: 1, max: 0}"],
         ["promotion.limits.chrf.min must be at most its max 0, got 1."],
     ),
-    "name of the registered model": ("register", ["registered_model=a/b"], ["must be a name without '/' and ':'"]),
-    "run of a variant in main": ("main", ["run_id=abc"], ["run_id belongs to evaluate, main scores all"]),
+    "name of the registered model": (
+        "register",
+        ["registered_model=a/b"],
+        ["must be a name without '/', ':' and quotes, got 'a/b'."],
+    ),
+    "run of a variant in main": (
+        "main",
+        ["run_id=abc"],
+        ["run_id is a key of evaluate; main scores all its variants."],
+    ),
     "source of a prompt set": (
         "evaluate",
         ["prompt_set.source=csv", "prompt_set.over_context=cut"],
         ["prompt_set.source must be one of jsonl, datasets", "prompt_set.over_context must be one of refuse, skip"],
     ),
-    "a dataset that is not given": ("register", ["prompt_set=dataset"], ["prompt_set.path is needed for this prompt"]),
+    "a dataset that is not given": (
+        "register",
+        ["prompt_set=dataset"],
+        ["prompt_set.path is needed: give -P prompt_set.path=…"],
+    ),
     "repeats and errors": (
         "evaluate",
         ["evaluate.repeats=0", "evaluate.max_errors=-1"],
         ["evaluate.repeats must be at least 1", "evaluate.max_errors must be at least 0"],
     ),
-    "half a judge": ("evaluate", ["evaluate.judge.model=m"], ["evaluate.judge.address is needed for this judge"]),
+    "half a judge": ("evaluate", ["evaluate.judge.model=m"], ["evaluate.judge.address is needed for a judge"]),
     "no metric": ("evaluate", ["evaluate.metrics=[]"], ["evaluate.metrics must name at least one metric"]),
     "all at once": (
         "build",
@@ -118,7 +151,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("step_name", "overrides", "sentences"), REFUSED.values(), ids=REFUSED)
-def test_check_refuses(step_name, overrides, sentences):
+def test_every_fault_is_one_sentence(step_name, overrides, sentences):
     with pytest.raises(StepError) as refusal:
         command_line.check(step_name, command_line.expand(overrides))
     for sentence in sentences:
@@ -133,35 +166,35 @@ def test_check_refuses(step_name, overrides, sentences):
         ("mode", "Expected key=value, got 'mode'."),
     ],
 )
-def test_parse_refuses(argument, sentence):
+def test_an_argument_that_is_no_override_is_refused(argument, sentence):
     with pytest.raises(StepError) as refusal:
         command_line.parse([argument])
     assert sentence in str(refusal.value)
 
 
-def test_unreadable_value_is_named():
+def test_an_unreadable_value_is_quoted_in_the_error():
     with pytest.raises(StepError, match="'mode=a;b' cannot be read"):
         command_line.expand(["mode=a;b"])
 
 
-def test_later_override_replaces_the_earlier():
+def test_a_later_override_replaces_an_earlier_one():
     assert command_line.expand(["mode=pyfunc", "mode=onnx"]) == [["mode=onnx"]]
 
 
-def test_a_sweep_has_every_point():
+def test_a_sweep_has_a_job_for_every_point():
     points = command_line.expand(["mode=pyfunc,onnx", "generation.temperature=choice(0,0.7)"])
     assert len(points) == 4
     assert ["mode=onnx", "generation.temperature=0.7"] in points
 
 
-def test_unknown_names_the_nearest_and_the_list():
+def test_an_unknown_name_is_answered_with_the_nearest_and_the_list():
     assert unknown("mode", "onx", ["pyfunc", "onnx"]) == (
         "Unknown mode 'onx'. Did you mean 'onnx'? Available: onnx, pyfunc."
     )
     assert unknown("mode", "zzz", []) == "Unknown mode 'zzz'. Available: none."
 
 
-def test_faults_end_in_sentences_and_an_exit_code(step):
+def test_faults_are_printed_without_a_traceback_and_exit_with_1(step):
     done = step("build", "mode=onx", "generation.top_q=1")
     assert done.returncode == 1
     assert done.stdout == ""
@@ -170,7 +203,7 @@ def test_faults_end_in_sentences_and_an_exit_code(step):
     assert all(line.startswith("error: Unknown ") for line in lines)
 
 
-def test_a_traceback_is_there_when_asked_for(step):
+def test_hydra_full_error_shows_the_traceback(step):
     done = step("build", "mode=onx", HYDRA_FULL_ERROR="1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr

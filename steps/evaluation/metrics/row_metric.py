@@ -1,0 +1,49 @@
+"""Make a metric of the `evaluate` library from a function that scores one row."""
+
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import evaluate
+
+
+def row_metric(
+    module: str,
+    description: str | None,
+    score: Callable[..., float],
+    citation: str = "",
+    columns: tuple[str, ...] = (),
+) -> type:
+    """Return a metric class that gives the score of every row and their mean.
+
+    A function, not a base class: `evaluate.load` takes the first metric class in a module, also an imported one.
+
+    Args:
+        module: `__name__` of the metric's module; the last part is the metric's name.
+        description: docstring of the metric's module.
+        score: function of a prediction, its accepted answers and the row's `columns`, with a result within 0..1.
+        citation: source of the method.
+        columns: inputs besides predictions and references; each has a list of strings for every row.
+    """
+    name = module.rpartition(".")[2]
+    inputs = ("predictions", "references", *columns)
+
+    class RowMetric(evaluate.Metric):  # type: ignore[misc]
+        __doc__ = description
+
+        def _info(self) -> evaluate.MetricInfo:
+            text = datasets.Value("string")
+            lists = {column: datasets.Sequence(text) for column in inputs[1:]}
+            return evaluate.MetricInfo(
+                description=description,
+                citation=citation,
+                inputs_description=f"For each row: predictions, a string; {', '.join(lists)}, a list of strings.",
+                features=datasets.Features({"predictions": text, **lists}),
+            )
+
+        def _compute(self, **values: list[Any]) -> dict[str, Any]:
+            scores = [score(*row) for row in zip(*(values[column] for column in inputs), strict=True)]
+            return {name: sum(scores) / len(scores), "scores": scores}
+
+    RowMetric.__name__ = name  # `evaluate` names a metric after its class
+    return RowMetric

@@ -1,0 +1,102 @@
+"""The `chat` interface: conversations in, replies in MLflow's chat schema out, streams in OpenAI's chunks."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from ..engines.sequence import Sequence
+from ..tokenizer import ChatTokenizer
+from .errors import RequestError
+from .fields import check_text, is_list, short, shown_name, without_none
+
+SUBJECT = "messages"
+ROLES = ("system", "user", "assistant")
+
+
+def rows(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the one row of a request that came as one object."""
+    return [request]
+
+
+def encode(row: dict[str, Any], tokenizer: ChatTokenizer) -> list[int]:
+    """Check the conversation of a row and return its token ids, up to where the assistant's turn begins."""
+    return tokenizer.encode_chat(check_messages(row.get(SUBJECT), tokenizer))
+
+
+def reply(model: str, choices: list[Sequence]) -> dict[str, Any]:
+    """Return the reply to one conversation, with exact token counts."""
+    prompt_tokens = len(choices[0].prompt)
+    completion_tokens = sum(len(choice.tokens) for choice in choices)
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": choice.text},
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(choices)
+        ],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+    }
+
+
+def stream(model: str, sequence: Sequence, pieces: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Yield OpenAI's chunks: one with the role, one for each piece of text, one with the finish reason."""
+    completion_id = f"chatcmpl-{uuid.uuid4().hex}"
+    try:
+        yield _chunk(completion_id, model, {"role": "assistant", "content": ""}, None)
+        for piece in pieces:
+            yield _chunk(completion_id, model, {"content": piece}, None)
+        yield _chunk(completion_id, model, {}, sequence.finish_reason)
+    finally:
+        # A reader may close the stream after its first chunk. Then `pieces` has not started and cannot cancel.
+        sequence.cancel()
+
+
+def _chunk(completion_id: str, model: str, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
+    return {
+        "id": completion_id,
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
+    }
+
+
+def check_messages(messages: Any, tokenizer: ChatTokenizer) -> list[dict[str, str]]:
+    """Return the messages of a conversation, or raise RequestError if Phi-3's chat format cannot hold them."""
+    if messages is None:
+        raise RequestError("empty_conversation", "messages is missing; it must hold at least one message")
+    if not is_list(messages):
+        raise RequestError("not_messages", f"messages must be a list of messages, got {type(messages).__name__}")
+    if len(messages) == 0:
+        raise RequestError("empty_conversation", "messages must hold at least one message, got none")
+    checked = [_check_message(f"messages[{index}]", message, tokenizer) for index, message in enumerate(messages)]
+    if checked[-1]["role"] != "user":
+        raise RequestError("last_role", f"the last message must have role 'user', got {checked[-1]['role']!r}")
+    return checked
+
+
+def _check_message(field: str, message: Any, tokenizer: ChatTokenizer) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise RequestError(
+            "not_a_message", f"{field} must be an object with role and content, got {type(message).__name__}"
+        )
+    role = message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise RequestError("unknown_role", f"{field}.role must be one of {', '.join(ROLES)}, got {short(role)}")
+    if others := [key for key in without_none(message) if key not in ("role", "content")]:
+        raise RequestError("unsupported_field", f"{field}.{shown_name(others[0])} is not supported; leave it out")
+    content = check_text(f"{field}.content", message.get("content"))
+    if token := tokenizer.control_token_in(content):
+        raise RequestError("control_token", f"{field}.content must not contain the control token {token}")
+    return {"role": role, "content": content}
