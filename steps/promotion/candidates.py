@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SCORE_THEM = "Score them with `mlflow run . -e evaluate` (or `python -m steps.evaluate`)."
-BUILD_ONE = "Make one with `mlflow run . -e build` (or `python -m steps.build`)."
+BUILD_ONE = "Build one with `mlflow run . -e build` (or `python -m steps.build`)."
 
 
 @dataclass(frozen=True)
