@@ -5,14 +5,15 @@ import resource
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import pytest
 
-from steps.checkpoints import staging
-from steps.evaluation import answers
-from steps.modes import flavors
+from steps import build
+from steps.evaluation import asking
+from steps.modes import get_mode, onnx
 from steps.store.variants import find_variants, logged_models
 from tests.conftest import SPAIN
 
@@ -28,8 +29,9 @@ def small_disk(tmp_path, monkeypatch):
     words = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     mounted = shutil.which("mount") and subprocess.run(words, capture_output=True, check=False).returncode == 0
     if not mounted:
-        monkeypatch.setattr(flavors, "log_variant", _limited(flavors.log_variant))
-        monkeypatch.setattr(staging, "_export", _limited(staging._export))
+        limited = replace(get_mode("onnx"), log=_limited(get_mode("onnx").log))
+        monkeypatch.setattr(build, "get_mode", lambda name: limited)
+        monkeypatch.setattr(onnx, "export_to_onnx", _limited(onnx.export_to_onnx))
     yield folder
     if mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
@@ -89,6 +91,6 @@ def test_the_champion_is_served_on_beside_a_build_that_found_no_room(typed, chec
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "small")
     mlflow.MlflowClient().create_experiment("small", artifact_location=str(small_disk / "files"))
     assert typed("build", "mode=onnx", "generation.max_tokens=8").returncode == 1
-    with answers.loaded("models:/phi3@champion") as model:
+    with asking.loaded("models:/phi3@champion") as model:
         reply = model.predict({"messages": [{"role": "user", "content": SPAIN}]})
     assert "Madrid" in reply["choices"][0]["message"]["content"]

@@ -14,9 +14,9 @@ import yaml
 from steps import command_line
 from steps.build import build
 from steps.digests import digest_file
-from steps.evaluation import answers
+from steps.evaluation import asking
 from steps.store import integrity, names
-from steps.store.variants import as_variant
+from steps.store.variants import to_variant
 from tests.support import append, cut, flip
 
 MODES = ("transformers", "pyfunc", "onnx")
@@ -44,7 +44,7 @@ class Stored:
         uri, ids = sealed
         self.client = mlflow.MlflowClient(uri)
         model = self.client.get_logged_model(ids[mode])
-        self.variant, self.folder = as_variant(model), Path(model.artifact_location)
+        self.variant, self.folder = to_variant(model), Path(model.artifact_location)
 
     def verify(self):
         return integrity.verify(self.client, self.variant)
@@ -78,7 +78,7 @@ def test_a_built_model_has_no_faults(stored, mode):
 def test_loading_a_model_in_place_causes_no_faults(stored):
     """Python writes bytecode beside the model's code."""
     model = stored("onnx")
-    with answers.loaded(str(model.folder)):
+    with asking.loaded(str(model.folder)):
         assert list(model.folder.rglob("__pycache__"))
     assert model.verify() == []
 
@@ -92,7 +92,7 @@ def test_a_model_on_a_server_is_downloaded_and_removed_afterwards(stored, monkey
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     terminal = sys.stderr
-    with integrity.local_copy(client, model.variant) as folder, answers.loaded(folder) as loaded:
+    with integrity.local_copy(client, model.variant) as folder, asking.loaded(folder) as loaded:
         assert sys.stderr is terminal  # the block's own output is not hidden
         assert temporary in Path(folder).parents
         assert loaded.predict({"messages": [{"role": "user", "content": "Hello"}]})

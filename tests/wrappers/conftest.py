@@ -3,7 +3,7 @@
 import pytest
 
 from steps import command_line
-from steps.checkpoints import staging
+from steps.modes import get_mode
 from steps.wrappers.contract.interfaces import INTERFACES
 from steps.wrappers.contract.requests import Contract
 from steps.wrappers.engines.scheduler import Scheduler
@@ -15,6 +15,10 @@ DEFAULTS = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 64}
 @pytest.fixture(scope="session")
 def tokenizer(checkpoint):
     return ChatTokenizer(checkpoint.directory)
+
+
+def _exported(checkpoint, overrides):
+    return get_mode("onnx").stage(checkpoint, command_line.compose("build", overrides))
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +48,7 @@ def packed_scheduler(checkpoint):
 def onnx_scheduler(checkpoint):
     from steps.wrappers.engines.onnx_engine import OnnxEngine
 
-    with staging.staged(checkpoint, command_line.compose("build", ["mode=onnx"])) as folder:
+    with _exported(checkpoint, ["mode=onnx"]) as folder:
         yield Scheduler(OnnxEngine(str(folder), 16))
 
 
@@ -52,7 +56,7 @@ def onnx_scheduler(checkpoint):
 def int4_scheduler(checkpoint):
     from steps.wrappers.engines.onnx_engine import OnnxEngine
 
-    with staging.staged(checkpoint, command_line.compose("build", ["mode=onnx", "precision=int4"])) as folder:
+    with _exported(checkpoint, ["mode=onnx", "precision=int4"]) as folder:
         yield Scheduler(OnnxEngine(str(folder), 16))
 
 
@@ -60,7 +64,7 @@ def int4_scheduler(checkpoint):
 def genai_scheduler(checkpoint):
     from steps.wrappers.engines.genai_engine import GenaiEngine
 
-    with staging.staged(checkpoint, command_line.compose("build", ["mode=onnx"])) as folder:
+    with _exported(checkpoint, ["mode=onnx"]) as folder:
         yield Scheduler(GenaiEngine(str(folder), 16, "cpu"))
 
 

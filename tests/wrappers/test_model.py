@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 
 from steps import command_line
 from steps.build import build
-from steps.evaluation import answers, contract
+from steps.evaluation import asking, contract_suite
+from steps.evaluation.asking import Asker
+from steps.interfaces import get_interface
+from steps.modes import get_mode
 from tests.conftest import SPAIN
 
 MARK = "marked-prompt-8c1f"
@@ -49,7 +52,7 @@ def loaded(uris, monkeypatch, request):
     mode, interface = getattr(request, "param", ("pyfunc", "chat"))
     uri, store = uris(mode, interface)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    with answers.loaded(uri) as model:
+    with asking.loaded(uri) as model:
         yield model
 
 
@@ -59,8 +62,9 @@ MODELS = [(mode, interface) for mode in ("pyfunc", "onnx", "transformers") for i
 @pytest.mark.parametrize(("loaded", "mode", "interface"), [(pair, *pair) for pair in MODELS], indirect=["loaded"])
 @pytest.mark.filterwarnings("ignore")  # from MLflow's stock flavour
 def test_contract_suite_passes_for_every_mode_and_interface(loaded, mode, interface):
-    results = contract.run(loaded, interface)
-    assert len(results) == len(contract.checks(interface))
+    checks = contract_suite.checks(interface)
+    results = contract_suite.run_checks(Asker(loaded, get_mode(mode), get_interface(interface)), checks)
+    assert len(results) == len(checks)
     if mode != "transformers":
         assert {result.name: result.fault for result in results if result.fault} == {}
 
@@ -70,7 +74,7 @@ def test_model_without_references_is_freed(uris, monkeypatch, mode):
     """Otherwise the variants of an evaluation would add up in memory."""
     uri, store = uris(mode, "chat")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    with answers.loaded(uri) as model:
+    with asking.loaded(uri) as model:
         monkeypatch.setattr(sys.modules["wrappers.engines.scheduler"], "IDLE_SECONDS", 0.1)
         model.predict({"messages": MESSAGES})
         engine = weakref.ref(model.unwrap_python_model().scheduler.engine)
@@ -211,7 +215,7 @@ def app(request, uris, monkeypatch):
     monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
     monkeypatch.setitem(sys.modules, "mlflow.pyfunc.scoring_server.app", types.ModuleType("app"))
     monkeypatch.setattr(fastapi, "FastAPI", importlib.import_module("fastapi.applications").FastAPI)
-    with answers.loaded(uri) as model:
+    with asking.loaded(uri) as model:
         app = _App(model)
         yield app
         app.close()
