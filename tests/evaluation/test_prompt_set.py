@@ -9,7 +9,7 @@ import pytest
 from steps import command_line
 from steps.config.schema import PromptSet
 from steps.errors import StepError
-from steps.evaluation import prompt_set, scores_log
+from steps.evaluation import prompt_set, scores, scores_log
 
 
 def _line(**fields):
