@@ -23,19 +23,22 @@ from typing import Any
 import mlflow
 from rich.console import Console
 from rich.table import Table
-from steps.evaluation.fit import Fit
 
-from steps import build, command_line, evaluate
+from steps import build, command_line
 from steps.checkpoints import staging
 from steps.checkpoints.checkpoint import resolve
 from steps.config.schema import Evaluation, FolderModel
 from steps.config.schema import PromptSet as PromptSetConfig
-from steps.evaluation import answers, fit, prompt_set, scores
+from steps.evaluation import prompt_set, scores
+from steps.evaluation.answers import answer_rows
+from steps.evaluation.asking import Asker, loaded
+from steps.evaluation.context_check import ContextCheck, context_check
 from steps.evaluation.journal import Journal
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.prompt_set.row import Row
+from steps.evaluation.scoring import score_variant
 from steps.store import connection, runs
-from steps.store.variants import Variant, as_variant, find_variants
+from steps.store.variants import Variant, find_variants, read_variant
 from steps.wrappers.engines.onnx_engine import OnnxEngine
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
@@ -80,16 +83,16 @@ def main() -> None:
             rates = [f"{asked:.0f}", f"{asked / bare:.2f}", f"{scored:.0f}", f"{scored / bare:.2f}"]
             table.add_row(f"{mode} {precision}", f"{bare:.0f}", *rates)
         Console(width=110).print(table)
-        fit_large_set(large)
+        check_context_of_large_set(large)
 
 
-def fit_large_set(file: Path) -> None:
-    """Print the seconds of holding a set of 100,000 rows against a variant's tokenizer and context."""
+def check_context_of_large_set(file: Path) -> None:
+    """Print the seconds that the context check of 100,000 rows takes."""
     variant = find_variants(mlflow.MlflowClient(), runs.experiment_id())[-1]
     rows = prompt_set.load(PromptSetConfig("large", str(file)))
     started = time.perf_counter()
-    fit.fit(variant, rows)
-    print(f"Held {len(rows.rows)} rows against {variant.name} in {time.perf_counter() - started:.1f} s")
+    context_check(variant, rows)
+    print(f"Checked the context of {variant.name} for {len(rows.rows)} rows in {time.perf_counter() - started:.1f} s")
 
 
 def check_large_set(folder: Path, project: Path) -> Path:
@@ -115,11 +118,9 @@ def compare(folder: Path, checkpoint: Path, mode: str, precision: str) -> tuple[
     model_id = build.build(config)
     scored = _scored_seconds(model_id)
     rows = list(_rows().rows)
-    variant = Variant(
-        model_id, "", "benchmark", {}, {"mode": mode, "interface": "chat", "generation.temperature": "0"}, ()
-    )
+    variant = read_variant(mlflow.MlflowClient(), model_id)
     source = resolve(FolderModel(name="local", path=str(checkpoint)))
-    with staging.staged(source, config) as staged, answers.loaded(f"models:/{model_id}") as model:
+    with staging.staged(source, config) as staged, loaded(f"models:/{model_id}") as model:
         tokenizer = ChatTokenizer(staged)
         engine = TorchEngine(str(staged), precision, BATCH, "cpu") if mode == "pyfunc" else None
         bare = partial(_bare_seconds, Scheduler(engine or OnnxEngine(str(staged), BATCH)), tokenizer)
@@ -136,10 +137,11 @@ def in_turn(
     path.unlink(missing_ok=True)
     journal = PausingJournal(path, rows, bare)
     started = time.perf_counter()
-    (answered,) = answers.answer(model, variant, PromptSet("set", tuple(rows)), Fit(), Evaluation(), journal)
+    asker = Asker(model, variant.mode, variant.interface)
+    (answers,) = answer_rows(asker, variant, PromptSet("set", tuple(rows)), ContextCheck(), Evaluation(), journal)
     seconds = time.perf_counter() - started - journal.bare_seconds
     journal.close()
-    assert not any(said.error for said in answered)
+    assert not any(answer.error for answer in answers)
     return seconds, journal.bare_seconds
 
 
@@ -163,12 +165,12 @@ class PausingJournal(Journal):
 def _scored_seconds(model_id: str) -> float:
     """All that `evaluate` does for a variant but timing it."""
     client = mlflow.MlflowClient()
-    variant = as_variant(client.get_logged_model(model_id))
+    variant = read_variant(client, model_id)
     config = command_line.compose("evaluate", [])
     rows = _rows()
     metrics = scores.load_metrics(scores.names(config))
     started = time.perf_counter()
-    card = evaluate.score_variant(client, variant, rows, metrics, config)
+    card = score_variant(client, variant, rows, metrics, config)
     seconds = time.perf_counter() - started
     assert not any(card.errors)
     return seconds
