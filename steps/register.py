@@ -21,8 +21,8 @@ from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report.leaderboard import Standing
 from steps.output import echo
 from steps.promotion import history, lock, registry, rollback
-from steps.promotion.candidates import missing_scorecard
 from steps.promotion.gate import Decision
+from steps.promotion.incumbent import missing_scorecard
 from steps.promotion.job import Job
 from steps.promotion.promote import Assessment, assess, log_report, settle
 from steps.promotion.rank import Ranking

@@ -12,12 +12,10 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from steps.config.schema import DEFAULT_METRICS, EvaluateConfig, Promotion, PromptSet
+from steps.evaluation.scores import JUDGE
 from steps.promotion.rank import Candidate, asked_metrics, lacking_metrics
 from steps.store.names import COSTS, is_timed, metric_key
 from steps.store.variants import Variant
-
-# Computed if a judge is configured, not by its name in evaluate.metrics.
-JUDGE = "judge"
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class MissingScorecard:
 
     def evaluation(self, config: EvaluateConfig) -> EvaluateConfig:
         """Return a configuration that evaluates the variant with all that the policy needs, otherwise as `config`."""
+        # A judge is computed if it is configured, not because it is named.
         computed = [*config.evaluate.metrics, *config.prompt_set.metrics, JUDGE]
         metrics = [*config.evaluate.metrics, *(name for name in self.metrics if name not in computed)]
         evaluation = replace(config.evaluate, metrics=metrics, speed=config.evaluate.speed or self.timed)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steps.errors import StepError
-from steps.promotion import candidates, gate, registry, report
+from steps.promotion import gate, registry, report
 from steps.promotion.admission import Rejected, ensure_registered, ensure_smoke_tested, set_champion
-from steps.promotion.candidates import Contest
+from steps.promotion.contest import Contest, gather
 from steps.promotion.gate import Decision
 from steps.promotion.job import Job, broken_model
 from steps.promotion.rank import Candidate, Ranking, rank
@@ -47,7 +47,7 @@ def assess(job: Job) -> Assessment:
     """
     current = registry.read(job.client, job.name)
     while True:
-        contest = candidates.gather(job, current)
+        contest = gather(job, current)
         ranking = rank(contest.candidates, job.policy)
         if not ranking.ranked:
             refused = [
