@@ -5,6 +5,7 @@ checks ours, so every other form becomes `inputs` and `params` here. CSV is read
 text such as NA into a missing value, and a few thousand short lines under a long header would fill the memory.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -43,10 +44,14 @@ def rewrite_body(body: bytes, content_type: str | None, frame_rows: FrameRows) -
 
 
 def _media_type(content_type: str | None) -> str | None:
-    """Return the media type of a header, or None if its charset is not UTF-8."""
+    """Return the media type of a header, or None if its charset is not UTF-8 (or ASCII, which is UTF-8 too)."""
     header = Message()
     header["content-type"] = content_type or ""
-    return header.get_content_type() if header.get_content_charset("utf-8") == "utf-8" else None
+    try:
+        charset = codecs.lookup(header.get_content_charset("utf-8")).name
+    except (LookupError, ValueError):
+        return None
+    return header.get_content_type() if charset in ("utf-8", "utf-8-sig", "ascii") else None
 
 
 def _parse(body: bytes) -> Any:

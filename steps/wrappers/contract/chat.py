@@ -8,7 +8,9 @@ from typing import Any
 from ..engines.sequence import Sequence
 from ..tokenizer import ChatTokenizer
 from .errors import RequestError
-from .fields import check_text, is_list, short, shown_name, without_none
+from .fields import check_text, is_list, short, shown_name
+from .neutral import asks_for_nothing
+from .rendering import encode_conversation
 
 SUBJECT = "messages"
 ROLES = ("system", "user", "assistant")
@@ -21,7 +23,7 @@ def rows(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 def encode(row: dict[str, Any], tokenizer: ChatTokenizer) -> list[int]:
     """Check the conversation of a row and return its token ids, up to where the assistant's turn begins."""
-    return tokenizer.encode_chat(check_messages(row.get(SUBJECT), tokenizer))
+    return encode_conversation(check_messages(row.get(SUBJECT), tokenizer), tokenizer)
 
 
 def reply(model: str, choices: list[Sequence]) -> dict[str, Any]:
@@ -94,9 +96,13 @@ def _check_message(field: str, message: Any, tokenizer: ChatTokenizer) -> dict[s
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise RequestError("unknown_role", f"{field}.role must be one of {', '.join(ROLES)}, got {short(role)}")
-    if others := [key for key in without_none(message) if key not in ("role", "content")]:
+    others = [key for key, value in message.items() if key not in ("role", "content") and not asks_for_nothing(value)]
+    if others:
         raise RequestError("unsupported_field", f"{field}.{shown_name(others[0])} is not supported; leave it out")
-    content = check_text(f"{field}.content", message.get("content"))
-    if token := tokenizer.control_token_in(content):
+    by_assistant = role == "assistant"
+    content = message.get("content")
+    # OpenAI's clients write null for a reply without text.
+    content = check_text(f"{field}.content", "" if content is None and by_assistant else content, by_assistant)
+    if token := tokenizer.control_token_in(content, by_assistant):
         raise RequestError("control_token", f"{field}.content must not contain the control token {token}")
     return {"role": role, "content": content}

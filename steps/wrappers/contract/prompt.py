@@ -6,6 +6,7 @@ from typing import Any
 from ..engines.sequence import Sequence
 from ..tokenizer import ChatTokenizer
 from .fields import check_text
+from .rendering import encode_conversation
 
 SUBJECT = "prompt"
 
@@ -25,7 +26,7 @@ def encode(row: dict[str, Any], tokenizer: ChatTokenizer) -> list[int]:
     text = check_text(SUBJECT, row.get(SUBJECT))
     if tokenizer.control_token_in(text):
         return tokenizer.encode(text)
-    return tokenizer.encode_chat([{"role": "user", "content": text}])
+    return encode_conversation([{"role": "user", "content": text}], tokenizer)
 
 
 def reply(model: str, choices: list[Sequence]) -> str | list[str]:  # noqa: ARG001

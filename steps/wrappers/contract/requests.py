@@ -12,22 +12,14 @@ import pandas as pd
 from ..engines.sequence import Sequence, Settings
 from ..tokenizer import ChatTokenizer
 from .errors import RequestError
-from .fields import check_settings, is_list, short, shown_name, without_none
+from .fields import MAX_COMPLETION_TOKENS, check_settings, short, shown_name, with_max_tokens, without_none
 from .interfaces import Interface
+from .neutral import COLUMNS, IGNORED, UNSUPPORTED, refuse_unsupported
 from .size import check_size
 
-# No Phi-3 wrapper can honour these. They are refused unless their value asks for nothing.
-UNSUPPORTED = (
-    # from MLflow's chat schema
-    *("tools", "frequency_penalty", "presence_penalty"),
-    # from OpenAI's own API
-    *("max_completion_tokens", "logprobs", "top_logprobs", "logit_bias", "response_format", "tool_choice", "functions"),
-)
 SETTINGS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "n", "seed")
 CUSTOM_INPUTS = ("seed", "top_k")
-OPTIONS = (*SETTINGS, "stream", "custom_inputs")
-# OpenAI's clients always may send these; they change nothing here.
-IGNORED = ("model", "user")
+OPTIONS = (*SETTINGS, "stream", "custom_inputs", MAX_COMPLETION_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ class Contract:
 
     def frame_rows(self, rows: Rows[Mapping[Any, Any]]) -> list[dict[str, Any]]:
         """Drop what a frame adds to its rows: cells that hold nothing (NaN), and columns that are not ours."""
-        known = {self.interface.SUBJECT, *OPTIONS, *UNSUPPORTED}
+        known = {self.interface.SUBJECT, *OPTIONS, *COLUMNS}
         return [{key: cell for key, cell in row.items() if key in known and not _is_missing(cell)} for row in rows]
 
     def requests(self, rows: Rows[dict[str, Any]], params: dict[str, Any] | None) -> list[Request]:
@@ -72,6 +64,7 @@ class Contract:
         return [self._request(without_none(row), params or {}) for row in rows]
 
     def _request(self, row: dict[str, Any], params: dict[str, Any]) -> Request:
+        row, params = with_max_tokens(row), with_max_tokens(params)
         _refuse_unsupported(row, (self.interface.SUBJECT, *OPTIONS))
         explicit = {key: value for key, value in params.items() if key in SETTINGS and value is not None}
         explicit |= _custom_inputs(row) | {key: row[key] for key in SETTINGS if key in row}
@@ -87,11 +80,7 @@ def _is_missing(cell: Any) -> bool:
 
 
 def _refuse_unsupported(row: dict[str, Any], known: tuple[str, ...]) -> None:
-    for field in UNSUPPORTED:
-        value = row.get(field)
-        if not _asks_for_nothing(value):
-            got = f", got {short(value)}" if isinstance(value, Real) else ""
-            raise RequestError("unsupported_field", f"{field} is not supported by this model; leave it out{got}")
+    refuse_unsupported(row)
     if unknown := [key for key in row if key not in (*known, *UNSUPPORTED, *IGNORED)]:
         raise RequestError(
             "unsupported_field", f"{shown_name(unknown[0])} is not a known field; known fields: {', '.join(known)}"
@@ -101,12 +90,6 @@ def _refuse_unsupported(row: dict[str, Any], known: tuple[str, ...]) -> None:
         raise RequestError("stream", f"stream must be true or false, got {short(stream)}")
     if stream:
         raise RequestError("stream", "stream must be false in a call of predict; call predict_stream for a stream")
-
-
-def _asks_for_nothing(value: Any) -> bool:
-    if isinstance(value, str | dict) or is_list(value):
-        return len(value) == 0
-    return value is None or (isinstance(value, Real | np.bool_) and not value)
 
 
 def _custom_inputs(row: dict[str, Any]) -> dict[str, Any]:
