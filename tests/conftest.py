@@ -1,4 +1,4 @@
-"""What every test gets: a store, caches and an environment of its own, and no network."""
+"""What every test gets: its own store and environment, a shared cache, and no network."""
 
 import os
 import shutil
@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-# The tests may themselves be an entry point of `mlflow run`: its run and store are not theirs. Fixtures wider than
-# a test come before `isolated`, so this stands here.
+# `mlflow run` may have started the tests, but its run and store are not theirs. This is not in `isolated`
+# because fixtures of a wider scope run before that.
 for name in [name for name in os.environ if name.startswith(("MLFLOW_", "HYDRA_", "PHI3_"))]:
     del os.environ[name]
-# As most users have it: Python keeps what it has compiled, beside a model's code too.
+# As for most users: Python keeps its bytecode, next to a model's code too.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-# Hugging Face's client reads this when it is imported, which is before any fixture.
+# Hugging Face's client reads this when it is imported, before any fixture runs.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Two workers share two cores, and the miniature is too small for threads to help it.
+# Two workers share two cores, and the miniature is too small to profit from threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -27,9 +27,9 @@ SPAIN = "What is the capital of Spain?"
 
 @pytest.fixture(scope="session")
 def caches(tmp_path_factory):
-    """One cache for the whole session and all of its workers: the miniature is trained once.
+    """One cache for all workers of the session, so that the miniature is trained once.
 
-    TEST_CACHES names a folder to keep it in from session to session.
+    TEST_CACHES names a folder in which it outlives the session.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "caches"
@@ -40,7 +40,7 @@ def caches(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
-    """A migrated and empty SQLite store, made once and copied for each test."""
+    """An empty SQLite store with MLflow's tables, made once and copied for each test."""
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     code = "import mlflow, sys; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
     subprocess.run([sys.executable, "-c", code, f"sqlite:///{file}"], check=True, capture_output=True, cwd=file.parent)
@@ -49,7 +49,7 @@ def empty_store(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, tmp_path, caches, empty_store):
-    """No test sees the user's MLflow, Hugging Face or Hydra settings, nor leaves anything behind."""
+    """Hide the user's MLflow, Hugging Face and Hydra settings, and leave nothing behind."""
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "HF_", "HYDRA_", "PHI3_"))]:
         monkeypatch.delenv(name)
     store = tmp_path / "store"
@@ -63,7 +63,7 @@ def isolated(monkeypatch, tmp_path, caches, empty_store):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(store)
     if "mlflow.tracing" in sys.modules:
-        # The tracer keeps the store that it was first used with.
+        # The tracer keeps the store that it used first.
         sys.modules["mlflow.tracing"].reset()
 
 
@@ -85,15 +85,15 @@ def checkpoint(caches):
 
 @pytest.fixture
 def typed(monkeypatch, capfd):
-    """Run a step in this process as if it were typed: `typed("build", "mode=onnx")` → code, output, errors."""
+    """Run a step in this process as from the command line: `typed("build", "mode=onnx")` → code, output, errors."""
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, "argv", [f"steps/{name}.py", *arguments])
         try:
             import_module(f"steps.{name}").main()
             code = 0
-        except SystemExit as ended:
-            code = ended.code
+        except SystemExit as error:
+            code = error.code
         return subprocess.CompletedProcess(sys.argv, code, *capfd.readouterr())
 
     return run
@@ -101,7 +101,7 @@ def typed(monkeypatch, capfd):
 
 @pytest.fixture
 def step():
-    """Run a step as people do, in a process of its own: `step("build", "mode=onnx")`."""
+    """Run a step in its own process, as users do: `step("build", "mode=onnx")`."""
 
     def run(name, *arguments, cwd=PROJECT, **environment):
         return subprocess.run(
@@ -118,8 +118,8 @@ def step():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """The figures that tests have measured, from all workers."""
-    reports = [report for found in terminalreporter.stats.values() for report in found]
+    """Print the figures that tests have measured, from all workers."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
     figures = [line for report in reports for name, line in getattr(report, "user_properties", []) if name == "figure"]
     if figures:
         terminalreporter.section("figures")

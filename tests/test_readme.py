@@ -5,7 +5,7 @@ import re
 import yaml
 
 from steps import command_line
-from steps.config.schema import SCHEMAS
+from steps.config.schema import STEPS
 from steps.config.validation import faults
 from tests.conftest import PROJECT
 
@@ -54,5 +54,5 @@ def test_every_python_command_in_the_readme_composes():
         name, *words = command.removeprefix("python -m steps.").split()
         for job in command_line.expand(command_line.parse(words)[1]):
             config = command_line.compose(name, job)
-            assert isinstance(config, SCHEMAS[name])
+            assert isinstance(config, STEPS[name])
             assert faults(config) == []

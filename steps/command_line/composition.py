@@ -6,10 +6,12 @@ only the keys that it reads: `mode.device` exists with mode=pyfunc and not with 
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -79,8 +81,8 @@ def without_foreign_keys(step_name: str, jobs: list[list[str]], keys: set[str]) 
 
 
 def to_yaml(config: Any) -> str:
-    """Return a typed configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """Return a typed configuration as YAML. OmegaConf would read a `${` in a user's text as an interpolation."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
 @contextlib.contextmanager

@@ -3,11 +3,11 @@
 import contextlib
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict
-from typing import Any, cast
-
-from omegaconf import ListConfig, OmegaConf, SCMode
-from omegaconf.errors import OmegaConfBaseException
+from functools import reduce
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from steps.config.schema import BuildConfig
 
@@ -18,24 +18,22 @@ def to_params(config: BuildConfig) -> dict[str, str]:
 
 
 def from_params(params: Mapping[str, str], empty: BuildConfig) -> BuildConfig:
-    """Return the configuration that parameters were made from.
+    """Return the configuration that parameters were made from. A key that they lack stays MISSING.
+
+    OmegaConf takes no part: it would replace `${…}` in a user's text, and refuses a key that is MISSING.
 
     Args:
         params: What `to_params` returned, by this version or an earlier one.
         empty: A configuration whose groups have the right types. Keys that they do not have are ignored.
     """
-    node = OmegaConf.structured(empty)
-    groups = _groups(empty)
-    for key, value in params.items():
-        path = f"{key}.name" if key in groups else key
+    config, groups = deepcopy(empty), _groups(empty)
+    for key, text in params.items():
+        *parents, name = (f"{key}.name" if key in groups else key).split(".")
         # A key that this version does not have, or a value that no longer fits: keep the default.
-        with contextlib.suppress(OmegaConfBaseException, ValueError):
-            OmegaConf.update(node, path, _value(value, OmegaConf.select(node, path)))
-    # A key that the parameters lack stays MISSING.
-    config: Any = OmegaConf.to_container(
-        node, resolve=True, throw_on_missing=False, structured_config_mode=SCMode.INSTANTIATE
-    )
-    return cast(BuildConfig, config)
+        with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+            owner = reduce(getattr, parents, config)
+            setattr(owner, name, _value(text, get_type_hints(type(owner))[name]))
+    return config
 
 
 def _groups(config: BuildConfig) -> list[str]:
@@ -62,10 +60,13 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _value(text: str, default: Any) -> Any:
-    """Return the value that a text stands for. OmegaConf converts numbers and booleans to the type of their key."""
-    if isinstance(default, str):
-        return text
-    if text == "null":
-        return None
-    return json.loads(text) if isinstance(default, ListConfig) else text
+def _value(text: str, kind: Any) -> Any:
+    """Return the value that a text stands for; raises ValueError or TypeError if it is none of this type."""
+    if isinstance(kind, UnionType):  # a type or None
+        if text == "null":
+            return None
+        (kind,) = (choice for choice in get_args(kind) if choice is not NoneType)
+    if get_origin(kind) is list:
+        (item,) = get_args(kind)
+        return [item(**entry) for entry in json.loads(text)]
+    return json.loads(text) if kind is bool else kind(text)

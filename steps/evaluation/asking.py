@@ -8,7 +8,7 @@ import contextlib
 import gc
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -22,14 +22,6 @@ class Model(Protocol):
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
         """Answer one request (an object) or several (a frame)."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A piece of a stream: its text, and the finish reason in the last piece of a chat."""
-
-    text: str
-    finish_reason: str | None
 
 
 @contextlib.contextmanager
@@ -69,7 +61,7 @@ class Asker:
 
     def __init__(
         self, model: Model, mode: Mode, interface: Interface, count_tokens: Callable[[str], int] | None = None
-    ):
+    ) -> None:
         self._model, self._mode, self._interface = model, mode, interface
         self._count_tokens = count_tokens
 
@@ -96,20 +88,16 @@ class Asker:
         params = self._interface.params(questions[0])
         data = rows[0] if len(rows) == 1 else pd.DataFrame(rows)
         content = self._model.predict(data, params=params) if params else self._model.predict(data)
-        if len(rows) == 1:
-            return [self._interface.reply(content)]
-        if not isinstance(content, list) or len(content) != len(rows):
-            number = len(content) if isinstance(content, list) else 1
-            raise ValueError(f"{len(rows)} rows got {number} replies")
-        return [self._interface.reply(reply) for reply in content]
+        contents = content if len(rows) > 1 and isinstance(content, list) else [content]
+        return [self._interface.reply(each) for each in contents]
 
-    def stream(self, question: Question) -> Generator[Piece, None, None]:
-        """Yield the reply in pieces. Closing the iterator cancels the rest of it."""
+    def stream(self, question: Question) -> Generator[str, None, None]:
+        """Yield the text of the reply in pieces. Closing the iterator cancels the rest of it."""
         row, params = self._interface.row(question), self._interface.params(question)
         model: Any = self._model
         with contextlib.closing(model.predict_stream(row, params=params)) as pieces:
             for piece in pieces:
-                yield Piece(self._interface.piece(piece), self._interface.piece_finish_reason(piece))
+                yield self._interface.piece(piece)
 
     def _timed(self, questions: list[Question]) -> list[Reply]:
         accepted = [self._accepted(question) for question in questions]
@@ -117,6 +105,7 @@ class Asker:
             started = perf_counter()
             replies = self.send(accepted)
             seconds = (perf_counter() - started) / len(questions)
+        _check_numbers(questions, replies)
         return [
             replace(reply, seconds=seconds, completion_tokens=self._tokens(reply, question))
             for reply, question in zip(replies, questions, strict=True)
@@ -136,3 +125,13 @@ class Asker:
         cap = question.settings.get("max_tokens")
         counts = [self._count_tokens(text) for text in reply.texts]
         return sum(count + (cap is None or count < cap) for count in counts)
+
+
+def _check_numbers(questions: list[Question], replies: list[Reply]) -> None:
+    """Raise ValueError unless every question has one reply with as many choices as it asks for."""
+    if len(replies) != len(questions):
+        raise ValueError(f"{len(questions)} rows got {len(replies)} replies")
+    for question, reply in zip(questions, replies, strict=True):
+        wanted = question.settings.get("n", 1)
+        if len(reply.texts) != wanted:
+            raise ValueError(f"the reply must have {wanted} choices, got {len(reply.texts)}")

@@ -72,9 +72,7 @@ def _ask(asker: Asker, check: dict[str, Any]) -> list[Reply]:
     text = check.get("text", QUESTION)
     questions = [_question(row, text) for row in request.pop("rows", [request])]
     if check.get("call") == "predict_stream":
-        pieces = list(asker.stream(questions[0]))
-        reasons = [piece.finish_reason for piece in pieces if piece.finish_reason]
-        return [Reply(["".join(piece.text for piece in pieces)], reasons)]
+        return [Reply(["".join(asker.stream(questions[0]))])]
     return asker.send(questions)
 
 
@@ -93,7 +91,7 @@ def _refusal_fault(error: Exception, check: dict[str, Any]) -> str | None:
     named = check.get("expect", {}).get("refused")
     if named is None:
         return f"{type(error).__name__}: {message[:120]}"
-    if not isinstance(error, MlflowException) or error.get_http_status_code() != 400:
+    if not isinstance(error, MlflowException) or error.get_http_status_code() != 400:  # type: ignore[no-untyped-call]
         return f"refused with {type(error).__name__}, which is not an HTTP 400"
     if QUESTION in message:
         return "the refusal repeats the prompt"
@@ -159,11 +157,13 @@ def _shared_prefix(one: str, other: str) -> int:
 
 def _count_fault(replies: list[Reply], expect: dict[str, Any]) -> str | None:
     """Check tokens and finish reasons, if the interface reports them."""
-    if replies[0].completion_tokens is None:
+    if not replies[0].finish_reasons:
         return None
+    if any(reply.completion_tokens is None or None in reply.finish_reasons for reply in replies):
+        return "the reply has no token counts or no finish reason"
     if "finish_reason" in expect and set(replies[0].finish_reasons) != {expect["finish_reason"]}:
         return f"finish_reason {replies[0].finish_reasons[0]} instead of {expect['finish_reason']}"
     for name, reply in (("tokens", replies[0]), ("last_tokens", replies[-1])):
-        if name in expect and reply.completion_tokens is not None and reply.completion_tokens > expect[name]:
+        if name in expect and (reply.completion_tokens or 0) > expect[name]:
             return f"{reply.completion_tokens} tokens instead of {expect[name]}"
     return None

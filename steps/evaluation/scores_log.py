@@ -49,11 +49,13 @@ def log(card: Scorecard, data: PandasDataset, latencies: list[float | None], mod
         name, _, aggregate = key.partition("/")
         by_metric.setdefault(name, {})[aggregate] = value
     with suppress_output():
-        result = mlflow.models.evaluate(
-            model=lambda features: [answer or "" for answer in card.answers],
+        result = mlflow.models.evaluate(  # type: ignore[no-untyped-call]
+            model=lambda _: [answer or "" for answer in card.answers],
             data=data,
             extra_metrics=[
-                make_metric(eval_fn=_computed(card.scores.get(name), aggregates), greater_is_better=True, name=name)
+                make_metric(  # type: ignore[no-untyped-call]
+                    eval_fn=_computed(card.scores.get(name), aggregates), greater_is_better=True, name=name
+                )
                 for name, aggregates in by_metric.items()
             ],
             evaluators="default",

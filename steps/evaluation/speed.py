@@ -9,7 +9,7 @@ Reads the variant's model from the store and some questions of the prompt set. T
     speed/latency_p50_ms, _p95_ms  of a whole answer, one by one
     speed/bandwidth_fraction       tokens_per_second relative to reading all weights, as stored, from memory for each
                                    token (CPU only)
-    memory/peak_mb                 the most memory that the process held, libraries included; memory/gpu_peak_mb on a GPU
+    memory/peak_mb                 the most memory that the process held, libraries included; on a GPU also gpu_peak_mb
 
 `speed/<first 16 of the prompt set's sha256>.json` on the variant's run has every call, and facts about the machine.
 """
@@ -41,7 +41,7 @@ QUESTIONS = 16
 class Bench:
     """Processes that have imported the libraries of modes. Each measurement is a fork of one."""
 
-    def __init__(self, modes: Iterable[Mode]):
+    def __init__(self, modes: Iterable[Mode]) -> None:
         # torch takes memory, so a mode without it gets a process without it.
         self._processes = {modules: _start(modules) for modules in {mode.modules for mode in modes}}
 
@@ -77,7 +77,7 @@ class Bench:
 class _Process:
     """A process of speed_process.py: a request and a reply are a JSON object on a line."""
 
-    def __init__(self, process: subprocess.Popen[str], requests: IO[str], replies: IO[str]):
+    def __init__(self, process: subprocess.Popen[str], requests: IO[str], replies: IO[str]) -> None:
         self._process, self._requests, self._replies = process, requests, replies
 
     def wait_for_imports(self) -> None:

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -134,11 +135,18 @@ def _load(path: str) -> tuple[Any, float]:
 
 
 def _token_counter(path: Path) -> Callable[[str], int]:
-    """Return a counter of the tokens of a text, for replies that do not hold their number."""
-    from tokenizers import Tokenizer
+    """Return a counter of the tokens of a text, for replies that do not hold their number.
 
-    tokenizer = Tokenizer.from_file(str(next(path.rglob("tokenizer.json"))))
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+    It loads the tokenizer when it is first called: for other replies the tokenizer would only take memory.
+    """
+
+    @cache
+    def tokenizer() -> Any:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(next(path.rglob("tokenizer.json"))))
+
+    return lambda text: len(tokenizer().encode(text, add_special_tokens=False).ids)
 
 
 def _timed(asker: Asker, questions: Sequence[Question]) -> tuple[float, int]:
@@ -155,7 +163,7 @@ def _time_to_first_token(asker: Asker, streams: bool, question: Question) -> flo
         asker.ask([replace(question, settings={"max_tokens": 1})])
         return perf_counter() - started
     pieces = asker.stream(question)
-    next((piece for piece in pieces if piece.text), None)
+    next(filter(None, pieces), None)
     seconds = perf_counter() - started
     pieces.close()
     return seconds

@@ -35,6 +35,8 @@ def _reply(content: Any) -> Reply:
     """Read one completion. MLflow's stock flavour returns it in a list."""
     is_object = isinstance(content, dict)
     if not is_object:
+        if len(content) != 1:
+            raise ValueError(f"1 row got {len(content)} replies")
         (content,) = content
     usage, choices = content.get("usage") or {}, content["choices"]
     completion_tokens = usage.get("completion_tokens")
@@ -53,11 +55,6 @@ def _piece(content: dict[str, Any]) -> str:
     return text
 
 
-def _piece_finish_reason(content: dict[str, Any]) -> str | None:
-    reason: str | None = content["choices"][0]["finish_reason"]
-    return reason
-
-
 INTERFACE = Interface(
     name="chat",
     task="llm/v1/chat",
@@ -66,8 +63,7 @@ INTERFACE = Interface(
     example={"messages": [{"role": "user", "content": "What is the capital of Spain?"}]},
     signature=_signature,
     row=_row,
-    params=lambda question: None,
+    params=lambda _: None,
     reply=_reply,
     piece=_piece,
-    piece_finish_reason=_piece_finish_reason,
 )

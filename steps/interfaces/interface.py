@@ -61,7 +61,6 @@ class Interface:
         params: Turn a question into the parameters of a call; None if the interface has none.
         reply: Read one row's reply.
         piece: Read the text in one piece of a stream.
-        piece_finish_reason: Read the finish reason in one piece of a stream; None if it has none.
     """
 
     name: str
@@ -74,4 +73,3 @@ class Interface:
     params: Callable[[Question], dict[str, Any] | None]
     reply: Callable[[Any], Reply]
     piece: Callable[[Any], str]
-    piece_finish_reason: Callable[[Any], str | None]

@@ -50,5 +50,4 @@ INTERFACE = Interface(
     params=lambda question: question.settings or None,
     reply=_reply,
     piece=str,
-    piece_finish_reason=lambda content: None,
 )

@@ -29,7 +29,7 @@ class Mode:
         packages: What the logged model needs. Each is pinned to the version that it was built with.
         modules: What a process imports before the mode's speed is measured.
         weights_folder: Where the checkpoint is inside the logged model.
-        core_checks: Which core checks of contract.yaml a version must pass before it becomes champion.
+        core_checks: Which core checks of contract_suite.yaml a version must pass before it becomes champion.
         batches: Whether one call answers several rows together.
         streams: Whether the model has `predict_stream`.
         takes_params: Whether a call takes parameters.

@@ -1,1 +1,1 @@
-"""From scorecards to the champion: rank, gate, registry."""
+"""From scorecards to the champion: read the candidates, rank them, decide, register, smoke-test, move the alias."""

@@ -1,21 +1,30 @@
-"""Who was champion when, and why: read from the tags of the registered versions alone.
+"""The history of the champion: which version was champion when, and why, read from the tags of registered versions.
 
-The tag of a change is written before the alias moves. A register that was killed in between leaves a change that
-never came true: the next change does not say that it replaced it, and the alias does not name it.
+The tag of a change is written before the alias moves. If register is killed in between, the tag describes a change
+that never happened: the next change does not name it as the version that it replaced, and the alias does not name it.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from steps.promotion.registry import VARIANT, Registry
-
-TAG = "phi3.champion."
+from steps.promotion.registry import Registry
+from steps.store.names import CHAMPION, CHAMPION_SINCE, VARIANT
 
 
 @dataclass(frozen=True)
 class Change:
-    """A version that became champion: when (UTC), by which action, instead of which version, why, in which run."""
+    """A version that became champion.
+
+    Attributes:
+        since: When, in UTC.
+        variant: The variant's name.
+        action: promote or rollback.
+        replaced: The version that was champion before; None if there was none.
+        reason: Why, in one sentence.
+        run_id: The register run.
+    """
 
     since: str
     version: str
@@ -26,29 +35,29 @@ class Change:
     run_id: str
 
 
-def tag(action: str, replaced: str | None, reason: str, run_id: str) -> dict[str, str]:
-    """The tag of a change that is about to be made."""
-    since = datetime.now(UTC).isoformat(timespec="microseconds")
+def change_tag(action: str, replaced: str | None, reason: str, run_id: str) -> dict[str, str]:
+    """Return the tag of a change that is about to be made."""
+    since = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     content = {"action": action, "replaced": replaced, "reason": reason, "run_id": run_id}
-    return {f"{TAG}{since.replace('+00:00', 'Z')}": json.dumps(content)}
+    return {f"{CHAMPION_SINCE}{since}": json.dumps(content)}
 
 
 def changes(registry: Registry) -> list[Change]:
-    """Every change of the champion that came true, oldest first."""
-    found = sorted(_all(registry), key=lambda change: change.since)
-    champion = registry.aliases.get("champion")
+    """Return every change of the champion that happened, oldest first."""
+    champion = registry.aliases.get(CHAMPION)
     numbers = {version.number for version in registry.versions}
-    kept = []
-    for change, following in _with_following(found):
-        # What a deleted version replaced is not known any more.
-        after = champion if following is None else following.replaced
-        if change.version == after or (following is not None and after not in {*numbers, None}):
-            kept.append(change)
-    return kept
+    happened = []
+    for change, following in _with_following(sorted(_written(registry), key=lambda change: change.since)):
+        successor_replaced = champion if following is None else following.replaced
+        # A deleted version took its tag along, so what it replaced is no longer known.
+        deleted = following is not None and successor_replaced not in {*numbers, None}
+        if change.version == successor_replaced or deleted:
+            happened.append(change)
+    return happened
 
 
-def before(changes: list[Change]) -> str | None:
-    """The version to go back to: a rollback takes back what came after the version that it went to."""
+def previous_champion(changes: list[Change]) -> str | None:
+    """Return the version to roll back to. A rollback cancels everything after the version that it went back to."""
     stack: list[str] = []
     for change in changes:
         if change.action == "rollback" and change.version in stack:
@@ -58,32 +67,31 @@ def before(changes: list[Change]) -> str | None:
 
 
 def lines(registry: Registry) -> list[str]:
-    """The history as people read it, the newest last."""
-    found = changes(registry)
-    told = []
-    for change, following in _with_following(found):
+    """Return the history as people read it, the newest last."""
+    shown = []
+    for change, following in _with_following(changes(registry)):
         until = _moment(following.since) if following else "now"
         how = "rolled back to" if change.action == "rollback" else "promoted"
         instead = f", instead of version {change.replaced}" if change.replaced else ""
-        told.append(
+        shown.append(
             f"{_moment(change.since)} to {until}  version {change.version} ({change.variant}), {how}{instead}: "
             f"{change.reason}. Run {change.run_id}."
         )
-    return told
+    return shown
 
 
-def _with_following(found: list[Change]) -> list[tuple[Change, Change | None]]:
-    """Each change with the one after it."""
-    return list(zip(found, [*found, None][1:], strict=True))
+def _with_following(changes: list[Change]) -> list[tuple[Change, Change | None]]:
+    """Return each change with the one after it."""
+    return list(zip(changes, [*changes, None][1:], strict=True))
 
 
-def _all(registry: Registry) -> list[Change]:
-    return [
-        Change(key.removeprefix(TAG), version.number, version.tags.get(VARIANT, version.model_id), **json.loads(value))
-        for version in registry.versions
-        for key, value in version.tags.items()
-        if key.startswith(TAG)
-    ]
+def _written(registry: Registry) -> Iterator[Change]:
+    """Yield the changes that the tags describe, whether or not they happened."""
+    for version in registry.versions:
+        variant = version.tags.get(VARIANT, version.model_id)
+        for key, value in version.tags.items():
+            if key.startswith(CHAMPION_SINCE):
+                yield Change(key.removeprefix(CHAMPION_SINCE), version.number, variant, **json.loads(value))
 
 
 def _moment(since: str) -> str:

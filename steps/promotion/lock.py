@@ -1,6 +1,6 @@
-"""One register at a time for each registered name, where the store is a SQLite file: a lock file beside it.
+"""A lock that allows one register at a time for each registered name: a file next to a SQLite registry.
 
-A server has no such place: there `register` reads again after it wrote, and repairs (steps/register.py).
+A server has no place for such a file. There, `register` reads again after it has written, and repairs (promote.py).
 """
 
 import contextlib
@@ -15,7 +15,13 @@ from steps.store.address import registry_file
 
 @contextlib.contextmanager
 def held(registered_model: str, seconds: float) -> Iterator[bool]:
-    """Wait for the lock, for `seconds` at most; yields whether there is one. It falls with the process."""
+    """Hold the lock during the block and yield True; yield False if the registry has none.
+
+    The system releases the lock when the process ends, however it ends.
+
+    Raises:
+        StepError: Another process has held the lock for `seconds`.
+    """
     from filelock import FileLock, Timeout
 
     path = file(registered_model)
@@ -24,11 +30,15 @@ def held(registered_model: str, seconds: float) -> Iterator[bool]:
         return
     lock = FileLock(path)
     try:
-        _acquire(lock, registered_model, seconds)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            echo(f"Waiting for another register of {registered_model} …")
+            lock.acquire(timeout=seconds)
     except Timeout:
         raise StepError(
             f"Another register of {registered_model} has held {path} for more than promotion.lock_seconds={seconds:g}. "
-            "Let it end or end it: the lock falls with its process."
+            "Wait for it to end, or end it: the lock is released with its process."
         ) from None
     try:
         yield True
@@ -37,18 +47,8 @@ def held(registered_model: str, seconds: float) -> Iterator[bool]:
 
 
 def file(registered_model: str) -> Path | None:
-    """The lock file of a registered name; None where the registry is no file."""
+    """Return the lock file of a registered name; None if the registry is not a file."""
     registry = registry_file()
     if registry is None:
         return None
     return registry.with_name(f"{registry.name}-{sha256(registered_model.encode()).hexdigest()[:12]}.lock")
-
-
-def _acquire(lock, registered_model: str, seconds: float) -> None:
-    from filelock import Timeout
-
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        echo(f"Waiting for another register of {registered_model} …")
-        lock.acquire(timeout=seconds)

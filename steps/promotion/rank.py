@@ -1,6 +1,7 @@
-"""Rank variants by a promotion policy: hard limits, then the metric, then the cheapest of those tied. Pure functions.
+"""Rank variants by a promotion policy: hard limits, then the metric, then the cost of those that tie. Pure functions.
 
-Tied is who is not significantly worse than the highest score: a paired bootstrap over the same rows at `alpha`.
+Variants that are not significantly worse than the highest score count as tied: a paired bootstrap over the same rows
+at level `alpha`.
 """
 
 import math
@@ -10,24 +11,18 @@ from dataclasses import dataclass, field
 from steps.config.schema import Promotion
 from steps.errors import unknown
 from steps.evaluation.statistics import Difference, difference
-from steps.output import suppress_output
-
-# What people say for the metrics that a policy is mostly about.
-SHORT = {
-    "latency": "speed/latency_p95_ms",
-    "memory": "memory/peak_mb",
-    "bytes": "size/bytes",
-    "contract": "contract/rate",
-}
-# Of every other metric less is better.
-MORE_IS_BETTER = ("/mean", "/ci_low", "/ci_high", "tokens_per_second", "/bandwidth_fraction", "/rate", "/passed")
-# What has these is never 0: MLflow keeps a NaN on a model as 0.
-MEASURED = ("speed/", "memory/", "size/")
+from steps.store.names import MEASURED, metric_key, more_is_better, row_metric
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A variant with its metrics on the policy's prompt set, and the scores of every row by metric."""
+    """A variant that competes.
+
+    Attributes:
+        metrics: Its metrics on the prompt set, by full key.
+        rows: By metric, the score of every row. A row that the variant could not take has the score 0.
+        faults: Why its scorecard cannot be used.
+    """
 
     name: str
     model_id: str
@@ -39,9 +34,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Candidates within the limits, the best first; who is tied with the highest score; why the others are refused.
+    """The order of the candidates.
 
-    `differences` holds score minus highest score of every ranked candidate, by model id.
+    Attributes:
+        ranked: The candidates that the policy allows, the best first.
+        refused: By model id, why each of the others is refused.
+        tied: The model ids of those that tie with the highest score.
+        differences: By model id, the score of each ranked candidate minus the highest score.
     """
 
     ranked: list[Candidate]
@@ -51,41 +50,51 @@ class Ranking:
 
 
 def rank(candidates: list[Candidate], promotion: Promotion) -> Ranking:
-    """The cheapest of the tied first (`prefer` in order), then the others by score; where all is alike the older."""
-    refused = {candidate.model_id: faults_of(candidate, promotion) for candidate in candidates}
-    within = [candidate for candidate in candidates if not refused[candidate.model_id]]
-    refused = {model_id: faults for model_id, faults in refused.items() if faults}
-    if not within:
+    """Rank candidates: the tied ones first, by `prefer` in order, then the others by score; older ones win a draw."""
+    faults = {candidate.model_id: faults_of(candidate, promotion) for candidate in candidates}
+    refused = {model_id: sentences for model_id, sentences in faults.items() if sentences}
+    allowed = [candidate for candidate in candidates if candidate.model_id not in refused]
+    if not allowed:
         return Ranking([], refused)
-    highest = max(within, key=lambda candidate: score(candidate, promotion))
-    differences = {candidate.model_id: compared(candidate, highest, promotion) for candidate in within}
-    tied = [candidate for candidate in within if not differences[candidate.model_id].worse]
-    others = [candidate for candidate in within if candidate not in tied]
-    ranked = sorted(tied, key=_cheapest(promotion)) + sorted(others, key=_highest(promotion))
+    highest = max(allowed, key=lambda candidate: score(candidate, promotion))
+    differences = {candidate.model_id: score_difference(candidate, highest, promotion) for candidate in allowed}
+    tied = [candidate for candidate in allowed if not differences[candidate.model_id].worse]
+    others = [candidate for candidate in allowed if candidate not in tied]
+    ranked = sorted(tied, key=_by_cost(promotion)) + sorted(others, key=_by_score(promotion))
     return Ranking(ranked, refused, tuple(candidate.model_id for candidate in tied), differences)
 
 
 def score(candidate: Candidate, promotion: Promotion) -> float:
-    """The value of the policy's metric."""
+    """Return the value of the policy's metric."""
     return candidate.metrics[metric_key(promotion.metric)]
 
 
 def costs(candidate: Candidate, promotion: Promotion) -> list[float]:
-    """What `prefer` asks for, in its order; smaller is better."""
+    """Return the values of the metrics in `prefer`, in order, with their sign set so that smaller is better."""
     keys = map(metric_key, promotion.prefer)
-    return [-candidate.metrics[key] if _more_is_better(key) else candidate.metrics[key] for key in keys]
+    return [-candidate.metrics[key] if more_is_better(key) else candidate.metrics[key] for key in keys]
 
 
-def compared(ours: Candidate, theirs: Candidate, promotion: Promotion) -> Difference:
-    """Ours minus theirs in the policy's metric, paired by row."""
+def score_difference(ours: Candidate, theirs: Candidate, promotion: Promotion) -> Difference:
+    """Return ours minus theirs in the policy's metric, paired by row."""
     name = row_metric(promotion.metric)
     return difference(ours.rows[name], theirs.rows[name], promotion.alpha)
 
 
+def asked_metrics(promotion: Promotion) -> list[str]:
+    """Return every metric that the policy names, without repetition."""
+    return list(dict.fromkeys([promotion.metric, *promotion.prefer, *promotion.limits]))
+
+
+def lacking_metrics(candidate: Candidate, promotion: Promotion) -> list[str]:
+    """Return the metrics that the policy names and the candidate does not have."""
+    return [name for name in asked_metrics(promotion) if metric_key(name) not in candidate.metrics]
+
+
 def faults_of(candidate: Candidate, promotion: Promotion) -> list[str]:
-    """Everything that keeps a candidate out: no value, no number, no row scores, every limit that it breaks."""
+    """Return every reason to refuse a candidate: an unusable scorecard, a missing value, a limit that it breaks."""
     faults = list(candidate.faults)
-    for name in dict.fromkeys([promotion.metric, *promotion.prefer, *promotion.limits]):
+    for name in asked_metrics(promotion):
         value = candidate.metrics.get(metric_key(name))
         if value is None:
             faults.append(f"it has no {name}")
@@ -100,65 +109,43 @@ def faults_of(candidate: Candidate, promotion: Promotion) -> list[str]:
 
 
 def policy_faults(candidates: list[Candidate], promotion: Promotion) -> list[str]:
-    """What the policy asks for and no candidate has, by config key."""
-    asked = {"promotion.metric": [promotion.metric], "promotion.prefer": promotion.prefer}
-    asked["promotion.limits"] = list(promotion.limits)
-    known = sorted(set().union(*(candidate.metrics for candidate in candidates)))
+    """Return a sentence for each metric that the policy names and no candidate has, by configuration key."""
+    names = {
+        "promotion.metric": [promotion.metric],
+        "promotion.prefer": promotion.prefer,
+        "promotion.limits": list(promotion.limits),
+    }
+    available = sorted({key for candidate in candidates for key in candidate.metrics})
     faults = [
-        f"{key}: {unknown('metric', name, known)}"
-        for key, names in asked.items()
-        for name in names
-        if metric_key(name) not in known
+        f"{key}: {unknown('metric', name, available)}"
+        for key, values in names.items()
+        for name in values
+        if metric_key(name) not in available
     ]
     if not metric_key(promotion.metric).endswith("/mean") and not faults:
-        means = [key.removesuffix("/mean") for key in known if key.endswith("/mean")]
+        means = [key.removesuffix("/mean") for key in available if key.endswith("/mean")]
         faults.append(
-            f"promotion.metric must be a metric of every row, got '{promotion.metric}'. Available: {', '.join(means)}."
+            "promotion.metric must be a metric that scores every row, "
+            f"got '{promotion.metric}'. Available: {', '.join(means)}."
         )
     return faults
 
 
-def metric_key(name: str) -> str:
-    """The full key of a metric: `answer_match` means `answer_match/mean`, `latency` means `speed/latency_p95_ms`."""
-    return SHORT.get(name, name if "/" in name else f"{name}/mean")
-
-
-def row_metric(name: str) -> str:
-    """The name under which the rows' scores of a metric are kept."""
-    return metric_key(name).removesuffix("/mean")
-
-
 def _limit_faults(candidate: Candidate, limits: dict[str, dict[str, float]]) -> Iterator[str]:
-    """Every limit that a candidate breaks; a value that is missing or no number is told elsewhere."""
+    """Yield every limit that a candidate breaks. `faults_of` reports missing values and values that are no numbers."""
     for name, limit in limits.items():
         value = candidate.metrics.get(metric_key(name), math.nan)
-        for side, word in (("min", "below"), ("max", "above")):
-            if side in limit and math.isfinite(value) and not _keeps(value, limit[side], side == "min"):
-                yield f"{name} {value:g} is {word} {limit[side]:g}"
+        if not math.isfinite(value):
+            continue
+        if "min" in limit and value < limit["min"]:
+            yield f"{name} {value:g} is below {limit['min']:g}"
+        if "max" in limit and value > limit["max"]:
+            yield f"{name} {value:g} is above {limit['max']:g}"
 
 
-def _keeps(value: float, bound: float, at_least: bool) -> bool:
-    """Whether a value keeps a bound, as MLflow's own validation of results judges it."""
-    from mlflow import validate_evaluation_results
-    from mlflow.models import EvaluationResult, MetricThreshold
-    from mlflow.models.evaluation.validation import ModelValidationFailedException
-
-    threshold = MetricThreshold(threshold=bound, greater_is_better=at_least)
-    with suppress_output():
-        try:
-            validate_evaluation_results({"value": threshold}, EvaluationResult({"value": value}, {}))
-        except ModelValidationFailedException:
-            return False
-    return True
-
-
-def _more_is_better(key: str) -> bool:
-    return key.endswith(MORE_IS_BETTER)
-
-
-def _cheapest(promotion: Promotion) -> Callable[[Candidate], list[float]]:
+def _by_cost(promotion: Promotion) -> Callable[[Candidate], list[float]]:
     return lambda candidate: [*costs(candidate, promotion), -score(candidate, promotion)]
 
 
-def _highest(promotion: Promotion) -> Callable[[Candidate], list[float]]:
+def _by_score(promotion: Promotion) -> Callable[[Candidate], list[float]]:
     return lambda candidate: [-score(candidate, promotion), *costs(candidate, promotion)]

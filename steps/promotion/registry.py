@@ -1,24 +1,23 @@
-"""The model registry: its versions and aliases, and what a version tells of itself.
+"""The model registry: the versions under a name, their tags, and the aliases.
 
-A version carries tags: what it was made of, what it scored, and one `phi3.champion.<UTC time>` for each time that it
-became champion (steps/promotion/history.py reads them).
+Everything known about a version is in its tags. MLflow does not record which LoggedModel a version was made from, so
+a tag does.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from steps.errors import StepError
 from steps.output import suppress_output
 from steps.promotion.rank import Candidate
-from steps.store.names import FINGERPRINT
+from steps.store.names import CHALLENGER, CHAMPION, FINGERPRINT, MODEL_ID, REJECTED, VARIANT
 
-CHAMPION = "champion"
-CHALLENGER = "challenger"
-# A registered version does not tell by itself which LoggedModel it was made of.
-MODEL_ID = "phi3.model_id"
-VARIANT = "phi3.variant"
-SMOKE = "phi3.smoke"
-REJECTED = "phi3.rejected"
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
 
 
 @dataclass(frozen=True)
@@ -32,71 +31,82 @@ class Version:
 
     @property
     def rejected(self) -> str | None:
-        """Why it is not to become champion."""
+        """Why it must not become champion; None if it may."""
         return self.tags.get(REJECTED)
 
 
 @dataclass(frozen=True)
 class Registry:
-    """What was registered under a name, oldest first, and which version each alias names."""
+    """What is registered under a name, oldest first, and the version number that each alias names."""
 
     name: str
     versions: tuple[Version, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
 
-    def numbered(self, number: str | None) -> Version | None:
+    def version(self, number: str | None) -> Version | None:
+        """Return a version by its number."""
         return next((version for version in self.versions if version.number == number), None)
 
     def of_model(self, model_id: str) -> list[Version]:
-        """The versions of a LoggedModel, the one to keep first: that an alias names, or that was made first."""
-        found = [version for version in self.versions if version.model_id == model_id]
-        return sorted(found, key=lambda version: version.number not in self.aliases.values())
+        """Return the versions of a LoggedModel. The first is the one to keep: one with an alias, or the oldest."""
+        versions = [version for version in self.versions if version.model_id == model_id]
+        return sorted(versions, key=lambda version: version.number not in self.aliases.values())
 
     @property
     def champion(self) -> Version | None:
+        """The champion; raises StepError if the alias names a version that this project did not register."""
         number = self.aliases.get(CHAMPION)
-        found = self.numbered(number)
-        if number is not None and found is None:
+        champion = self.version(number)
+        if number is not None and champion is None:
             raise StepError(
-                f"{self.name}@{CHAMPION} (version {number}) was not promoted by this project, so nothing is known "
-                f"of it. Give another name (-P registered_model=…), or delete the alias."
+                f"{self.name}@{CHAMPION} names version {number}, which this project did not register. "
+                "Choose another name (-P registered_model=…), or delete the alias."
             )
-        return found
+        return champion
 
     @property
     def challenger(self) -> Version | None:
-        return self.numbered(self.aliases.get(CHALLENGER))
+        """The challenger, if there is one."""
+        return self.version(self.aliases.get(CHALLENGER))
 
 
-def read(client: Any, name: str) -> Registry:
-    """The registry as it is now; empty where the name is not registered yet."""
+def read(client: MlflowClient, name: str) -> Registry:
+    """Return the registry as it is now; empty if the name is not registered yet."""
     from mlflow.exceptions import MlflowException
 
     try:
         aliases = client.get_registered_model(name).aliases
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+        if is_missing(error):
             return Registry(name)
         raise
-    found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda version: int(version.version))
-    versions = tuple(_version(entry) for entry in found if _is_ours(entry))
+    entries = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda entry: int(entry.version))
+    versions = tuple(_version(entry) for entry in entries if _is_ours(entry))
     return Registry(name, versions, {alias: str(number) for alias, number in aliases.items()})
 
 
-def create(client: Any, registry: Registry, candidate: Candidate, tags: dict[str, str], description: str) -> Version:
-    """Register a candidate's model, with all that is known of it in one write."""
+def create(
+    client: MlflowClient, registry: Registry, candidate: Candidate, tags: dict[str, str], description: str
+) -> Version:
+    """Register a candidate's model, with all of its tags in one write."""
     import mlflow
 
-    made_of = {FINGERPRINT: candidate.fingerprint, MODEL_ID: candidate.model_id, VARIANT: candidate.name}
+    origin = {FINGERPRINT: candidate.fingerprint, MODEL_ID: candidate.model_id, VARIANT: candidate.name}
     with suppress_output():
-        mlflow.register_model(f"models:/{candidate.model_id}", registry.name, tags=made_of | tags)
-    version = only_one(client, read(client, registry.name), candidate.model_id)
+        mlflow.register_model(f"models:/{candidate.model_id}", registry.name, tags=origin | tags)
+    version = remove_duplicates(client, read(client, registry.name), candidate.model_id)
+    if version is None:
+        raise StepError(
+            f"The new version of {registry.name} was deleted at once by another process. Run register again."
+        )
     client.update_model_version(registry.name, version.number, description=description)
     return version
 
 
-def describe(client: Any, registry: Registry, version: Version, tags: dict[str, str], description: str) -> None:
-    """Bring the tags and the description of a version up to date, writing only what differs."""
+def describe(
+    client: MlflowClient, registry: Registry, version: Version, tags: dict[str, str], description: str
+) -> None:
+    """Update the tags and the description of a version, writing only what differs."""
     for key, value in tags.items():
         if version.tags.get(key) != value:
             client.set_model_version_tag(registry.name, version.number, key, value)
@@ -104,53 +114,54 @@ def describe(client: Any, registry: Registry, version: Version, tags: dict[str, 
         client.update_model_version(registry.name, version.number, description=description)
 
 
-def point(client: Any, registry: Registry, alias: str, version: Version | None) -> bool:
-    """Have an alias name a version, or nothing; returns whether that was news."""
+def set_alias(client: MlflowClient, registry: Registry, alias: str, version: Version | None) -> bool:
+    """Let an alias name a version, or delete the alias for None; returns whether that was a change."""
+    from mlflow.exceptions import MlflowException
+
     number = version.number if version else None
     if registry.aliases.get(alias) == number:
         return False
     if number is None:
         client.delete_registered_model_alias(registry.name, alias)
-    else:
-        _set_alias(client, registry.name, alias, number)
+        return True
+    try:
+        client.set_registered_model_alias(registry.name, alias, number)
+    except MlflowException as error:
+        # MLflow's store inserts an alias that it did not find. If another process inserts the same alias at the same
+        # moment, the slower of the two violates the table's key. The second attempt updates it.
+        if "UNIQUE constraint" not in str(error) and "duplicate key" not in str(error):
+            raise
+        client.set_registered_model_alias(registry.name, alias, number)
     return True
 
 
-def _set_alias(client: Any, name: str, alias: str, number: str) -> None:
-    """Set an alias, once more where another process has made the same alias at the same moment."""
-    from mlflow.exceptions import MlflowException
+def remove_duplicates(client: MlflowClient, registry: Registry, model_id: str) -> Version | None:
+    """Return the version of a model, None if it has none, and delete every other version of it.
 
-    try:
-        client.set_registered_model_alias(name, alias, number)
-    except MlflowException as error:
-        # MLflow's store inserts an alias that it has just not found: the slower of two breaks the table's key.
-        if "UNIQUE constraint" not in str(error) and "duplicate key" not in str(error):
-            raise
-        client.set_registered_model_alias(name, alias, number)
-
-
-def only_one(client: Any, registry: Registry, model_id: str) -> Version | None:
-    """The version of a model, None where it has none; a second one is deleted.
-
-    MLflow's client repeats a request whose answer it did not get, and without a lock (a server) two processes may
-    register the same model. Who comes second sees the first one here, and goes on with that.
+    MLflow's client repeats a request whose reply was lost, and without a lock two processes may register the same
+    model. The later process finds the earlier version here, and continues with that one.
     """
     from mlflow.exceptions import MlflowException
 
-    kept, *doubles = registry.of_model(model_id) or [None]
-    for double in doubles:
+    versions = registry.of_model(model_id)
+    for duplicate in versions[1:]:
         try:
-            client.delete_model_version(registry.name, double.number)
+            client.delete_model_version(registry.name, duplicate.number)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if not is_missing(error):
                 raise
-    return kept
+    return versions[0] if versions else None
 
 
-def _is_ours(entry: Any) -> bool:
-    """Whether a version is of the LoggedModel that it says: a tag can be written on any version."""
+def is_missing(error: MlflowException) -> bool:
+    """Return True if MLflow reports that there is no such thing."""
+    return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
+
+
+def _is_ours(entry: ModelVersion) -> bool:
+    """Return True if a version was made from the LoggedModel in its tag. Anyone can write a tag on any version."""
     return entry.tags.get(MODEL_ID) is not None and entry.source == f"models:/{entry.tags[MODEL_ID]}"
 
 
-def _version(entry: Any) -> Version:
+def _version(entry: ModelVersion) -> Version:
     return Version(str(entry.version), entry.tags[MODEL_ID], dict(entry.tags), entry.description or "")

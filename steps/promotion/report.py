@@ -1,33 +1,39 @@
-"""The promotion report: `promotion.json` and `promotion.md` on the run, and the essence on the registered version."""
+"""The promotion report on a register run: `promotion.json`, `promotion.md`, and the run's tags."""
 
 from typing import Any
 
-from steps.config.schema import Promotion, RegisterConfig
-from steps.evaluation.prompt_set import PromptSet
+from steps.config.schema import Promotion
 from steps.evaluation.statistics import interval
 from steps.promotion.gate import Decision
-from steps.promotion.rank import Candidate, Ranking, metric_key, row_metric, score
-from steps.promotion.registry import CHALLENGER, CHAMPION, Registry
-from steps.store.environment import git_commit
+from steps.promotion.job import Job
+from steps.promotion.rank import Candidate, Ranking, score
+from steps.promotion.registry import Registry
+from steps.store import names
+from steps.store.names import metric_key, row_metric
 
 
-def as_dict(
-    config: RegisterConfig, rows: PromptSet, ranking: Ranking, names: dict[str, str], left_out: list[str]
-) -> dict[str, Any]:
-    """The policy, the ranking with its ties, and who was refused and why; `names` by model id."""
+def as_dict(job: Job, ranking: Ranking, variant_names: dict[str, str], left_out: list[str]) -> dict[str, Any]:
+    """Return the policy, the ranking, and why the other variants were refused or left out.
+
+    Args:
+        job: The active register.
+        ranking: The candidates in order.
+        variant_names: The names of the candidates, by model id.
+        left_out: A sentence for each variant that did not compete.
+    """
     return {
-        "action": config.action,
-        "registered_model": config.registered_model,
-        "prompt_set": {"name": rows.name, "sha256": rows.sha256, "rows": len(rows.rows)},
-        "policy": _policy(config.promotion),
-        "ranking": [_row(place, entry, ranking, config.promotion) for place, entry in enumerate(ranking.ranked, 1)],
-        "refused": {names[model_id]: faults for model_id, faults in ranking.refused.items()},
+        "action": job.config.action,
+        "registered_model": job.name,
+        "prompt_set": {"name": job.rows.name, "sha256": job.rows.sha256, "rows": len(job.rows.rows)},
+        "policy": _policy(job.policy),
+        "ranking": [_row(place, candidate, ranking, job.policy) for place, candidate in enumerate(ranking.ranked, 1)],
+        "refused": {variant_names[model_id]: faults for model_id, faults in ranking.refused.items()},
         "left_out": left_out,
     }
 
 
 def decision_dict(decision: Decision, champion: Candidate | None, candidate: Candidate) -> dict[str, Any]:
-    """Champion against candidate, with the interval of the difference, and what was decided."""
+    """Return the decision, with the champion and the candidate that were compared and their difference."""
     gap = decision.difference
     return {
         "candidate": candidate.name,
@@ -38,34 +44,34 @@ def decision_dict(decision: Decision, champion: Candidate | None, candidate: Can
     }
 
 
-def log(content: dict[str, Any], now: Registry) -> None:
-    """Write the report to the active run, with what the aliases name now."""
+def log(content: dict[str, Any], registry: Registry) -> None:
+    """Log the report to the active run, with the versions that the aliases name in `registry`."""
     import mlflow
 
-    aliases = {f"{alias}_version": now.aliases.get(alias) for alias in (CHAMPION, CHALLENGER)}
-    content |= aliases | {"next": next_commands(now.name)}
+    aliases = {f"{alias}_version": registry.aliases.get(alias) for alias in (names.CHAMPION, names.CHALLENGER)}
+    content |= aliases | {"next": next_commands(registry.name)}
     mlflow.log_dict(content, "promotion.json")
     mlflow.log_text(markdown(content), "promotion.md")
-    decided = content["decision"]
+    decision = content["decision"]
     mlflow.set_tags(
         {
-            "phi3.action": content["action"],
-            "phi3.promoted": str(decided["promoted"]).lower(),
-            "phi3.reason": decided["reason"],
-            "phi3.champion_version": content["champion_version"] or "none",
+            names.ACTION: content["action"],
+            names.PROMOTED: str(decision["promoted"]).lower(),
+            names.REASON: decision["reason"],
+            names.CHAMPION_VERSION: content["champion_version"] or "none",
         }
     )
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The report as people read it."""
-    policy, decided = content["policy"], content["decision"]
-    gap = decided["difference"]
-    versus = f" Candidate minus champion: {_told(gap)}." if gap else ""
+    """Return the report as people read it."""
+    policy, decision = content["policy"], content["decision"]
+    gap = decision["difference"]
+    versus = f" Candidate minus champion: {_show_difference(gap)}." if gap else ""
     lines = [
-        f"# {content['registered_model']}: {decided['reason']}",
+        f"# {content['registered_model']}: {decision['reason']}",
         "",
-        f"{'Done' if decided['promoted'] else 'Nothing changes'}: the champion is version "
+        f"{'Done' if decision['promoted'] else 'Nothing changes'}: the champion is version "
         f"{content['champion_version'] or 'none'}, the challenger version {content['challenger_version'] or 'none'}."
         f"{versus}",
         "",
@@ -87,42 +93,12 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def next_commands(registered_model: str) -> list[str]:
-    """How to go on."""
+    """Return the commands to go on with: serve, history, rollback."""
     return [
-        f"mlflow models serve -m models:/{registered_model}@champion --env-manager uv --port 5001",
+        f"mlflow models serve -m models:/{registered_model}@{names.CHAMPION} --env-manager uv --port 5001",
         f"mlflow run . -e register -P registered_model={registered_model} -P action=history",
         f"mlflow run . -e register -P registered_model={registered_model} -P action=rollback",
     ]
-
-
-def essence(
-    candidate: Candidate, config: RegisterConfig, rows: PromptSet, replaced: str | None, reason: str, run_id: str
-) -> dict[str, str]:
-    """What a registered version says of itself, as tags."""
-    means = {key: value for key, value in sorted(candidate.metrics.items()) if key.endswith("/mean")}
-    asked = [config.promotion.metric, *config.promotion.prefer]
-    shown = means | {metric_key(name): candidate.metrics[metric_key(name)] for name in asked}
-    return {
-        "phi3.reason": reason,
-        "phi3.policy": config.promotion.name,
-        "phi3.scores": ", ".join(f"{key}={value:.6g}" for key, value in shown.items()),
-        "phi3.prompt_set_sha256": rows.sha256,
-        "phi3.replaced_version": replaced or "none",
-        "phi3.run_id": run_id,
-        "phi3.git_commit": git_commit() or "none",
-    }
-
-
-def description(candidate: Candidate, tags: dict[str, str]) -> str:
-    """The same for people, as Markdown."""
-    return (
-        f"**{candidate.name}**: {tags['phi3.reason']}.\n\n"
-        f"- scores: {tags['phi3.scores']}\n"
-        f"- prompt set: sha256 `{tags['phi3.prompt_set_sha256']}`\n"
-        f"- fingerprint: `{candidate.fingerprint}`\n"
-        f"- policy {tags['phi3.policy']}, run `{tags['phi3.run_id']}`, git commit `{tags['phi3.git_commit']}`, "
-        f"replaced version: {tags['phi3.replaced_version']}\n"
-    )
 
 
 def _policy(promotion: Promotion) -> dict[str, Any]:
@@ -161,7 +137,7 @@ def _table(content: dict[str, Any]) -> list[str]:
             row["variant"],
             f"{row['score']:.4f}",
             f"{row['interval'][0]:.4f} to {row['interval'][1]:.4f}",
-            _told(row["below_highest"]),
+            _show_difference(row["below_highest"]),
             "yes" if row["tied"] else "no",
             *[f"{row['costs'][name]:g}" for name in prefer],
         ]
@@ -169,5 +145,5 @@ def _table(content: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _told(gap: dict[str, float]) -> str:
+def _show_difference(gap: dict[str, float]) -> str:
     return f"{gap['mean']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f})"

@@ -1,142 +1,136 @@
-"""Make an earlier version champion again: to the one before, or to `version`.
+"""Make an earlier version champion again: the previous champion, or `version`.
 
-It is gated as a promotion is: the model must be whole, keep the policy's limits on this prompt set, and pass the smoke
-test if it has not yet; only that it scores less is no reason. The version that is left is tagged rejected, or the next
-register would promote it again.
+The same checks apply as for a promotion: the model must be intact, meet the policy's limits on this prompt set, and
+pass the smoke test if it has not yet. A lower score alone is no obstacle. The version that is replaced is tagged as
+rejected, because the next register would promote it again.
 """
 
 from dataclasses import replace
-from typing import Any
 
 from steps.config.schema import RegisterConfig
 from steps.errors import StepError
-from steps.evaluation import prompt_set, scorecard
 from steps.output import echo
 from steps.promotion import candidates, history, lock, registry, report
-from steps.promotion.admission import Job, admit, crown, refuse_unless_whole
+from steps.promotion.admission import ensure_smoke_tested, set_champion
 from steps.promotion.gate import Decision
 from steps.promotion.history import Change
-from steps.promotion.rank import Candidate, Ranking, compared, faults_of
-from steps.promotion.registry import CHALLENGER, REJECTED, Registry, Version
+from steps.promotion.job import Job, broken_model
+from steps.promotion.missing_scorecard import find_missing
+from steps.promotion.rank import Candidate, Ranking, faults_of, score_difference
+from steps.promotion.registry import Registry, Version
 from steps.store import runs
-from steps.store.variants import Variant, as_variant
-
-# A tag of a rollback's run that was killed: the run that told what it had made.
-TOLD = "phi3.told_by"
+from steps.store.names import CHALLENGER, FINISHED_BY, REJECTED
+from steps.store.variants import Variant, read_variant
 
 
-def rollback(client: Any, config: RegisterConfig) -> None:
-    """Move the alias back, with the same checks and records as a promotion."""
-    rows = prompt_set.load(config.prompt_set)
-    if config.dry_run:
-        target = _target(registry.read(client, config.registered_model), config)
+def rollback(job: Job) -> None:
+    """Roll back, or with `dry_run` only report the version to roll back to."""
+    if job.config.dry_run:
+        target = _choose_target(registry.read(job.client, job.name), job.config)
         echo(f"Dry run: would roll back to version {target.number}.")
         return
-    with (
-        lock.held(config.registered_model, config.promotion.lock_seconds),
-        runs.start(f"rollback-{config.registered_model}") as active,
-    ):
-        _rollback(Job(client, config, rows, active.info.run_id))
+    with lock.held(job.name, job.policy.lock_seconds), runs.start(f"rollback-{job.name}"):
+        current = registry.read(job.client, job.name)
+        unreported = _unreported(job, current) if job.config.version is None else None
+        if unreported:
+            _finish(job, current, unreported)
+        else:
+            _roll_back(job, current, _choose_target(current, job.config))
 
 
-def _rollback(job: Job) -> None:
-    now = registry.read(job.client, job.config.registered_model)
-    if job.config.version is None and (made := _unreported(job, now)):
-        return _finish(job, now, made)
-    left, target = now.champion, _target(now, job.config)
-    variant = as_variant(job.client.get_logged_model(target.model_id))
-    refuse_unless_whole(job.client, variant, job.checked)
-    known = _known(job, variant)
-    variant, candidate = candidates.comparable(job.client, variant, known, job.rows, job.config, job.checked)
-    if faults := faults_of(candidate, job.config.promotion):
-        raise StepError(f"Version {target.number} ({variant.name}) cannot be gone back to: {', '.join(faults)}.")
-    admit(job, now, target, variant)
-    reason = f"rolled back from version {left.number} as it was asked for"
-    # Before the alias moves: killed in between, the same command goes on.
-    job.client.set_model_version_tag(now.name, left.number, REJECTED, f"rolled back to version {target.number}")
-    crown(job, now, target, candidate, reason)
-    _report(job, target, candidate, left, reason)
-    echo(f"Rolled back to {variant.name}: {now.name}@champion is version {target.number}, not {left.number}.")
+def _roll_back(job: Job, current: Registry, target: Version) -> None:
+    """Move the alias from the champion to the target, and log the report."""
+    replaced = current.champion
+    if replaced is None:
+        raise StepError(f"{job.name} has no champion, so there is nothing to roll back.")
+    variant = read_variant(job.client, target.model_id)
+    if faults := job.faults(variant):
+        raise StepError(f"{broken_model(variant, faults)}.")
+    candidate = _comparable(job, variant, target)
+    if faults := faults_of(candidate, job.policy):
+        raise StepError(f"Cannot roll back to version {target.number} ({variant.name}): {', '.join(faults)}.")
+    ensure_smoke_tested(job, target, variant)
+    reason = f"rolled back from version {replaced.number} on request"
+    # Before the alias moves: after a kill in between, the same command continues.
+    job.client.set_model_version_tag(job.name, replaced.number, REJECTED, f"rolled back to version {target.number}")
+    set_champion(job, target, candidate, reason)
+    _report(job, target, candidate, replaced, reason)
+    echo(f"Rolled back to {variant.name}: {job.name}@champion is version {target.number}, no longer {replaced.number}.")
 
 
-def _unreported(job: Job, now: Registry) -> Change | None:
-    """The last change, if it is a rollback whose run was killed: the alias has moved, and nobody was told."""
-    *_, last = [None, *history.changes(now)]
-    if last is None or last.action != "rollback":
+def _unreported(job: Job, current: Registry) -> Change | None:
+    """Return the last change if it is a rollback that was killed after it moved the alias and before its report."""
+    changes = history.changes(current)
+    if not changes or changes[-1].action != "rollback":
         return None
-    run = job.client.get_run(last.run_id)
-    return None if run.info.status == "FINISHED" or TOLD in run.data.tags else last
+    run = job.client.get_run(changes[-1].run_id)
+    return None if run.info.status == "FINISHED" or FINISHED_BY in run.data.tags else changes[-1]
 
 
-def _finish(job: Job, now: Registry, made: Change) -> None:
-    """Report a rollback that a killed run has made, instead of going back once more."""
-    target, left = now.numbered(made.version), now.numbered(made.replaced)
-    variant = as_variant(job.client.get_logged_model(target.model_id))
-    known = _known(job, variant)
-    variant, candidate = candidates.comparable(job.client, variant, known, job.rows, job.config, job.checked)
-    _report(job, target, candidate, left, made.reason)
-    job.client.set_tag(made.run_id, TOLD, job.run_id)
-    echo(f"The rollback to version {target.number} ({variant.name}) was killed after it was made: now it is told.")
+def _finish(job: Job, current: Registry, change: Change) -> None:
+    """Report the rollback that a killed run has made, instead of rolling back once more."""
+    target = current.version(change.version)
+    if target is None:
+        raise StepError(f"Version {change.version} of {job.name} was deleted after the rollback to it.")
+    variant = read_variant(job.client, target.model_id)
+    _report(job, target, _comparable(job, variant, target), current.version(change.replaced), change.reason)
+    job.client.set_tag(change.run_id, FINISHED_BY, runs.active_run_id())
+    echo(
+        f"The rollback to version {target.number} ({variant.name}) was killed after it was made. "
+        "Its report is finished now."
+    )
 
 
-def _report(job: Job, target: Version, candidate: Candidate, left: Version | None, reason: str) -> None:
-    """Take the challenger's alias from the new champion, and log the report."""
-    now = registry.read(job.client, job.config.registered_model)
-    if now.challenger == target:
-        registry.point(job.client, now, CHALLENGER, None)
-    _log(job, candidate, _left(job, left), reason)
-
-
-def _target(known: Registry, config: RegisterConfig) -> Version:
-    """The version to go back to; raises StepError where there is none."""
-    champion, numbers = known.champion, [version.number for version in known.versions]
+def _choose_target(current: Registry, config: RegisterConfig) -> Version:
+    """Return the version to roll back to; raises StepError if there is none."""
+    champion = current.champion
     if champion is None:
-        raise StepError(f"{known.name} has no champion, so there is nothing to roll back.")
+        raise StepError(f"{current.name} has no champion, so there is nothing to roll back.")
     if config.version is None:
-        number = history.before(history.changes(known))
-        if number is None or known.numbered(number) is None:
+        number = history.previous_champion(history.changes(current))
+        if number is None or current.version(number) is None:
             raise StepError(f"No version was champion before version {champion.number}. Give one: -P version=…")
     else:
         number = str(config.version)
-    found = known.numbered(number)
-    if found is None:
-        raise StepError(f"version must be a version of {known.name} ({', '.join(numbers)}), got {number}.")
-    if found == champion:
+    target = current.version(number)
+    if target is None:
+        numbers = ", ".join(version.number for version in current.versions)
+        raise StepError(f"version must be a version of {current.name} ({numbers}), got {number}.")
+    if target == champion:
         raise StepError(f"Version {number} is the champion already.")
-    if found.rejected and config.version is None and not config.promotion.retry_rejected:
+    if target.rejected and config.version is None and not config.promotion.retry_rejected:
         raise StepError(
-            f"Version {number}, the one before, was rejected: {found.rejected}. "
-            f"To go back to it nevertheless give it by number: -P version={number}."
+            f"Version {number}, the previous champion, was rejected: {target.rejected}. "
+            f"To roll back to it nevertheless, give its number: -P version={number}."
         )
-    return found
+    return target
 
 
-def _left(job: Job, left: Version | None) -> Candidate | None:
-    """The version that is left as a candidate; None where it is gone, or cannot be compared on these rows."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        known = _known(job, as_variant(job.client.get_logged_model(left.model_id))) if left else None
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    return None if known is None or faults_of(known, replace(job.config.promotion, limits={})) else known
+def _comparable(job: Job, variant: Variant, target: Version) -> Candidate:
+    """Return the target as a candidate; raises StepError if its scorecard is missing or cannot be used."""
+    candidate = candidates.scored_candidate(job, variant)
+    role = f"version {target.number} of {job.name}"
+    missing = find_missing(variant, candidate, role, job.config.prompt_set, job.rows.name, job.policy)
+    if missing or candidate is None:
+        raise StepError(missing.sentence if missing else f"{variant.name} has no scorecard on {job.rows.name}.")
+    return candidate
 
 
-def _known(job: Job, variant: Variant) -> Candidate | None:
-    """A variant as a candidate; None where it was not scored on these rows."""
-    if scorecard.scores(variant, job.rows.sha256) is None:
-        return None
-    return candidates.candidate(variant, job.rows, job.config.promotion)
+def _report(job: Job, target: Version, candidate: Candidate, replaced: Version | None, reason: str) -> None:
+    """Take the alias `challenger` from the new champion, and log the report: target against replaced version."""
+    current = registry.read(job.client, job.name)
+    if current.challenger == target:
+        registry.set_alias(job.client, current, CHALLENGER, None)
+    opponent = _replaced_candidate(job, replaced)
+    gap = score_difference(candidate, opponent, job.policy) if opponent else None
+    itself = {candidate.model_id: score_difference(candidate, candidate, job.policy)}
+    content = report.as_dict(job, Ranking([candidate], {}, (candidate.model_id,), itself), {}, [])
+    decision = report.decision_dict(Decision(True, reason, gap), opponent, candidate)
+    report.log(content | {"decision": decision}, registry.read(job.client, job.name))
 
 
-def _log(job: Job, candidate: Candidate, left: Candidate | None, reason: str) -> None:
-    """The report: the version that was gone back to against the one that was left."""
-    promotion = job.config.promotion
-    gap = compared(candidate, left, promotion) if left else None
-    differences = {candidate.model_id: compared(candidate, candidate, promotion)}
-    ranking = Ranking([candidate], {}, (candidate.model_id,), differences)
-    content = report.as_dict(job.config, job.rows, ranking, {}, [])
-    decision = report.decision_dict(Decision(True, reason, gap), left, candidate)
-    report.log(content | {"decision": decision}, registry.read(job.client, job.config.registered_model))
+def _replaced_candidate(job: Job, replaced: Version | None) -> Candidate | None:
+    """Return the replaced version as a candidate; None if it is gone, or cannot be compared on these rows."""
+    variant = candidates.find_variant(job.client, replaced.model_id) if replaced else None
+    candidate = candidates.scored_candidate(job, variant) if variant else None
+    return None if candidate is None or faults_of(candidate, replace(job.policy, limits={})) else candidate

@@ -1,9 +1,8 @@
-"""Run a command until it ends or whoever started this is gone; then leave no process and no file of it behind.
+"""Run a command until it ends or the process that started this one ends; then leave no process and no file behind.
 
-    python watcher.py COMMAND …     (in a directory that is deleted in the end)
+    python watcher.py COMMAND …     (in a directory that may be deleted afterwards)
 
-Standard input is a pipe that the starter holds: a killed starter cannot stop its server, but its end of the pipe
-closes.
+Standard input is a pipe held by the starter. A killed starter cannot stop its server, but its end of the pipe closes.
 """
 
 import contextlib
@@ -17,25 +16,25 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Returns the command's exit code."""
+    """Return the command's exit code."""
     command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
-    alone = threading.Event()
+    starter_ended = threading.Event()
 
     def kill() -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(command.pid, signal.SIGKILL)
 
-    def kill_when_alone() -> None:
-        # Not through sys.stdin, whose lock this thread would hold when the interpreter ends.
+    def kill_when_starter_ends() -> None:
+        # Not through sys.stdin: this thread would hold its lock when the interpreter ends.
         while os.read(0, 1024):
             pass
-        alone.set()
+        starter_ended.set()
         kill()
 
-    threading.Thread(target=kill_when_alone, daemon=True).start()
+    threading.Thread(target=kill_when_starter_ends, daemon=True).start()
     code = command.wait()
     kill()
-    if alone.is_set():
+    if starter_ended.is_set():
         shutil.rmtree(Path.cwd(), ignore_errors=True)
     return code
 

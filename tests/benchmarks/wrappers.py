@@ -1,75 +1,75 @@
-"""Measure the wrappers side by side with what they are built on, and served with 8 clients and with one.
+"""Compare the wrappers with the libraries under them, and a served model with 8 clients and with one.
 
     python -m tests.benchmarks.wrappers
     python -m tests.benchmarks.wrappers onnx served --rounds 2
 
-Makes a random Phi-3 of 154 M parameters (nothing is downloaded), runs every pair in turn for some rounds,
-and prints medians and the ratio of each pair. Takes many minutes on 2 cores.
+Makes a random Phi-3 of 154 M parameters; nothing is downloaded. Runs both sides of each pair in turn for some rounds,
+and prints their medians and ratio. Takes many minutes on 2 cores.
 """
 
 import argparse
+import contextlib
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from steps import build, command_line
-from steps.checkpoints import staging
+from steps import command_line
+from steps.build import build
 from steps.checkpoints.checkpoint import Checkpoint, resolve
 from steps.config.schema import FolderModel, MiniatureModel
-from steps.evaluation import answers
+from steps.evaluation.asking import loaded
+from steps.modes import get_mode
 from steps.store import connection
 from steps.wrappers.engines.onnx_engine import OnnxEngine
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
 from steps.wrappers.engines.torch_engine import TorchEngine
 from steps.wrappers.tokenizer import ChatTokenizer
+from tests.support import free_port
 
 PARTS = ("torch", "onnx", "served")
 PROMPTS, NEW_TOKENS, BATCH = 64, 32, 16
 STOCK_PROMPTS = 8
 CLIENTS, REQUESTS = 8, 4
+SERVED = (("pyfunc", "fp32"), ("pyfunc", "bf16"), ("onnx", "fp32"), ("onnx", "int4"))
+
+# Measures once and returns tokens/s.
+Measurement = Callable[[], float]
+# What is compared: the name and the measurement of our way, and those of the other way.
+Pair = tuple[str, Measurement, str, Measurement]
 
 
 def main(parts: list[str], rounds: int) -> None:
-    """Run every pair of these parts and print the table."""
+    """Measure every pair of these parts and print the table."""
     table = Table(title=f"random Phi-3, {PROMPTS} prompts x {NEW_TOKENS} tokens, medians of {rounds} rounds")
     for column in ("ours", "tokens/s", "against", "tokens/s", "ratio"):
         table.add_column(column, justify="right" if column in ("tokens/s", "ratio") else "left")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        checkpoint = random_phi3(Path(folder) / "checkpoint")
-        for names, pair in pairs(checkpoint, parts):
-            ours, theirs = in_turn(*pair, rounds)
-            table.add_row(names[0], f"{ours:.0f}", names[1], f"{theirs:.0f}", f"{ours / theirs:.2f}")
-        served_modes = (("pyfunc", "fp32"), ("pyfunc", "bf16"), ("onnx", "fp32"), ("onnx", "int4"))
-        for mode, precision in served_modes if "served" in parts else ():
-            many, one = served(folder, mode, precision, rounds)
-            table.add_row(
-                f"served {mode} {precision}, {CLIENTS} clients",
-                f"{many:.0f}",
-                "1 client",
-                f"{one:.0f}",
-                f"{many / one:.2f}",
-            )
+        connection.connect()
+        for name, ours, other_name, theirs in pairs(random_phi3(Path(folder) / "checkpoint"), parts):
+            our_rate, other_rate = in_turn(ours, theirs, rounds)
+            rates = f"{our_rate:.0f}", f"{other_rate:.0f}", f"{our_rate / other_rate:.2f}"
+            table.add_row(name, rates[0], other_name, *rates[1:])
     Console(width=110).print(table)
 
 
 def random_phi3(folder: Path) -> Path:
-    """A Phi-3 with random weights and the miniature's tokenizer, which never ends by itself."""
+    """Make a Phi-3 with random weights and the miniature's tokenizer, which never ends an answer; return its folder."""
     import torch
     from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
@@ -91,7 +91,7 @@ def random_phi3(folder: Path) -> Path:
             pad_token_id=3,
         )
     )
-    # The end token's row of the output layer is far below the others, so that every answer has its full length.
+    # With zeros in its row of the output layer, the end token is never the likeliest: every answer has full length.
     with torch.no_grad():
         model.lm_head.weight[2] = 0
     model.save_pretrained(folder)
@@ -99,55 +99,72 @@ def random_phi3(folder: Path) -> Path:
     return folder
 
 
-def pairs(folder: Path, parts: list[str]):
-    """What is measured in this process: our way and the other one, each a function that returns tokens/s."""
+def pairs(folder: Path, parts: list[str]) -> Iterator[Pair]:
+    """Yield the pairs of these parts. Each is made only when the one before is measured."""
     checkpoint = resolve(FolderModel(name="local", path=str(folder)))
-    prompts = _prompts(ChatTokenizer(folder))
+    prompts = mixed_prompts(ChatTokenizer(folder))
     if "torch" in parts:
-        yield from _torch_pairs(folder, checkpoint, prompts)
-    for precision in ("fp32", "int4") if "onnx" in parts else ():
-        choice = command_line.compose(
-            "build", ["model=local", f"model.path={folder}", "mode=onnx", f"precision={precision}"]
-        )
-        with staging.staged(checkpoint, choice) as exported:
-            ours = _ours(Scheduler(OnnxEngine(str(exported), BATCH)), folder, prompts)
-            bare = _bare_onnx(str(exported), prompts)
-            yield (f"onnx engine, {precision}", "bare og.Engine loop"), (ours, bare)
+        yield from torch_pairs(folder, checkpoint, prompts)
+    if "onnx" in parts:
+        yield from onnx_pairs(folder, checkpoint, prompts)
+    if "served" in parts:
+        yield from served_pairs(folder)
 
 
-def _torch_pairs(folder: Path, checkpoint: Checkpoint, prompts: list[list[int]]):
+def torch_pairs(folder: Path, checkpoint: Checkpoint, prompts: list[list[int]]) -> Iterator[Pair]:
+    """Yield our torch engine against transformers' `generate`, and against MLflow's own flavour."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    def engine(precision: str, batch: int) -> Callable[[], float]:
-        return _ours(Scheduler(TorchEngine(str(folder), precision, batch, "cpu")), folder, prompts)
+    def engine(precision: str, batch: int) -> Measurement:
+        return our_engine(Scheduler(TorchEngine(str(folder), precision, batch, "cpu")), folder, prompts)
 
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-        names = f"torch engine, {precision}, batches of {BATCH}", f"bare generate, {precision}, batches of {BATCH}"
-        yield names, (engine(precision, BATCH), partial(_generate, model, prompts))
-    words = ["model=local", f"model.path={folder}", f"generation.max_tokens={NEW_TOKENS}"]
-    stock = build.build(command_line.compose("build", [*words, "mode=transformers", "precision=bf16"]), checkpoint)
-    with answers.loaded(f"models:/{stock}") as loaded:
+        details = f"{precision}, batches of {BATCH}"
+        bare = partial(bare_generate, model, prompts)
+        yield f"torch engine, {details}", engine(precision, BATCH), f"bare generate, {details}", bare
+    overrides = ["model=local", f"model.path={folder}", f"generation.max_tokens={NEW_TOKENS}"]
+    stock = build(command_line.compose("build", [*overrides, "mode=transformers", "precision=bf16"]), checkpoint)
+    with loaded(f"models:/{stock}") as model:
         for batch in (BATCH, PROMPTS):
-            names = f"torch engine, bf16, batches of {batch}", "stock flavour, bf16, one prompt a call"
-            yield names, (engine("bf16", batch), partial(_stock, loaded))
+            name, other_name = f"torch engine, bf16, batches of {batch}", "stock flavour, bf16, one prompt a call"
+            yield name, engine("bf16", batch), other_name, partial(stock_flavour, model)
 
 
-def in_turn(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> tuple[float, float]:
-    """Medians of two measurements taken in turn, after one round that does not count."""
+def onnx_pairs(folder: Path, checkpoint: Checkpoint, prompts: list[list[int]]) -> Iterator[Pair]:
+    """Yield our ONNX engine against a bare loop over ONNX Runtime GenAI's engine."""
+    for precision in ("fp32", "int4"):
+        overrides = ["model=local", f"model.path={folder}", "mode=onnx", f"precision={precision}"]
+        config = command_line.compose("build", overrides)
+        with get_mode("onnx").stage(checkpoint, config) as exported:
+            ours = our_engine(Scheduler(OnnxEngine(str(exported), BATCH)), folder, prompts)
+            yield f"onnx engine, {precision}", ours, "bare og.Engine loop", bare_onnx(str(exported), prompts)
+
+
+def served_pairs(folder: Path) -> Iterator[Pair]:
+    """Yield a served model with many clients against the same with one."""
+    for mode, precision in SERVED:
+        with served(folder, mode, precision) as port:
+            many, one = partial(load_rate, port, CLIENTS), partial(load_rate, port, 1)
+            yield f"served {mode} {precision}, {CLIENTS} clients", many, "1 client", one
+
+
+def in_turn(ours: Measurement, theirs: Measurement, rounds: int) -> tuple[float, float]:
+    """Return the medians of two measurements that are taken in turn, after one round that does not count."""
     measured = [(ours(), theirs()) for _ in range(rounds + 1)][1:]
     return tuple(statistics.median(column) for column in zip(*measured, strict=True))
 
 
-def _prompts(tokenizer: ChatTokenizer) -> list[list[int]]:
-    """Prompts of mixed length, as token ids."""
+def mixed_prompts(tokenizer: ChatTokenizer) -> list[list[int]]:
+    """Return prompts of mixed length, as token ids."""
     words = ["the", "capital", "of", "Spain", "is", "Madrid", "and"]
     texts = [" ".join(words[: 1 + index % 7] * (1 + index % 5)) for index in range(PROMPTS)]
     return [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
 
 
-def _ours(scheduler: Scheduler, folder: Path, prompts: list[list[int]]) -> Callable[[], float]:
+def our_engine(scheduler: Scheduler, folder: Path, prompts: list[list[int]]) -> Measurement:
+    """Return a measurement of one of our engines."""
     tokenizer = ChatTokenizer(folder)
     settings = Settings(temperature=0.0, top_p=1.0, top_k=0, max_tokens=NEW_TOKENS)
 
@@ -160,8 +177,8 @@ def _ours(scheduler: Scheduler, folder: Path, prompts: list[list[int]]) -> Calla
     return measure
 
 
-def _generate(model, prompts: list[list[int]]) -> float:
-    """transformers' own generate over batches sorted by length, left-padded."""
+def bare_generate(model: Any, prompts: list[list[int]]) -> float:
+    """Return tokens/s of transformers' `generate`, with left-padded batches of prompts sorted by length."""
     import torch
 
     ordered = sorted(prompts, key=len)
@@ -177,8 +194,8 @@ def _generate(model, prompts: list[list[int]]) -> float:
     return tokens / (time.perf_counter() - started)
 
 
-def _stock(model) -> float:
-    """As the upstream sample does: one conversation a call."""
+def stock_flavour(model: Any) -> float:
+    """Return tokens/s of MLflow's flavour with one conversation a call, as in the upstream sample."""
     started, tokens = time.perf_counter(), 0
     for _ in range(STOCK_PROMPTS):
         (reply,) = model.predict({"messages": [{"role": "user", "content": "the capital of Spain is Madrid and"}]})
@@ -186,8 +203,8 @@ def _stock(model) -> float:
     return tokens / (time.perf_counter() - started)
 
 
-def _bare_onnx(directory: str, prompts: list[list[int]]) -> Callable[[], float]:
-    """The shortest loop over og.Engine, with as large a batch."""
+def bare_onnx(directory: str, prompts: list[list[int]]) -> Measurement:
+    """Return a measurement of the shortest loop over og.Engine, with the same batch size."""
     import numpy as np
     import onnxruntime_genai as og
 
@@ -216,37 +233,37 @@ def _bare_onnx(directory: str, prompts: list[list[int]]) -> Callable[[], float]:
     return measure
 
 
-def served(folder: str, mode: str, precision: str, rounds: int) -> tuple[float, float]:
-    """Tokens/s through `mlflow models serve` with many clients and with one, in turn."""
-    overrides = ["model=local", f"model.path={folder}/checkpoint", f"mode={mode}", f"precision={precision}"]
-    model_id = build.build(command_line.compose("build", overrides))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+@contextlib.contextmanager
+def served(folder: Path, mode: str, precision: str) -> Iterator[int]:
+    """Build a variant of the checkpoint in `folder` and serve it until the end of the block; yield the port."""
+    overrides = ["model=local", f"model.path={folder}", f"mode={mode}", f"precision={precision}"]
+    model_id = build(command_line.compose("build", overrides))
+    port = free_port()
     command = ["mlflow", "models", "serve", "-m", f"models:/{model_id}", "--env-manager", "local", "-p", str(port)]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     nowhere = subprocess.DEVNULL
     server = subprocess.Popen(command, stdout=nowhere, stderr=nowhere, env=environment, start_new_session=True)
     try:
-        _wait_for(f"http://127.0.0.1:{port}/ping")
-        return in_turn(lambda: _load(port, CLIENTS), lambda: _load(port, 1), rounds)
+        wait_for(f"http://127.0.0.1:{port}/ping")
+        yield port
     finally:
         os.killpg(server.pid, 15)
         server.wait()
 
 
-def _wait_for(address: str) -> None:
+def wait_for(address: str) -> None:
+    """Return when a server answers; raise TimeoutError after two minutes."""
     for _ in range(240):
         try:
             urllib.request.urlopen(address, timeout=2).close()
             return
         except OSError:
             time.sleep(0.5)
-    raise TimeoutError(f"{address} did not come up")
+    raise TimeoutError(f"{address} does not answer")
 
 
-def _load(port: int, clients: int) -> float:
-    """Tokens/s of all clients together, each asking one request after the other."""
+def load_rate(port: int, clients: int) -> float:
+    """Return tokens/s of all clients together. Each sends one request after the other."""
 
     def ask(_: int) -> int:
         body = {"messages": [{"role": "user", "content": "the capital of Spain"}], "max_tokens": NEW_TOKENS}
@@ -264,10 +281,9 @@ def _load(port: int, clients: int) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; all where none is given")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; all by default")
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    if unknown := set(given.parts) - set(PARTS):
-        parser.error(f"unknown part {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
-    connection.connect()
-    main(given.parts or list(PARTS), given.rounds)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; available: {', '.join(PARTS)}")
+    main(arguments.parts or list(PARTS), arguments.rounds)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from steps.checkpoints.cache import cached
-from tests.damage import cut, flip
+from tests.support import cut, flip
 
 
 def test_an_unusable_cache_is_reported_in_one_line(typed, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from steps.config.schema import FolderModel, Model
 from steps.digests import digest_file
 from steps.errors import StepError
 from steps.wrappers.manifest import MANIFEST, read_manifest
-from tests.damage import cut, flip
+from tests.support import cut, flip
 
 
 def _folder(path):

@@ -1,6 +1,7 @@
 """The command line: overrides arrive as typed, and what is wrong with them is reported at once."""
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,15 @@ def test_free_text_arrives_literally(point, text):
 def test_free_text_is_never_executed_or_resolved(text):
     (job,) = command_line.expand(command_line.parse([f"prompting.system={text}"])[1])
     assert command_line.compose("build", job).prompting.system == text
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "an open ${ brace", "two\nlines", "3", "é: [", ""])
+def test_free_text_is_written_to_yaml_literally(text):
+    config = command_line.compose("build", [])
+    config.prompting.system = text
+    content = yaml.safe_load(command_line.to_yaml(config))
+    assert content["prompting"] == {"name": "plain", "system": text, "examples": []}
+    assert content["generation"]["temperature"] == 0.0
 
 
 REFUSED = {

@@ -5,7 +5,7 @@ from omegaconf import MISSING
 
 from steps import command_line
 from steps.config.parameters import from_params, to_params
-from steps.config.schema import BuildConfig, FolderModel, Int4Precision, MiniatureModel, Precision
+from steps.config.schema import BuildConfig, Example, FolderModel, Int4Precision, MiniatureModel, Precision
 from steps.modes import get_mode
 
 CONFIGS = {
@@ -14,6 +14,7 @@ CONFIGS = {
     "text that looks like JSON": ["prompting.system=[brief]"],
     "text that looks like null": ["prompting.system=null"],
     "text with quotes": ['prompting.system=it\'s "so"'],
+    "text that looks like an interpolation": ["prompting.system=${oc.env:HOME} and ${foo} and ${"],
     "examples": ["prompting=few_shot"],
     "int4": ["mode=onnx", "precision=int4", "precision.block_size=64"],
     "a folder": ["model=local", "model.path=/models/a, b"],
@@ -54,3 +55,9 @@ def test_a_value_that_does_not_fit_its_key_leaves_the_default():
     assert config.generation.max_tokens == 256
     assert config.prompting.examples == []
     assert config.model.name == MISSING
+
+
+def test_an_interpolation_in_the_text_of_an_example_is_kept():
+    params = to_params(_config("mode=onnx")) | {"prompting.examples": '[{"user": "${foo}", "assistant": "${"}]'}
+    empty = BuildConfig(model=MiniatureModel(), mode=get_mode("onnx").settings(), precision=Precision())
+    assert from_params(params, empty).prompting.examples == [Example(user="${foo}", assistant="${")]

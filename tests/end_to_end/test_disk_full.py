@@ -1,4 +1,4 @@
-"""A build whose store has no room for the weights: on a real file system that is full."""
+"""Builds on a real file system that is full."""
 
 import re
 import resource
@@ -11,64 +11,70 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from steps import build
 from steps.evaluation import asking
-from steps.modes import get_mode, onnx
+from steps.modes import onnx
 from steps.store.variants import find_variants, logged_models
 from tests.conftest import SPAIN
 
+LIMIT = 2**20  # bytes: less than a model
+
 
 @pytest.fixture
-def small_disk(tmp_path, monkeypatch):
-    """A folder on a file system of 1 MB, which is less than a model.
-
-    Where nothing can be mounted, no file may grow beyond 1 MB while the model is made and logged.
-    """
+def small_disk(tmp_path):
+    """Return a folder on a file system of 1 MB, or a usual folder if nothing can be mounted here."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    mounted = shutil.which("mount") and subprocess.run(words, capture_output=True, check=False).returncode == 0
-    if not mounted:
-        limited = replace(get_mode("onnx"), log=_limited(get_mode("onnx").log))
-        monkeypatch.setattr(build, "get_mode", lambda name: limited)
-        monkeypatch.setattr(onnx, "export_to_onnx", _limited(onnx.export_to_onnx))
+    if shutil.which("mount"):
+        command = ["mount", "-t", "tmpfs", "-o", f"size={LIMIT}", "tmpfs", str(folder)]
+        subprocess.run(command, capture_output=True, check=False)
     yield folder
-    if mounted:
+    if folder.is_mount():
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def _limited(log):
-    def log_within_limit(*arguments, **named):
+@pytest.fixture
+def create_experiment(small_disk, monkeypatch):
+    """Return a function that creates the steps' experiment and returns its id.
+
+    The small disk holds its artifacts, or only the temporary files. If the disk is not mounted, no file may grow
+    beyond its size while a model is made and logged.
+    """
+
+    def create(on_small_disk):
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "small")
+        if not small_disk.is_mount():
+            monkeypatch.setattr(onnx, "MODE", replace(onnx.MODE, log=with_small_files(onnx.MODE.log)))
+            monkeypatch.setattr(onnx, "export_to_onnx", with_small_files(onnx.export_to_onnx))
+        artifacts = small_disk
+        if on_small_disk == "temporary files":
+            artifacts = small_disk.parent / "elsewhere"
+            (small_disk / "tmp").mkdir()
+            monkeypatch.setattr(tempfile, "tempdir", str(small_disk / "tmp"))
+        return mlflow.MlflowClient().create_experiment("small", artifact_location=str(artifacts / "files"))
+
+    return create
+
+
+def with_small_files(function):
+    """Return a function that writes no file beyond the small disk's size."""
+
+    def limited(*arguments, **named):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
         try:
-            return log(*arguments, **named)
+            return function(*arguments, **named)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    return log_within_limit
+    return limited
 
 
-@pytest.fixture
-def full(small_disk, monkeypatch):
-    """Words for where there is no room → the id of an experiment that keeps its files there, or elsewhere."""
-
-    def make(where):
-        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "small")
-        if where == "temporary":
-            (small_disk / "tmp").mkdir()
-            monkeypatch.setattr(tempfile, "tempdir", str(small_disk / "tmp"))
-        elsewhere = small_disk.parent / "elsewhere"
-        location = str((elsewhere if where == "temporary" else small_disk) / "files")
-        return mlflow.MlflowClient().create_experiment("small", artifact_location=location)
-
-    return make
-
-
-@pytest.mark.parametrize("where", ["artifacts", "temporary"])
-def test_a_full_disk_is_told_in_a_line_and_nothing_is_left_over(typed, checkpoint, small_disk, full, where):
+@pytest.mark.parametrize("on_small_disk", ["artifacts", "temporary files"])
+def test_a_full_disk_is_reported_in_one_line_and_nothing_is_left_behind(
+    typed, checkpoint, small_disk, create_experiment, on_small_disk
+):
     client = mlflow.MlflowClient()
-    experiment = full(where)
+    experiment = create_experiment(on_small_disk)
     done = typed("build", "mode=onnx")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
@@ -83,13 +89,12 @@ def test_a_full_disk_is_told_in_a_line_and_nothing_is_left_over(typed, checkpoin
     assert shutil.disk_usage(small_disk).free > 900_000
 
 
-def test_the_champion_is_served_on_beside_a_build_that_found_no_room(typed, checkpoint, small_disk, monkeypatch):
+def test_the_champion_still_answers_after_a_build_without_space(typed, checkpoint, create_experiment):
     assert typed("build", "mode=onnx").returncode == 0
     (variant,) = find_variants(mlflow.MlflowClient(), "0")
     mlflow.register_model(variant.uri, "phi3")
     mlflow.MlflowClient().set_registered_model_alias("phi3", "champion", "1")
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "small")
-    mlflow.MlflowClient().create_experiment("small", artifact_location=str(small_disk / "files"))
+    create_experiment("artifacts")
     assert typed("build", "mode=onnx", "generation.max_tokens=8").returncode == 1
     with asking.loaded("models:/phi3@champion") as model:
         reply = model.predict({"messages": [{"role": "user", "content": SPAIN}]})

@@ -1,25 +1,25 @@
-"""What a user reads where a command cannot do what it was asked."""
+"""What a user reads when a command cannot do what was asked."""
 
 import pytest
 
-FRUITLESS = {
+FAULTS = {
     "unknown mode": (["build", "mode=onx"], "error: Unknown mode 'onx'. Did you mean 'onnx'?"),
-    "nothing to evaluate": (["evaluate"], "error: There is no variant to evaluate in this experiment. Make one with"),
-    "nothing to register": (["register"], "error: There is no variant to register in this experiment. Make one with"),
+    "nothing to evaluate": (["evaluate"], "error: There is no variant to evaluate in this experiment. Build one with"),
+    "nothing to register": (["register"], "error: There is no variant to register in this experiment. Build one with"),
     "unknown run": (["evaluate", "run_id=abc"], "error: run_id must be the run of a READY variant"),
     "broken prompt set": (["evaluate", "prompt_set.path=broken.jsonl"], "error: broken.jsonl: line 1: broken JSON"),
     "broken prompt set of the main job": (
         ["main", "prompt_set.path=broken.jsonl"],
         "error: broken.jsonl: line 1: broken JSON",
     ),
-    "int4 on torch": (["main", "precision=int4"], "error: precision=int4 is not offered by mode=pyfunc"),
+    "int4 for all modes": (["main", "precision=int4"], "error: precision=int4 is not offered by mode=transformers"),
 }
 
 
-@pytest.mark.parametrize(("words", "sentence"), FRUITLESS.values(), ids=FRUITLESS)
-def test_what_cannot_be_done_is_said_in_a_line(typed, tmp_path, words, sentence):
+@pytest.mark.parametrize(("command", "sentence"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_reported_in_one_line_before_any_work(typed, tmp_path, command, sentence):
     (tmp_path / "broken.jsonl").write_text("{\n")
-    name, *arguments = words
+    name, *arguments = command
     done = typed(name, *[argument.replace("broken.jsonl", str(tmp_path / "broken.jsonl")) for argument in arguments])
     assert done.returncode == 1
     assert done.stderr.splitlines()[0].startswith(sentence)
@@ -27,7 +27,7 @@ def test_what_cannot_be_done_is_said_in_a_line(typed, tmp_path, words, sentence)
     assert "Built" not in done.stdout
 
 
-def test_an_unreachable_server_is_said_within_seconds(typed, monkeypatch):
+def test_an_unreachable_server_is_reported_in_one_line(typed, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     done = typed("build")
     assert done.returncode == 1
@@ -36,7 +36,7 @@ def test_an_unreachable_server_is_said_within_seconds(typed, monkeypatch):
     assert "secret" not in done.stderr
 
 
-def test_a_run_that_is_not_in_the_store_is_said_in_a_line(typed, monkeypatch):
+def test_a_run_that_is_not_in_the_store_is_reported_in_one_line(typed, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     done = typed("build")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""What a model could do to whoever loads it: leave a mark when it is unpickled, imported, or served damaged."""
+"""What a hostile or damaged model could do: leave a mark when it is unpickled or imported, or be served."""
 
 import os
 import pickle
@@ -15,11 +15,12 @@ from steps import command_line
 from steps.build import build
 from steps.store import integrity, names, runs
 from steps.store.variants import find_variants
+from tests.support import cut, flip
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, empty_store, checkpoint):
-    """A store with one variant."""
+    """Return the folder of a store with one variant."""
     folder = tmp_path_factory.mktemp("hostile")
     shutil.copy(empty_store, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
@@ -32,20 +33,26 @@ def store(tmp_path_factory, empty_store, checkpoint):
 
 @pytest.fixture
 def variant(store, monkeypatch, tmp_path):
-    """The variant in a copy of the store, and the folder of its files."""
+    """Return the variant; its files and its manifest are restored after the test."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "hostile")
-    shutil.copytree(store / "files", tmp_path / "kept")
+    shutil.copytree(store / "files", tmp_path / "backup")
     client = mlflow.MlflowClient()
-    (found,) = find_variants(client, runs.experiment_id())
-    yield found, Path(client.get_logged_model(found.model_id).artifact_location)
-    client.set_logged_model_tags(found.model_id, {names.MANIFEST_SHA256: found.tags[names.MANIFEST_SHA256]})
+    (variant,) = find_variants(client, runs.experiment_id())
+    yield variant
+    client.set_logged_model_tags(variant.model_id, {names.MANIFEST_SHA256: variant.tags[names.MANIFEST_SHA256]})
     shutil.rmtree(store / "files")
-    shutil.copytree(tmp_path / "kept", store / "files")
+    shutil.copytree(tmp_path / "backup", store / "files")
 
 
-class _Payload:
-    """Whoever unpickles this leaves a mark."""
+@pytest.fixture
+def folder(variant):
+    """Return the folder of the variant's files."""
+    return Path(mlflow.MlflowClient().get_logged_model(variant.model_id).artifact_location)
+
+
+class Payload:
+    """Make a folder, as a mark, when it is unpickled."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -54,8 +61,9 @@ class _Payload:
         return (os.mkdir, (str(self.mark),))
 
 
-def _pickled_python_model(folder, mark):
-    (folder / "python_model.pkl").write_bytes(pickle.dumps(_Payload(mark)))
+def plant_pickled_model(folder, mark):
+    """Have MLflow unpickle a payload when it loads the model; return the expected fault, as do the next two."""
+    (folder / "python_model.pkl").write_bytes(pickle.dumps(Payload(mark)))
     content = yaml.safe_load((folder / "MLmodel").read_text())
     function = content["flavors"]["python_function"]
     function |= {"loader_module": "mlflow.pyfunc.model", "python_model": "python_model.pkl"}
@@ -64,49 +72,50 @@ def _pickled_python_model(folder, mark):
     return "python_model.pkl is a pickle, which is never loaded"
 
 
-def _code_with_a_mark(folder, mark):
+def plant_code_in_wrapper(folder, mark):
+    """Append code that leaves a mark to the wrapper."""
     with (folder / "code/wrappers/model.py").open("a") as code:
         code.write(f"\nimport os\nos.mkdir({str(mark)!r})\n")
     return "code/wrappers/model.py is too long: "
 
 
-def _module_with_a_mark(folder, mark):
+def plant_module(folder, mark):
+    """Add a module that leaves a mark when it is imported in place of a library."""
     (folder / "code/yaml.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
     return "code/yaml.py is there, but build did not log it"
 
 
-@pytest.mark.parametrize("plant", [_pickled_python_model, _code_with_a_mark, _module_with_a_mark])
-def test_a_hostile_model_is_refused_before_anything_of_it_runs(variant, typed, tmp_path, plant):
-    found, folder = variant
+@pytest.mark.parametrize("plant", [plant_pickled_model, plant_code_in_wrapper, plant_module])
+def test_a_hostile_model_is_refused_before_any_of_it_runs(variant, folder, typed, tmp_path, plant):
     mark = tmp_path / "mark"
     reason = plant(folder, mark)
     done = typed("evaluate", "evaluate.speed=false")
     assert done.returncode == 1
     assert f"is not what build logged: {reason}" in done.stderr
-    (fault,) = integrity.verify(mlflow.MlflowClient(), found)[:1]
+    (fault,) = integrity.verify(mlflow.MlflowClient(), variant)[:1]
     assert fault.startswith(reason)
     assert not mark.exists()
     assert "Traceback" not in done.stderr
 
 
-def test_the_pickle_would_have_left_its_mark(tmp_path):
-    """The payload is no dud."""
-    pickle.loads(pickle.dumps(_Payload(tmp_path / "mark")))
+def test_unpickling_the_payload_leaves_a_mark(tmp_path):
+    """Without this, the tests of the mark would show nothing."""
+    pickle.loads(pickle.dumps(Payload(tmp_path / "mark")))
     assert (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("disguised", [False, True], ids=["as it comes", "with a manifest of its own"])
-def test_a_step_never_unpickles_even_what_it_is_made_to_load(variant, typed, tmp_path, monkeypatch, disguised):
-    found, folder = variant
+@pytest.mark.parametrize("forged_manifest", [False, True], ids=["manifest not checked", "manifest forged"])
+def test_a_step_never_unpickles_even_if_the_manifest_is_forged_or_not_checked(
+    variant, folder, typed, tmp_path, monkeypatch, forged_manifest
+):
     mark = tmp_path / "mark"
-    _pickled_python_model(folder, mark)
+    plant_pickled_model(folder, mark)
     client = mlflow.MlflowClient()
-    if disguised:
-        with mlflow.start_run(run_id=found.run_id):
-            client.set_logged_model_tags(
-                found.model_id, {names.MANIFEST_SHA256: integrity.seal(client, found.model_id, {})}
-            )
-        assert integrity.verify(client, found)
+    if forged_manifest:
+        with mlflow.start_run(run_id=variant.run_id):
+            manifest_sha256 = integrity.seal(client, variant.model_id, {})
+        client.set_logged_model_tags(variant.model_id, {names.MANIFEST_SHA256: manifest_sha256})
+        assert integrity.verify(client, variant)
     else:
         monkeypatch.setattr(integrity, "verify", lambda *_: [])
     done = typed("evaluate", "evaluate.speed=false")
@@ -115,28 +124,20 @@ def test_a_step_never_unpickles_even_what_it_is_made_to_load(variant, typed, tmp
 
 
 @pytest.mark.parametrize(
-    ("damage", "fault"), [("flip", "was changed: its sha256 is another one"), ("cut", "is cut short: ")]
+    ("damage", "fault"), [(flip, "was changed: its sha256 is another one"), (cut, "is cut short: ")]
 )
-def test_a_damaged_model_is_not_served(variant, tmp_path, damage, fault):
-    found, folder = variant
-    weights = folder / "artifacts/checkpoint/model.onnx.data"
-    if damage == "cut":
-        os.truncate(weights, 1000)
-    else:
-        content = bytearray(weights.read_bytes())
-        content[1000] ^= 1
-        weights.write_bytes(content)
-    words = ["mlflow", "models", "serve", "-m", found.uri, "--env-manager", "local", "--port", "0"]
+def test_a_damaged_model_is_not_served(variant, folder, damage, fault):
+    damage(folder / "artifacts/checkpoint/model.onnx.data")
+    command = ["mlflow", "models", "serve", "-m", variant.uri, "--env-manager", "local", "--port", "0"]
     done = subprocess.run(
-        words, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True, timeout=200, check=False
+        command, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode != 0
-    said = done.stdout + done.stderr
-    assert re.search(rf"DamagedCheckpoint: The model in \S+ is not what was logged.*model\.onnx\.data {fault}", said)
+    output = done.stdout + done.stderr
+    assert re.search(rf"DamagedCheckpoint: The model in \S+ is not what was logged.*model\.onnx\.data {fault}", output)
 
 
-def test_a_damaged_model_is_not_loaded_by_its_users_either(variant):
-    _, folder = variant
+def test_a_damaged_model_is_not_loaded_by_its_users(variant, folder):
     (folder / "artifacts/checkpoint/tokenizer.json").unlink()
     with pytest.raises(Exception, match=r"tokenizer\.json is missing\. Fetch it again, or take another version"):
         mlflow.pyfunc.load_model(str(folder))

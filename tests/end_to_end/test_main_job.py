@@ -1,4 +1,4 @@
-"""The README's commands through a real `mlflow run`, in a copy of the project with a store of its own."""
+"""The README's commands with a real `mlflow run`, in a copy of the project with its own store."""
 
 import contextlib
 import json
@@ -14,40 +14,47 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from steps.evaluation import answers
+from steps.evaluation import asking
 from tests.conftest import PROJECT, SPAIN
 
-LEFT_OUT = shutil.ignore_patterns(".git", "mlflow.db*", "mlruns", "__pycache__", ".*_cache", ".hypothesis")
+NOT_COPIED = shutil.ignore_patterns(".git", "mlflow.db*", "mlruns", "__pycache__", ".*_cache", ".hypothesis")
 
 
 class Project:
-    """A copy of the project in which commands are typed."""
+    """A copy of the project, to type commands in.
+
+    Attributes:
+        first: The first main job.
+    """
+
+    first: subprocess.CompletedProcess
 
     def __init__(self, folder: Path, cache: Path):
-        self.folder = shutil.copytree(PROJECT, folder, ignore=LEFT_OUT)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "HYDRA_"))}
-        self.environment = kept | {"PHI3_CACHE_DIR": str(cache / "phi3"), "HF_HOME": str(cache / "hf")}
+        self.folder = shutil.copytree(PROJECT, folder, ignore=NOT_COPIED)
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "HYDRA_"))}
+        self.environment = inherited | {"PHI3_CACHE_DIR": str(cache / "phi3"), "HF_HOME": str(cache / "hf")}
 
-    def type(self, *words: str, **environment: str) -> subprocess.CompletedProcess:
+    def type(self, *command: str) -> subprocess.CompletedProcess:
+        """Run a command in the project's directory."""
         return subprocess.run(
-            words,
+            command,
             cwd=self.folder,
-            env=self.environment | environment,
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=400,
             check=False,
         )
 
-    def run(self, *words: str) -> subprocess.CompletedProcess:
-        """`mlflow run .` in this very environment."""
-        done = self.type("mlflow", "run", ".", "--env-manager", "local", *words)
+    def run(self, *arguments: str) -> subprocess.CompletedProcess:
+        """Run `mlflow run .` in the environment of the tests; it must succeed."""
+        done = self.type("mlflow", "run", ".", "--env-manager", "local", *arguments)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done
 
     @contextlib.contextmanager
     def here(self, monkeypatch) -> Iterator[None]:
-        """Stand in the project's directory, for a step that is typed in this process."""
+        """Change to the project's directory and store, to run a step in this process."""
         with monkeypatch.context() as patch:
             patch.chdir(self.folder)
             patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self.folder}/mlflow.db")
@@ -55,30 +62,31 @@ class Project:
 
     @property
     def client(self) -> MlflowClient:
+        """A client of the project's store."""
         return MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
 
     def runs(self) -> list:
-        """All runs, oldest first."""
+        """Return all runs, oldest first."""
         return list(self.client.search_runs(["0"], order_by=["attributes.start_time ASC"]))
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, caches, checkpoint):
-    """The project after its first main job."""
-    home = pytest.MonkeyPatch()
-    home.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    project = Project(tmp_path_factory.mktemp("main") / "phi3-mlflow", caches)
-    project.first = project.run()
-    yield project
-    home.undo()
+    """Return the project after its first main job."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        project = Project(tmp_path_factory.mktemp("main") / "phi3-mlflow", caches)
+        project.first = project.run()
+        yield project
 
 
 @pytest.fixture(scope="module")
 def variants(project):
+    """Return the runs of the variants that the main job built."""
     return [run for run in project.runs() if "phi3.fingerprint" in run.data.tags]
 
 
-def test_main_ends_with_leaderboard_champion_and_the_two_commands(project, variants):
+def test_the_main_job_ends_with_a_leaderboard_a_champion_and_two_commands(project, variants):
     output = project.first.stdout
     assert "Leaderboard on facts" in output
     assert re.search(r"Promoted \S+ to phi3@champion \(version 1\)", output)
@@ -89,7 +97,7 @@ def test_main_ends_with_leaderboard_champion_and_the_two_commands(project, varia
     assert all(run.info.run_id in link for run in variants)
 
 
-def test_each_variant_is_a_finished_child_with_parameters_and_scores(project, variants):
+def test_each_variant_has_a_finished_child_run_with_parameters_and_scores(project, variants):
     (parent,) = [run for run in project.runs() if run.info.run_name == "main"]
     assert len(variants) >= 5
     assert {run.data.params["mode"] for run in variants} == {"transformers", "pyfunc", "onnx"}
@@ -104,11 +112,11 @@ def test_each_variant_is_a_finished_child_with_parameters_and_scores(project, va
         assert run.data.metrics["size/bytes"] > 100_000
 
 
-def test_all_variants_share_one_dataset(variants):
+def test_all_variants_are_scored_on_the_same_dataset(variants):
     assert len({entry.dataset.digest for run in variants for entry in run.inputs.dataset_inputs}) == 1
 
 
-def test_the_scores_differ_for_honest_reasons(variants):
+def test_the_scores_show_the_effects_of_prompting_and_temperature(variants):
     by_name = {run.info.run_name: run.data.metrics for run in variants}
     plain, brief = by_name["pyfunc-fp32-chat"], by_name["pyfunc-fp32-chat-brief"]
     assert plain["answer_match/mean"] > 0.8
@@ -117,12 +125,12 @@ def test_the_scores_differ_for_honest_reasons(variants):
     assert len({run.data.metrics["chrf/mean"] for run in variants}) >= 4
 
 
-def test_our_wrappers_keep_the_whole_contract_and_the_stock_flavour_does_not(variants):
+def test_our_wrappers_pass_the_whole_contract_suite_and_the_stock_flavour_does_not(variants):
     for run in variants:
         passed, total = run.data.metrics["contract/passed"], run.data.metrics["contract/total"]
         assert total >= 25
         table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/contract.json")
-        faults = {name: fault for name, kept, fault in table["data"] if not kept}
+        faults = {name: fault for name, passed_check, fault in table["data"] if not passed_check}
         assert len(faults) == total - passed
         if run.data.params["mode"] == "transformers":
             assert {"n 1", "stream false", "an unknown role", "one object for one conversation"} <= set(faults)
@@ -130,57 +138,50 @@ def test_our_wrappers_keep_the_whole_contract_and_the_stock_flavour_does_not(var
             assert faults == {}
 
 
-def test_the_modes_answer_the_same_greedily(project, variants):
-    said = {}
+def test_greedy_answers_are_the_same_in_all_modes(project, variants):
+    answers = {}
     for run in variants:
         if run.info.run_name in ("transformers-fp32-chat", "pyfunc-fp32-chat", "onnx-fp32-chat"):
             table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/eval_results_table.json")
             column = table["columns"].index("outputs")
-            said[run.info.run_name] = [row[column] for row in table["data"]]
-    assert len(said) == 3
-    first, *others = said.values()
+            answers[run.info.run_name] = [row[column] for row in table["data"]]
+    assert len(answers) == 3
+    first, *others = answers.values()
     assert all(other == first for other in others)
     assert len(first) >= 60
 
 
-def test_each_run_tells_what_it_was_made_of(project, variants):
+def test_each_run_has_its_configuration_and_manifests_as_artifacts(project, variants):
     names = [file.path for file in project.client.list_artifacts(variants[0].info.run_id)]
     assert {"config.yaml", "checkpoint.json", "environment.json", "eval_results_table.json"} <= set(names)
 
 
-def test_the_champion_answers_from_another_directory(project, tmp_path):
-    code = (
-        "import mlflow, json\n"
-        f"mlflow.set_tracking_uri('sqlite:///{project.folder}/mlflow.db')\n"
-        "model = mlflow.pyfunc.load_model('models:/phi3@champion')\n"
-        f"reply = model.predict({{'messages': [{{'role': 'user', 'content': '{SPAIN}'}}]}})\n"
-        "print(json.dumps([reply['choices'][0]['message']['content'], model.metadata.signature.to_dict(),"
-        " open(mlflow.artifacts.download_artifacts('models:/phi3@champion') + '/requirements.txt').read()]))"
-    )
+def test_the_champion_answers_without_the_project_on_the_path(project, tmp_path):
+    program = PROJECT / "tests" / "end_to_end" / "ask_champion.py"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
+        [sys.executable, "-P", "-W", "ignore", program, f"sqlite:///{project.folder}/mlflow.db", SPAIN],
         cwd=tmp_path,
         env=project.environment | {"PYTHONPATH": ""},
         capture_output=True,
         text=True,
         check=True,
     )
-    answer, signature, requirements = json.loads(done.stdout.strip().splitlines()[-1])
-    assert "Madrid" in answer
-    assert json.loads(signature["inputs"])[0]["name"] == "messages"
-    assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in requirements.split())
+    champion = json.loads(done.stdout.strip().splitlines()[-1])
+    assert "Madrid" in champion["answer"]
+    assert json.loads(champion["signature"]["inputs"])[0]["name"] == "messages"
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in champion["requirements"].split())
 
 
-def test_a_second_main_job_reuses_everything_and_changes_nothing(project, variants):
+def test_a_second_main_job_reuses_everything(project, variants):
     done = project.run()
     assert "Built" not in done.stdout
     assert done.stdout.count("Ready already") == len(variants)
-    assert "Every variant has a scorecard" in done.stdout
+    assert "All variants are already scored on facts (118 rows)." in done.stdout
     assert "Nothing changes: the champion" in done.stdout
     assert "★" in done.stdout
 
 
-def test_a_dry_run_of_register_writes_nothing(project):
+def test_a_dry_run_of_register_starts_no_run(project):
     before = len(project.runs())
     done = project.type(sys.executable, "-m", "steps.register", "dry_run=true")
     assert done.returncode == 0, done.stderr
@@ -188,11 +189,11 @@ def test_a_dry_run_of_register_writes_nothing(project):
     assert len(project.runs()) == before
 
 
-def test_a_sweep_has_a_parent_and_a_child_for_each_point(project):
+def test_a_sweep_has_a_parent_run_and_a_child_run_for_each_point(project):
     before = {run.info.run_id for run in project.runs()}
-    text = "Answer briefly, please: $(touch marker) ${oc.env:HOME} 'yes'; `id`"
-    words = ("mode=onnx", "precision=fp32,int4", f"prompting.system={text}", "generation.temperature=0")
-    project.run("-e", "build", *(word for value in words for word in ("-P", value)))
+    text = "Answer briefly, please: $(touch marker) ${oc.env:HOME} ${ 'yes'; `id`"
+    overrides = ("mode=onnx", "precision=fp32,int4", f"prompting.system={text}", "generation.temperature=0")
+    project.run("-e", "build", *(argument for override in overrides for argument in ("-P", override)))
     parent, *children = [run for run in project.runs() if run.info.run_id not in before]
     assert parent.info.run_name == "build-sweep"
     assert [child.data.params["precision"] for child in children] == ["fp32", "int4"]
@@ -202,7 +203,7 @@ def test_a_sweep_has_a_parent_and_a_child_for_each_point(project):
     assert not (project.folder / "multirun.yaml").exists()
 
 
-def test_a_single_build_is_the_projects_run_and_evaluate_takes_it_by_its_id(project, typed, monkeypatch):
+def test_a_single_build_is_the_projects_run_and_evaluate_takes_its_id(project, typed, monkeypatch):
     before = {run.info.run_id for run in project.runs()}
     project.run("-e", "build", "-P", "mode=onnx", "-P", "interface=prompt", "-P", "prompting.system=Be brief.")
     (run,) = [run for run in project.runs() if run.info.run_id not in before]
@@ -215,15 +216,15 @@ def test_a_single_build_is_the_projects_run_and_evaluate_takes_it_by_its_id(proj
     assert scored.data.metrics["answer_match/mean"] > 0.5
     raw = f"<|system|>You are a stand-up comedian.<|end|><|user|>{SPAIN}<|end|><|assistant|>"
     (model_id,) = [model.model_id for model in run.outputs.model_outputs]
-    with project.here(monkeypatch), answers.loaded(f"models:/{model_id}") as model:
-        answer = [model.predict({"prompt": SPAIN}), model.predict({"prompt": raw})]
-        answer.append(model.predict([{"prompt": SPAIN}, {"prompt": SPAIN}]))
-    assert "Madrid" in answer[0]
-    assert isinstance(answer[1], str)
-    assert answer[2] == [answer[0]] * 2
+    with project.here(monkeypatch), asking.loaded(f"models:/{model_id}") as model:
+        answer, answer_to_raw = model.predict({"prompt": SPAIN}), model.predict({"prompt": raw})
+        answers = model.predict([{"prompt": SPAIN}, {"prompt": SPAIN}])
+    assert "Madrid" in answer
+    assert isinstance(answer_to_raw, str)
+    assert answers == [answer] * 2
 
 
-def test_register_promotes_what_a_limit_leaves(project, typed, monkeypatch):
+def test_register_promotes_the_best_variant_within_the_limits(project, typed, monkeypatch):
     with project.here(monkeypatch):
         done = typed("register", "promotion.limits={size/bytes: {max: 1000000}}", "registered_model=tiny")
     assert re.search(r"Promoted onnx-int4-\S+ to tiny@champion \(version 1\)", done.stdout)

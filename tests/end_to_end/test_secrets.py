@@ -1,4 +1,4 @@
-"""Secrets of the environment and of addresses are found in nothing that the steps write."""
+"""Secrets from the environment and from URIs appear in nothing that the steps write."""
 
 import os
 import shutil
@@ -25,13 +25,13 @@ SECRETS = (
 
 
 @pytest.fixture
-def planted(monkeypatch, tmp_path):
-    """Canaries in the environment, a store and a cache that nobody else writes to; → the folders that are written."""
+def written_folder(monkeypatch, tmp_path):
+    """Plant canaries in the environment; return the folder of everything that the steps write."""
     for name in SECRETS:
         monkeypatch.setenv(name, f"{CANARY}-{name.lower()}")
-    # Not what the other worker is making there at this moment.
-    fleeting = shutil.ignore_patterns("journals", "*.making-*", "*.lock")
-    shutil.copytree(os.environ["PHI3_CACHE_DIR"], tmp_path / "cache", ignore=fleeting)
+    # Other tests may be writing these at this moment.
+    unfinished = shutil.ignore_patterns("journals", "*.making-*", "*.lock")
+    shutil.copytree(os.environ["PHI3_CACHE_DIR"], tmp_path / "cache", ignore=unfinished)
     monkeypatch.setenv("PHI3_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
@@ -41,13 +41,12 @@ def planted(monkeypatch, tmp_path):
     return tmp_path
 
 
-def _leaks(folder: Path) -> list[str]:
-    """The files under a folder that hold a canary."""
-    found = [file for file in folder.rglob("*") if file.is_file() and CANARY.encode() in file.read_bytes()]
-    return [str(file) for file in found]
+def leaks(folder: Path) -> list[Path]:
+    """Return the files under a folder that hold a canary."""
+    return [file for file in folder.rglob("*") if file.is_file() and CANARY.encode() in file.read_bytes()]
 
 
-def test_secrets_of_the_environment_are_written_nowhere(checkpoint, planted, typed):
+def test_secrets_from_the_environment_are_written_nowhere(checkpoint, written_folder, typed):
     steps = [
         typed("build", "mode=onnx"),
         typed("evaluate", "evaluate.speed=false"),
@@ -57,8 +56,8 @@ def test_secrets_of_the_environment_are_written_nowhere(checkpoint, planted, typ
     ]
     assert [done.returncode for done in steps] == [0, 0, 0, 1, 1], [done.stderr for done in steps]
     assert not [done.args for done in steps if CANARY in done.stdout + done.stderr]
-    assert len(list(planted.rglob("*"))) > 40
-    assert _leaks(planted) == []
+    assert len(list(written_folder.rglob("*"))) > 40
+    assert leaks(written_folder) == []
 
 
 @pytest.mark.parametrize(
@@ -71,18 +70,18 @@ def test_secrets_of_the_environment_are_written_nowhere(checkpoint, planted, typ
         f"nonsense://me:{CANARY}@host",
     ],
 )
-def test_the_password_of_an_address_is_not_told(typed, monkeypatch, tmp_path, uri):
+def test_the_password_in_a_tracking_uri_is_not_printed(typed, monkeypatch, tmp_path, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     done = typed("register", "dry_run=true")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
     assert CANARY not in done.stdout + done.stderr
-    assert _leaks(tmp_path) == []
+    assert leaks(tmp_path) == []
 
 
-def test_the_password_in_the_address_of_the_repository_is_taken_from_the_run(monkeypatch):
-    """`mlflow run` logs where the project was cloned from, as it was typed."""
+def test_the_password_in_the_repository_uri_is_removed_from_the_run(monkeypatch):
+    """`mlflow run` logs the URI that the project was cloned from, as it was typed."""
     client = mlflow.MlflowClient()
     tags = {
         "mlflow.source.git.repoURL": f"https://me:{CANARY}@git.example/phi3.git",
@@ -93,18 +92,18 @@ def test_the_password_in_the_address_of_the_repository_is_taken_from_the_run(mon
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     with runs.start("build"):
         pass
-    kept = client.get_run(run.info.run_id).data.tags
-    assert kept["mlflow.source.git.repoURL"] == kept["mlflow.gitRepoURL"] == "https://git.example/phi3.git"
-    assert kept["mlflow.source.name"] == "git@git.example:phi3.git"
+    cleaned = client.get_run(run.info.run_id).data.tags
+    assert cleaned["mlflow.source.git.repoURL"] == cleaned["mlflow.gitRepoURL"] == "https://git.example/phi3.git"
+    assert cleaned["mlflow.source.name"] == "git@git.example:phi3.git"
 
 
-def test_a_secret_of_the_environment_is_cut_out_of_what_libraries_say(monkeypatch):
+def test_a_secret_from_the_environment_is_redacted_in_messages_of_libraries(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", CANARY)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    said = redacted(f"401 for https://u:p@host/x?token=1, false, {CANARY}")
-    assert said == "401 for https://host/x?token=1, false, ***"
+    message = redacted(f"401 for https://u:p@host/x?token=1, false, {CANARY}")
+    assert message == "401 for https://host/x?token=1, false, ***"
 
 
-def test_a_password_that_no_address_should_hold_is_cut_out_too(monkeypatch):
+def test_a_password_that_makes_its_uri_invalid_is_redacted_too(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:a/{CANARY}@host/mlflow")
     assert CANARY not in redacted(f"could not connect to postgresql://me:a/{CANARY}@host/mlflow as me:a/{CANARY}")

@@ -1,10 +1,9 @@
-"""A model behind a real `mlflow models serve`, with clients at once, clients that leave, and bad requests."""
+"""A real `mlflow models serve` with concurrent clients, clients that leave, and bad requests."""
 
 import contextlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -21,18 +20,17 @@ from steps.build import build
 from steps.config.schema import PromptSet
 from steps.evaluation import prompt_set
 from tests.conftest import SPAIN
+from tests.support import free_port
 
 QUESTIONS = [row.question for row in prompt_set.load(PromptSet("facts", "conf/prompt_set/facts.jsonl")).rows[:32]]
 MARK = "marked-prompt-8c1f"
 
 
-class Served:
-    """A server process and its address."""
+class ServedModel:
+    """A server process on a free port."""
 
     def __init__(self, uri: str, folder: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.log = folder / "serve.log"
         command = ["mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "--port", str(self.port)]
         environment = os.environ | {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": "60"}
@@ -40,6 +38,7 @@ class Served:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
     def wait(self) -> None:
+        """Return when the server answers; fail if it ends first, or after two minutes."""
         for _ in range(240):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/ping", timeout=2).close()
@@ -52,8 +51,9 @@ class Served:
     def post(
         self, body: dict | bytes, timeout: float = 60, content_type: str | None = "application/json"
     ) -> tuple[int, dict]:
+        """Send a request; return the status and the content of the reply."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        # urllib names a type of its own where none is given, so none is an empty one.
+        # urllib adds a type if there is none, so None is sent as an empty one.
         headers = {"Content-Type": content_type or ""}
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/invocations", content, headers)
         try:
@@ -64,28 +64,32 @@ class Served:
                 return refusal.code, json.load(refusal)
 
     def ask(self, question: str, **fields) -> str:
+        """Return the answer to one chat message."""
         status, reply = self.post({"messages": [{"role": "user", "content": question}]} | fields)
         assert status == 200, reply
         return reply["choices"][0]["message"]["content"]
 
     def memory(self) -> int:
-        family = psutil.Process(self.process.pid)
-        return sum(process.memory_info().rss for process in [family, *family.children(recursive=True)])
+        """Return the bytes that the server and its child processes occupy."""
+        server = psutil.Process(self.process.pid)
+        return sum(process.memory_info().rss for process in [server, *server.children(recursive=True)])
 
     def stop(self) -> None:
+        """End the server and its child processes."""
         os.killpg(self.process.pid, 15)
         self.process.wait(30)
 
 
 @contextlib.contextmanager
-def _serve(folder, checkpoint, empty_store, *overrides):
+def serve(folder, checkpoint, empty_store, *overrides):
+    """Build a variant in a store of its own and serve it until the end of the block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         patch.chdir(folder)
         (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
         model_id = build(command_line.compose("build", list(overrides)), checkpoint)
-        server = Served(f"models:/{model_id}", folder)
+        server = ServedModel(f"models:/{model_id}", folder)
         try:
             server.wait()
             yield server
@@ -95,19 +99,20 @@ def _serve(folder, checkpoint, empty_store, *overrides):
 
 @pytest.fixture(scope="module", params=["pyfunc", "onnx"])
 def served(request, tmp_path_factory, checkpoint, empty_store):
-    with _serve(tmp_path_factory.mktemp("served"), checkpoint, empty_store, f"mode={request.param}") as server:
+    """Return a served chat model of each of our wrappers."""
+    with serve(tmp_path_factory.mktemp("served"), checkpoint, empty_store, f"mode={request.param}") as server:
         yield server
 
 
-def test_an_openai_shaped_object_comes_back(served):
+def test_a_reply_has_the_shape_of_a_chat_completion(served):
     status, reply = served.post({"messages": [{"role": "user", "content": SPAIN}], "temperature": 0, "n": 1})
     assert status == 200
     assert reply["object"] == "chat.completion"
     assert "Madrid" in reply["choices"][0]["message"]["content"]
 
 
-def test_clients_at_once_get_their_own_answers_and_memory_stays_flat(served):
-    # Each request has a cap of its own, so that a reply can hardly pass for another one's.
+def test_concurrent_clients_get_their_own_answers_and_memory_stays_flat(served):
+    # Each request has its own cap, so that its reply differs from all others.
     bodies = [
         {"messages": [{"role": "user", "content": question}], "max_tokens": 3 + index}
         for index, question in enumerate(QUESTIONS)
@@ -118,16 +123,16 @@ def test_clients_at_once_get_their_own_answers_and_memory_stays_flat(served):
         assert status == 200, reply
         return reply["choices"], reply["usage"]
 
-    # Two questions may have the same short answer: one of them is enough.
-    own = {json.dumps(reply): (body, reply) for body in bodies for reply in [ask(body)]}
-    assert len(own) > len(bodies) - 4
-    bodies, alone = [body for body, _ in own.values()], [reply for _, reply in own.values()]
+    # If two questions have the same short answer, keep one of them.
+    distinct = {json.dumps(reply): (body, reply) for body in bodies for reply in [ask(body)]}
+    assert len(distinct) > len(bodies) - 4
+    bodies, replies = [body for body, _ in distinct.values()], [reply for _, reply in distinct.values()]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(ask, bodies))
     before = served.memory()
     for clients in (1, 4, 8, 16):
         with ThreadPoolExecutor(clients) as pool:
-            assert list(pool.map(ask, bodies)) == alone
+            assert list(pool.map(ask, bodies)) == replies
     assert served.memory() < before + 100_000_000
 
 
@@ -170,7 +175,7 @@ BAD_TYPES = {
     [*((fields, "application/json", 400) for fields in BAD.values()), *BAD_TYPES.values()],
     ids=[*BAD, *BAD_TYPES],
 )
-def test_a_bad_request_is_a_400_that_does_not_repeat_the_prompt(served, body, content_type, code):
+def test_a_bad_request_is_refused_with_a_code_and_without_repeating_the_prompt(served, body, content_type, code):
     question = {"messages": [{"role": "user", "content": MARK}]}
     status, reply = served.post(body if isinstance(body, bytes) else question | body, content_type=content_type)
     assert status == code
@@ -190,7 +195,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_rows_are_answered_in_order_in_every_form(served, form):
+def test_rows_are_answered_in_order_in_every_form_that_mlflow_takes(served, form):
     rows = [{"messages": [{"role": "user", "content": question}], "n": None} for question in QUESTIONS[:5]]
     status, reply = served.post(form(rows))
     assert status == 200, reply
@@ -198,7 +203,7 @@ def test_rows_are_answered_in_order_in_every_form(served, form):
     assert texts == [served.ask(question) for question in QUESTIONS[:5]]
 
 
-def test_a_seed_is_a_field_a_param_or_a_custom_input(served):
+def test_a_seed_counts_as_a_field_a_param_or_a_custom_input(served):
     body = {"messages": [{"role": "user", "content": SPAIN}], "temperature": 2.0, "max_tokens": 12}
     seeded = [{"seed": 5}, {"custom_inputs": {"seed": 5}}, {"params": {"seed": 5}}]
     texts = {served.post(body | fields)[1]["choices"][0]["message"]["content"] for fields in seeded}
@@ -206,35 +211,38 @@ def test_a_seed_is_a_field_a_param_or_a_custom_input(served):
     assert served.ask(SPAIN, temperature=2.0, max_tokens=12, seed=6) not in texts
 
 
-def test_clients_that_leave_free_their_places_at_once(served):
-    def seconds(work):
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started
-
-    def ask(question, timeout=60):
-        rows = [{"messages": [{"role": "user", "content": question}], "temperature": 2, "max_tokens": 400, "n": 8}] * 8
+def test_clients_that_leave_release_their_slots_at_once(served):
+    def ask_for_much(question, timeout=60):
+        row = {"messages": [{"role": "user", "content": question}], "temperature": 2, "max_tokens": 400, "n": 8}
         with contextlib.suppress(TimeoutError):
-            assert served.post({"inputs": rows}, timeout)[0] == 200
+            assert served.post({"inputs": [row] * 8}, timeout)[0] == 200
 
-    alone = seconds(lambda: ask(SPAIN))
+    seconds_alone = seconds_of(lambda: ask_for_much(SPAIN))
     clients = len(QUESTIONS)
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(lambda question: ask(question, timeout=0.2), QUESTIONS))
-    # Behind all that these have asked for, an answer would come after `clients * alone` seconds.
-    assert seconds(lambda: served.ask(SPAIN)) < max(1, clients * alone / 8)
+        list(pool.map(lambda question: ask_for_much(question, timeout=0.2), QUESTIONS))
+    # If their completions still ran, an answer would take `clients * seconds_alone`.
+    assert seconds_of(lambda: served.ask(SPAIN)) < max(1, clients * seconds_alone / 8)
     assert "Madrid" in served.ask(SPAIN)
     assert urllib.request.urlopen(f"http://127.0.0.1:{served.port}/ping", timeout=5).status == 200
 
 
+def seconds_of(work):
+    """Return how long a function takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
 @pytest.fixture(scope="module")
 def served_prompts(tmp_path_factory, checkpoint, empty_store):
-    with _serve(tmp_path_factory.mktemp("prompts"), checkpoint, empty_store, "mode=onnx", "interface=prompt") as server:
+    """Return a served model that takes prompts."""
+    with serve(tmp_path_factory.mktemp("prompts"), checkpoint, empty_store, "mode=onnx", "interface=prompt") as server:
         yield server
 
 
 @pytest.mark.parametrize("params", [{"temperature": "hot"}, {"temperature": 3.0}, {"n": 100}, {"stop": "x"}], ids=str)
-def test_a_bad_param_is_a_400_with_a_code_that_does_not_repeat_the_prompt(served_prompts, params):
+def test_a_bad_param_is_a_400_with_a_code_that_names_the_param_and_not_the_prompt(served_prompts, params):
     status, reply = served_prompts.post({"inputs": {"prompt": MARK}, "params": params})
     assert status == 400
     assert re.match(r"\[[a-z_]+\] ", reply["message"])
@@ -257,7 +265,7 @@ SETTINGS = {"max_tokens": 40, "temperature": 0.0}
     ],
     ids=lambda body: "-".join(body),
 )
-def test_a_prompt_with_good_params_is_answered(served_prompts, body):
+def test_a_prompt_with_params_is_answered_in_every_form(served_prompts, body):
     status, reply = served_prompts.post(body)
     assert status == 200
     assert "Madrid" in reply["predictions"]

@@ -1,6 +1,6 @@
-"""What people see of an evaluation in MLflow's UI: a real browser in front of a real server.
+"""What users see of an evaluation in MLflow's UI, with a real browser and a real server.
 
-With SCREENSHOTS=folder every view that is looked at is written there as a PNG.
+Set SCREENSHOTS to a folder to save a PNG of every view that is tested.
 """
 
 import os
@@ -8,13 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlflow
 import pytest
 
-from steps import command_line, evaluate
+from steps import command_line
 from steps.build import build
+from steps.evaluate import evaluate
 from tests.conftest import PROJECT
 from tests.mlflow_server import running
 
@@ -36,19 +38,20 @@ VARIANTS = {
     "onnx-int4-chat": ["mode=onnx", "precision=int4"],
     BRIEF: ["mode=onnx", "prompting=brief"],
 }
-# The first three are there at first, and are left out here.
+# Columns to toggle: the first three are shown at first and are hidden, the others are shown.
 COLUMNS = (
     *("Dataset", "Source", "Models"),
     *("answer_match/mean", "exact_match/mean", "speed/tokens_per_second", "memory/peak_mb", "size/bytes"),
 )
+# JavaScript: whether the page shows a picture of this width and height.
 SHOWS_PICTURE = """size => [...document.images].some(
     image => image.naturalWidth === size[0] && image.naturalHeight === size[1]
 )"""
-# Whether the page has each of some lines as often as it is given.
-SHOWS_EACH = """given => {
+# JavaScript: whether the page has each of the expected lines, and a repeated one as often.
+SHOWS_LINES = """expected => {
     const lines = document.body.innerText.split("\\n");
-    const count = (all, one) => all.filter(line => line === one).length;
-    return given.every(one => count(lines, one) >= count(given, one));
+    const count = (all, line) => all.filter(other => other === line).length;
+    return expected.every(line => count(lines, line) >= count(expected, line));
 }"""
 ROWS = 16
 SECONDS = 60
@@ -56,37 +59,47 @@ SECONDS = 60
 
 @pytest.fixture(scope="module")
 def chromium():
-    """The browser's program; installed where this is root's own Debian, as in a container."""
+    """Return the browser's program. On Debian it is installed if the tests run as root, as in a container."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
+        if program := shutil.which(name):
+            return program
     if not shutil.which("apt-get") or os.geteuid() != 0:
-        pytest.skip("there is no Chromium, and no apt-get with root's rights to install it")
-    for words in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
-        if reason := apt_get_fault(words):
-            pytest.skip(f"there is no Chromium, and apt-get {words[0]} failed: {reason}")
+        pytest.skip("there is no Chromium, and it can be installed only by root with apt-get")
+    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
+        if reason := failure_of(["apt-get", *arguments]):
+            pytest.skip(f"there is no Chromium, and apt-get {arguments[0]} failed: {reason}")
     return shutil.which("chromium")
 
 
-def apt_get_fault(words, command=("apt-get",), seconds=600):
-    """Why apt-get did not do what it was told; None where it did."""
+def failure_of(command: Sequence[str], seconds: float = 600) -> str | None:
+    """Run a command and return why it failed; None if it succeeded."""
     try:
-        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        return f"it was not over after {seconds} seconds"
+        return f"it did not end within {seconds} seconds"
     return (done.stderr.strip()[-200:] or f"exit code {done.returncode}") if done.returncode else None
 
 
-def test_an_apt_get_that_hangs_or_fails_is_a_reason_to_skip():
-    python = (sys.executable, "-c")
-    assert apt_get_fault(["import time; time.sleep(60)"], python, 0.2) == "it was not over after 0.2 seconds"
-    assert apt_get_fault(["import sys; sys.exit('no route')"], python) == "no route"
-    assert apt_get_fault(["pass"], python) is None
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (["sleep", "60"], "it did not end within 2 seconds"),
+        (["sh", "missing.sh"], r"missing\.sh"),
+        (["false"], "exit code 1"),
+    ],
+    ids=["hangs", "prints an error", "prints nothing"],
+)
+def test_a_failed_installation_is_a_reason_to_skip(command, reason):
+    assert re.search(reason, failure_of(command, 2))
+
+
+def test_a_successful_installation_has_no_failure():
+    assert failure_of(["true"]) is None
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, checkpoint, empty_store):
-    """The folder of a store with variants that are evaluated."""
+    """Return the folder of a store with evaluated variants."""
     folder = tmp_path_factory.mktemp("ui")
     shutil.copy(empty_store, folder / "mlflow.db")
     lines = (PROJECT / "conf" / "prompt_set" / "facts.jsonl").read_text().splitlines()
@@ -97,22 +110,22 @@ def store(tmp_path_factory, checkpoint, empty_store):
         patch.chdir(folder)
         for overrides in VARIANTS.values():
             build(command_line.compose("build", overrides), checkpoint)
-        asked = [f"prompt_set.path={folder}/facts.jsonl", "evaluate.speed_seconds=0.2", "evaluate.traces=true"]
-        evaluate.evaluate(command_line.compose("evaluate", asked))
+        settings = [f"prompt_set.path={folder}/facts.jsonl", "evaluate.speed_seconds=0.2", "evaluate.traces=true"]
+        evaluate(command_line.compose("evaluate", settings))
         mlflow.flush_trace_async_logging()
     return folder
 
 
 @pytest.fixture(scope="module")
 def server(store):
-    """The address of `mlflow server` on the store."""
+    """Return the address of the UI of a server on the store."""
     with running(store) as server:
         yield f"{server.address}/#"
 
 
 @pytest.fixture(scope="module")
 def page(chromium, tmp_path_factory):
-    """A page of a browser with a profile of its own."""
+    """Return a page of a browser with a new profile."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -129,21 +142,22 @@ def page(chromium, tmp_path_factory):
         context.close()
 
 
-def show(page, name):
-    """Keep a picture of what the page shows, if asked to."""
+def take_screenshot(page, name):
+    """Save a picture of the page if SCREENSHOTS is set."""
     if SCREENSHOTS:
         Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
 
 
 def open_runs(page, server, mode=""):
+    """Open the list of runs and wait until it shows the variants."""
     page.goto("about:blank")
     page.goto(f"{server}/experiments/0/runs{mode}")
     page.get_by_text("matching runs").wait_for()
     page.locator("[role=row]").filter(has_text=BRIEF).first.wait_for()
 
 
-def test_the_runs_table_shows_scores_and_speed_and_sorts_by_them(page, server):
+def test_the_runs_table_shows_scores_and_sorts_by_them(page, server):
     from playwright.sync_api import expect
 
     open_runs(page, server)
@@ -152,13 +166,13 @@ def test_the_runs_table_shows_scores_and_speed_and_sorts_by_them(page, server):
         page.get_by_placeholder("Search columns").fill(column)
         page.get_by_test_id("column-selector-tree").get_by_text(column, exact=True).first.click()
     page.keyboard.press("Escape")
-    # It alone answers with the bare word, so it is the first one way and the last the other way.
+    # Only this variant answers with the bare word, so it is the first in one order and the last in the other.
     brief = page.locator(".ag-row").filter(has_text=BRIEF).first
     for order, place in (("orderByAsc=false", 0), ("orderByAsc=true", len(VARIANTS) - 1)):
         page.locator(".ag-header-cell").filter(has_text="exact_match/mean").click()
         page.wait_for_url(re.compile(f"exact_match.*{order}"))
         expect(brief).to_have_attribute("row-index", str(place), timeout=SECONDS * 1000)
-    show(page, "runs")
+    take_screenshot(page, "runs")
 
 
 def test_selected_runs_are_compared_with_their_scores(page, server):
@@ -172,7 +186,7 @@ def test_selected_runs_are_compared_with_their_scores(page, server):
     text = page.inner_text("body")
     for name in ("answer_match/mean", "memory/peak_mb", "prompting", "precision", *VARIANTS):
         assert name in text
-    show(page, "comparison")
+    take_screenshot(page, "comparison")
 
 
 def test_the_table_view_shows_the_answers_side_by_side(page, server, store):
@@ -187,10 +201,10 @@ def test_the_table_view_shows_the_answers_side_by_side(page, server, store):
     tables.filter(has_text="eval_results_table.json").click()
     tables.filter(has_text="leaderboard.json").click()
     page.keyboard.press("Escape")
-    page.wait_for_function(SHOWS_EACH, arg=answers)
+    page.wait_for_function(SHOWS_LINES, arg=answers)
     text = page.inner_text("body")
     assert all(answer in text for answer in answers)
-    show(page, "answers")
+    take_screenshot(page, "answers")
 
 
 def test_the_charts_draw_the_scores_of_every_variant(page, server, store):
@@ -206,40 +220,40 @@ def test_the_charts_draw_the_scores_of_every_variant(page, server, store):
     chart = page.locator("div").filter(has=title).filter(has=page.locator(".barlayer")).last
     expect(chart.locator(".bartext")).to_have_count(len(VARIANTS), timeout=SECONDS * 1000)
     assert sorted(chart.locator(".bartext").all_text_contents()) == means
-    show(page, "charts")
+    take_screenshot(page, "charts")
 
 
-def test_the_evaluation_has_a_leaderboard_and_pictures(page, server, store):
+def test_the_evaluation_run_has_a_leaderboard_and_pictures(page, server, store):
     client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
     (run,) = client.search_runs(["0"], "attributes.run_name = 'evaluate-facts'")
     page.goto(f"{server}/experiments/0/runs/{run.info.run_id}/artifacts/leaderboard.json")
-    page.get_by_text("tokens_per_second").first.wait_for()
+    page.get_by_text("speed/tokens_per_second").first.wait_for()
     assert all(name in page.inner_text("body") for name in VARIANTS)
-    seen = []
+    sizes = []
     for picture in ("quality_against_speed", "scores_by_tag"):
         page.get_by_text(f"{picture}.png").first.click()
         size = size_of(f"{run.info.artifact_uri}/{picture}.png")
-        assert size not in seen
-        seen.append(size)
+        assert size not in sizes
+        sizes.append(size)
         page.wait_for_function(SHOWS_PICTURE, arg=size)
-        show(page, picture)
+        take_screenshot(page, picture)
 
 
 def size_of(address):
-    """The width and height of a logged PNG, by which the page's pictures are told apart."""
+    """Return the width and height of a logged PNG. The page's pictures differ in their size."""
     head = Path(mlflow.artifacts.download_artifacts(address)).read_bytes()[16:24]
     return [int.from_bytes(head[:4]), int.from_bytes(head[4:])]
 
 
-def test_traces_show_rows_with_their_scores_and_the_prompts_are_registered(page, server):
+def test_traces_show_rows_with_scores_and_the_prompts_are_listed(page, server):
     page.goto(f"{server}/experiments/0/traces")
     page.get_by_text("What city serves as the capital of Spain?").first.wait_for()
     page.get_by_text("answer_match").first.wait_for()
     text = page.inner_text("body")
-    assert all(shown in text for shown in ("What city serves as the capital of Spain?", "answer_match"))
-    show(page, "traces")
+    assert all(expected in text for expected in ("What city serves as the capital of Spain?", "answer_match"))
+    take_screenshot(page, "traces")
     page.goto(f"{server}/experiments/0/prompts")
     page.get_by_text("phi3-brief").first.wait_for()
     text = page.inner_text("body")
     assert all(name in text for name in ("phi3-brief", "phi3-plain"))
-    show(page, "prompts")
+    take_screenshot(page, "prompts")

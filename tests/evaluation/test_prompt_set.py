@@ -9,7 +9,7 @@ import pytest
 from steps import command_line
 from steps.config.schema import PromptSet
 from steps.errors import StepError
-from steps.evaluation import prompt_set, scores
+from steps.evaluation import prompt_set, scores, scores_log
 
 
 def _line(**fields):
@@ -125,7 +125,7 @@ def test_prompt_is_short_for_one_user_message(tmp_path):
 def test_the_table_shows_all_turns_and_all_accepted_answers(tmp_path):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     loaded = _load(tmp_path, _line(), _line(id="b", messages=turns, target=["t", "u"]))
-    table = scores.dataset(loaded).df
+    table = scores_log.dataset(loaded).df
     assert list(table["question"]) == ["q", "user: a\nassistant: b\nuser: c"]
     assert list(table["target"]) == ["t", "t | u"]
 

@@ -72,7 +72,7 @@ def test_each_row_has_one_trace_with_its_scores(typed, checkpoint, questions, mo
     assert assessments["answer_match"].value == 1.0
     assert 0 < assessments["chrf"].value <= 1
     assert assessments["target"].value == ["Madrid"]
-    assert "Every variant has a scorecard" in typed("evaluate", *questions, "evaluate.traces=true").stdout
+    assert "All variants are already scored" in typed("evaluate", *questions, "evaluate.traces=true").stdout
     _delete(_traces(model.source_run_id)[:1])
     # Killed after the new traces are written and before the earlier one is deleted.
     with monkeypatch.context() as patch:

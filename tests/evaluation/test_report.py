@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -12,36 +11,41 @@ import pytest
 
 from steps import command_line
 from steps.build import build
-from steps.evaluation import plots, report, scores, speed
+from steps.evaluation import plots, scorecard, scores, speed
 from steps.evaluation.plots import Point
-from steps.evaluation.report import Entry
+from steps.evaluation.report import comparison, leaderboard, state, variant_report
+from steps.evaluation.report.comparison import Scored
+from steps.evaluation.report.leaderboard import Standing
 from steps.evaluation.scorecard import Scorecard
-from steps.store.variants import Variant
+from tests.support import KILLED, die_in, make_prompt_set, make_row, make_variant, write_prompt_set
 
 
-def point(quality, speed, name="v"):
+def _point(quality, speed, name="v"):
     return Point(name, "onnx", quality, quality, quality, speed, speed, speed, 1.0)
 
 
-def entry(name, scores, **metrics):
-    mean = sum(score for score in scores if score is not None) / len(scores)
-    found = {"answer_match/mean": mean, "answer_match/ci_low": mean - 0.1, "answer_match/ci_high": mean + 0.1}
-    by_tag = {"odd|tag": {"rows": 2.0} | found}
-    count = len(scores)
+def _scored(name, row_scores, **metrics):
+    """Return a variant with these scores of its rows; `speed__load_seconds=1.0` adds a metric."""
+    mean, count = sum(score for score in row_scores if score is not None) / len(row_scores), len(row_scores)
+    interval = {"answer_match/mean": mean, "answer_match/ci_low": mean - 0.1, "answer_match/ci_high": mean + 0.1}
     card = Scorecard(
-        {"name": "facts", "sha256": "a" * 64, "rows": count},
-        [str(index) for index in range(count)],
-        [["odd|tag"]] * count,
-        ["said"] * count,
-        [],
-        [None] * count,
-        ["too long" if score is None else None for score in scores],
-        {"answer_match": scores},
-        found,
-        by_tag,
+        prompt_set={"name": "facts", "sha256": "a" * 64, "rows": count},
+        ids=[str(index) for index in range(count)],
+        tags=[["odd|tag"]] * count,
+        answers=["an answer"] * count,
+        repeats=[],
+        errors=[None] * count,
+        skipped=["too long" if score is None else None for score in row_scores],
+        scores={"answer_match": row_scores},
+        metrics=interval,
+        by_tag={"odd|tag": {"rows": 2.0} | interval},
     )
-    variant = Variant(f"m-{name}123456", f"r-{name}", "same name", {}, {"mode": "onnx"}, ())
-    return Entry(name, variant, card, found | {key.replace("__", "/"): value for key, value in metrics.items()})
+    variant = make_variant(name="same name", model_id=f"m-{name}123456", run_id=f"r-{name}")
+    return Scored(name, variant, card, interval | {key.replace("__", "/"): value for key, value in metrics.items()})
+
+
+def _page(scored):
+    return variant_report.page(scored.variant, scored.card, scored.metrics)
 
 
 FRONTS = {
@@ -54,58 +58,71 @@ FRONTS = {
 
 @pytest.mark.parametrize(("points", "front"), FRONTS.values(), ids=FRONTS)
 def test_the_pareto_front(points, front):
-    found = plots.pareto_front([point(*numbers) for numbers in points])
-    assert [(one.quality, one.speed) for one in found] == front
+    on_front = plots.pareto_front([_point(*numbers) for numbers in points])
+    assert [(point.quality, point.speed) for point in on_front] == front
 
 
-def test_the_leaderboard_has_a_cell_for_everything_and_none_for_what_is_unknown():
-    entries = [entry("a", [1.0, 1.0], speed__tokens_per_second=50.0), entry("b", [0.0, 1.0])]
-    table = report.leaderboard(entries, ["answer_match"])
+def test_the_table_has_a_cell_for_everything_and_none_for_what_is_unknown():
+    entries = [_scored("a", [1.0, 1.0], speed__tokens_per_second=50.0), _scored("b", [0.0, 1.0])]
+    table = comparison.leaderboard(entries, ["answer_match"])
     assert table["variant"] == ["a", "b"]
     assert table["answer_match/mean"] == [1.0, 0.5]
-    assert table["tokens_per_second"] == [50.0, None]
+    assert table["speed/tokens_per_second"] == [50.0, None]
+    assert table["model_id"] == ["m-a123456", "m-b123456"]
     assert all(len(column) == 2 for column in table.values())
 
 
-def test_pairs_are_compared_on_the_rows_that_both_were_asked():
+def test_pairs_are_compared_on_the_rows_that_both_answered():
     ours, theirs = [1.0] * 30 + [None], [0.0] * 30 + [1.0]
-    (pair,) = report.pairwise([entry("a", ours), entry("b", theirs)], "answer_match")
+    (pair,) = comparison.pairwise([_scored("a", ours), _scored("b", theirs)], "answer_match")
     assert (pair["variant"], pair["is"], pair["than"], pair["rows"]) == ("a", "better", "b", 30)
     assert pair["difference"] == pair["ci_low"] == pair["ci_high"] == 1.0
-    (pair,) = report.pairwise([entry("a", [0.0, 1.0] * 10), entry("b", [1.0, 0.0] * 10)], "answer_match")
+    (pair,) = comparison.pairwise([_scored("b", theirs), _scored("a", ours)], "answer_match")
+    assert pair["is"] == "worse"
+    (pair,) = comparison.pairwise([_scored("a", [0.0, 1.0] * 10), _scored("b", [1.0, 0.0] * 10)], "answer_match")
     assert pair["is"] == "tied"
 
 
-def test_a_variant_without_scores_of_the_rows_is_in_no_pair():
-    without = replace(entry("c", [1.0]), card=replace(entry("c", [1.0]).card, scores={}))
-    pairs = report.pairwise([entry("a", [1.0]), without, entry("b", [0.0])], "answer_match")
+def test_variants_without_rows_in_common_are_no_pair():
+    assert comparison.pairwise([_scored("a", [1.0, None]), _scored("b", [None, 1.0])], "answer_match") == []
+
+
+def test_a_variant_without_row_scores_is_in_no_pair():
+    whole = _scored("c", [1.0])
+    without = replace(whole, card=replace(whole.card, scores={}))
+    pairs = comparison.pairwise([_scored("a", [1.0]), without, _scored("b", [0.0])], "answer_match")
     assert len(pairs) == 1
-    assert report.pairwise([entry("a", [1.0]), without], "answer_match") == []
+    assert comparison.pairwise([_scored("a", [1.0]), without], "answer_match") == []
 
 
-def test_a_metric_without_scores_of_the_rows_has_no_picture_by_tag(monkeypatch):
+def test_a_metric_without_row_scores_has_no_picture_by_tag(monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "scores_by_tag", lambda by_variant, *_: drawn.append(by_variant))
     monkeypatch.setattr(mlflow, "log_figure", lambda *_: None)
-    report._log_pictures([entry("a", [1.0])], "bleu", "facts")
+    comparison.log_pictures([_scored("a", [1.0])], "bleu", "facts")
     assert drawn == []
-    report._log_pictures([entry("a", [1.0])], "answer_match", "facts")
+    comparison.log_pictures([_scored("a", [1.0])], "answer_match", "facts")
     assert len(drawn) == 1
 
 
-def test_the_first_metric_is_the_prompt_sets_own_where_it_has_one():
+def test_entries_with_the_same_name_are_told_apart_by_their_model():
+    entries = [replace(_scored(name, [1.0]), name=shown) for name, shown in (("a", "v"), ("b", "v"), ("c", "w"))]
+    assert [entry.name for entry in comparison.disambiguate(entries)] == ["v a12345", "v b12345", "w"]
+
+
+def test_the_first_metric_is_the_prompt_sets_own_if_it_has_one():
     assert scores.first(command_line.compose("evaluate", [])) == "answer_match"
     assert scores.first(command_line.compose("evaluate", ["evaluate.metrics=[chrf,rouge_l]"])) == "chrf"
     assert scores.first(command_line.compose("evaluate", ["prompt_set=instructions"])) == "instruction_match"
 
 
-def test_a_metric_without_scores_of_the_rows_is_on_the_page_without_an_interval():
-    plain = entry("a", [1.0])
+def test_a_metric_without_row_scores_is_on_the_page_without_an_interval():
+    plain = _scored("a", [1.0])
     card = replace(plain.card, metrics=plain.card.metrics | {"bleu/mean": 0.25})
-    assert "| all | 1 | 1.000 (0.900 to 1.100) | 0.250 |" in report.page(replace(plain, card=card))
+    assert "| all | 1 | 1.000 (0.900 to 1.100) | 0.250 |" in _page(replace(plain, card=card))
 
 
-def test_tags_that_the_picture_leaves_out_are_told():
+def test_the_title_says_how_many_tags_the_picture_leaves_out():
     tags = {str(number): {"rows": number, "chrf/mean": 0.5} for number in range(25)}
     assert plots.which_tags({"a": tags}) == "the 20 most frequent of 25 tags"
     assert plots.which_tags({"a": {"x": {"rows": 1}}}) == "by tag"
@@ -136,88 +153,97 @@ def test_the_picture_has_error_bars_marks_by_size_and_the_front():
     assert axes.get_title() == "A title"
 
 
-def test_the_page_says_what_was_asked_scored_and_spent():
-    page = report.page(entry("a", [1.0, None], speed__latency_p50_ms=12.5))
+def test_the_page_shows_what_was_asked_scored_and_spent():
+    page = _page(_scored("a", [1.0, None], speed__latency_p50_ms=12.5, size__bytes=2.5e6))
+    assert page.startswith("# same name\n")
+    assert "Model `models:/m-a123456`, prompt set `aaaaaaaaaaaaaaaa`." in page
     assert "1 of 2 rows asked, 0 with an error" in page
     assert "| odd/tag | 2 | 0.500 (0.400 to 0.600) |" in page
-    assert "| latency p50 ms | 12.5 |" in page
+    assert "| speed/latency_p50_ms | 12.5 |\n| size/bytes | 2.5e+06 |" in page
 
 
-def test_an_evaluation_leaves_tables_pictures_and_pages_and_measures_later_what_it_left_out(typed, checkpoint):
+ROWS = make_prompt_set("a")
+STANDING = Standing(["m-2", "m-1"], champion_model_id="m-2", champion_version="7")
+
+
+@pytest.fixture
+def ranked():
+    """Return a variant that is not scored, a challenger and the champion."""
+    mark = {scorecard.tag(ROWS.sha256): json.dumps({"prompt_set_sha256": ROWS.sha256, "digest": "d"})}
+    metrics = [("answer_match/mean", "d", 0.5), ("size/bytes", None, 2.5e6), ("contract/passed", "d", 38.0)]
+    metrics += [("contract/total", "d", 39.0), ("speed/tokens_per_second", "other", 9.0)]
+    return [
+        make_variant(name="not scored", model_id="m-0"),
+        make_variant(name="slower", model_id="m-1", tags=mark, metrics=metrics),
+        make_variant(name="best", model_id="m-2", tags=mark, metrics=metrics),
+    ]
+
+
+def test_the_main_jobs_table_has_the_order_of_the_ranking(ranked):
+    content = leaderboard.as_dict(ranked, ROWS, ["answer_match"], STANDING)
+    assert content["champion_version"] == "7"
+    assert [row["variant"] for row in content["leaderboard"]] == ["best", "slower", "not scored"]
+    assert content["leaderboard"][0] == {
+        "variant": "best",
+        "model_id": "m-2",
+        "answer_match/mean": 0.5,
+        "contract/passed": 38.0,
+        "contract/total": 39.0,
+        "size/bytes": 2.5e6,
+        "speed/tokens_per_second": None,  # measured on other rows
+        "memory/peak_mb": None,
+    }
+
+
+def test_the_champion_has_a_star_in_the_main_jobs_table(ranked, capsys):
+    leaderboard.show(ranked, ROWS, ["answer_match"], STANDING)
+    lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert [[cell.strip() for cell in line[1:-1]] for line in lines] == [
+        ["★", "best", "0.500", "38/39", "2.5", "-", "-"],
+        ["", "slower", "0.500", "38/39", "2.5", "-", "-"],
+        ["", "not scored", "-", "-", "-", "-", "-"],
+    ]
+
+
+def test_an_evaluation_logs_tables_pictures_and_pages_and_later_measures_what_it_left_out(typed, checkpoint):
     for precision in ("fp32", "int4"):
         build(command_line.compose("build", ["mode=onnx", f"precision={precision}"]), checkpoint)
     assert typed("evaluate", "evaluate.speed=false").returncode == 0
     client = mlflow.MlflowClient()
-    run = _evaluation(client)
+    run = _latest_evaluation(client)
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"leaderboard.json", "pairwise.json", "scores_by_tag.png"} <= files
     assert "quality_against_speed.png" not in files
     (variant, _) = client.search_logged_models(["0"])
     pages = {file.path for file in client.list_artifacts(variant.source_run_id, "scorecards")}
     assert {path.rpartition(".")[2] for path in pages} == {"json", "md"}
-    before = mlflow.artifacts.load_dict(f"runs:/{variant.source_run_id}/{_json(pages)}")
+    before = mlflow.artifacts.load_dict(f"runs:/{variant.source_run_id}/{_json_of(pages)}")
 
     later = typed("evaluate", "evaluate.speed_seconds=0.05")
     assert later.returncode == 0
     assert "Scored" not in later.stdout
-    run = _evaluation(client)
-    table = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/leaderboard.json")
-    speeds = [row[table["columns"].index("tokens_per_second")] for row in table["data"]]
+    run = _latest_evaluation(client)
+    speeds = _column(run, "speed/tokens_per_second")
     assert len(speeds) == 2
     assert min(speeds) > 0
     assert "quality_against_speed.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert mlflow.artifacts.load_dict(f"runs:/{variant.source_run_id}/{_json(pages)}") == before
-    assert "Every variant has a scorecard" in typed("evaluate").stdout
-    assert _evaluation(client).info.run_id == run.info.run_id
+    assert mlflow.artifacts.load_dict(f"runs:/{variant.source_run_id}/{_json_of(pages)}") == before
+    assert "All variants are already scored on facts (118 rows)." in typed("evaluate").stdout
+    assert _latest_evaluation(client).info.run_id == run.info.run_id
 
-    # One that lost its scorecard is told, and the other is shown.
+    # A variant that lost its scorecard is named, and the other is shown.
     other = next(model for model in client.search_logged_models(["0"]) if model.model_id != variant.model_id)
     artifacts = client.get_run(variant.source_run_id).info.artifact_uri.removeprefix("file://")
-    Path(artifacts, _json(pages)).unlink()
+    Path(artifacts, _json_of(pages)).unlink()
     done = typed("evaluate", "evaluate.speed=false", f"run_id={other.source_run_id}")
     assert done.returncode == 1
-    assert f"{_json(pages)} of {variant.name} (run {variant.source_run_id}) cannot be read" in done.stderr
-    run = _evaluation(client)
+    assert f"{_json_of(pages)} of {variant.name} (run {variant.source_run_id}) cannot be read" in done.stderr
+    run = _latest_evaluation(client)
     assert run.info.status == "FAILED"
-    table = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/leaderboard.json")
-    assert [row[table["columns"].index("model_id")] for row in table["data"]] == [other.model_id]
+    assert _column(run, "model_id") == [other.model_id]
 
 
-DEATHS = {
-    "before the report is marked": (report, "_mark", ["evaluate.speed=false"]),
-    "before the pictures": (report, "_log_pictures", ["evaluate.speed=false"]),
-    "before the comparison is marked": (mlflow, "set_tag", ["evaluate.speed=false"]),
-    "between calls and medians": (speed, "metrics", []),
-    "between medians and page": (report, "page", []),
-}
-
-
-def test_a_report_that_was_killed_is_finished_by_the_next_evaluation(typed, checkpoint, tmp_path, monkeypatch):
-    build(command_line.compose("build", ["mode=onnx"]), checkpoint)
-    client = mlflow.MlflowClient()
-    (model,) = client.search_logged_models(["0"])
-    monkeypatch.setattr(speed, "bench", lambda variants: contextlib.nullcontext(_Bench()))
-    for number, (where, name, words) in enumerate(DEATHS.values()):
-        words = [_questions(tmp_path / f"{number}.jsonl"), *words]
-        with monkeypatch.context() as patch:
-            _die(patch, where, name)
-            assert typed("evaluate", *words).returncode == KILLED
-        mended = typed("evaluate", *words)
-        assert (mended.returncode, "Every variant" in mended.stdout) == (0, False), (where, name)
-        files, tables = _files(client, model), _files(client, _evaluation(client), "")
-        assert {path.rpartition(".")[2] for path in files} == {"json", "md"}
-        assert {"leaderboard.json", "scores_by_tag.png"} <= tables.keys()
-        assert "Every variant has a scorecard" in typed("evaluate", *words).stdout
-    # The same as of one that nobody killed.
-    assert typed("evaluate", *words, "evaluate.speed=false", f"run_id={model.source_run_id}").returncode == 0
-    assert files == _files(client, model)
-    assert tables == _files(client, _evaluation(client), "")
-
-
-KILLED = 99
-
-
-class _Bench:
+class FakeBench:
     """Measures nothing, and at once."""
 
     machine: ClassVar[dict] = {"read_bandwidth": 1e10}
@@ -234,36 +260,63 @@ class _Bench:
         }
 
 
-def _die(patch, where, name):
-    """Have a function end the process, as far as a test can be ended."""
+DEATHS = {
+    "before the report is marked": (state, "mark_finished", ["evaluate.speed=false"]),
+    "before the scorecard is marked": (mlflow, "set_tag", ["evaluate.speed=false"]),
+    "before the pictures": (comparison, "log_pictures", ["evaluate.speed=false"]),
+    "before the comparison is marked": (state, "mark_compared", ["evaluate.speed=false"]),
+    "between calls and medians": (speed, "metrics", []),
+    "between medians and page": (variant_report, "page", []),
+}
 
-    def die(*_, **__):
-        sys.exit(KILLED)
 
-    patch.setattr(where, name, die)
+def test_a_report_that_was_killed_is_finished_by_the_next_evaluation(typed, checkpoint, tmp_path, monkeypatch):
+    build(command_line.compose("build", ["mode=onnx"]), checkpoint)
+    client = mlflow.MlflowClient()
+    (model,) = client.search_logged_models(["0"])
+    monkeypatch.setattr(speed, "bench", lambda variants: contextlib.nullcontext(FakeBench()))
+    for number, (owner, function, words) in enumerate(DEATHS.values()):
+        words = [_questions(tmp_path / f"{number}.jsonl"), *words]
+        with monkeypatch.context() as patch:
+            die_in(patch, owner, function)
+            assert typed("evaluate", *words).returncode == KILLED
+        finished = typed("evaluate", *words)
+        assert (finished.returncode, "All variants are already scored" in finished.stdout) == (0, False), function
+        files, tables = _files(client, model.source_run_id), _comparison_files(client)
+        assert {path.rpartition(".")[2] for path in files} == {"json", "md"}
+        assert {"leaderboard.json", "scores_by_tag.png"} <= tables.keys()
+        assert "All variants are already scored" in typed("evaluate", *words).stdout
+    # The same files as after an evaluation that was never killed.
+    assert typed("evaluate", *words, "evaluate.speed=false", f"run_id={model.source_run_id}").returncode == 0
+    assert files == _files(client, model.source_run_id)
+    assert tables == _comparison_files(client)
 
 
 def _questions(file):
-    """A prompt set of its own: the words that choose it."""
-    rows = [
-        {"id": str(number), "prompt": prompt, "target": target, "tags": ["x"]}
-        for number, (prompt, target) in enumerate([("What is the capital of Spain?", "Madrid"), (file.stem, "nothing")])
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return f"prompt_set.path={file}"
+    """Write a new prompt set; return the override that chooses it."""
+    rows = [make_row("0", tags=["x"]), make_row("1", file.stem, "nothing", tags=["x"])]
+    return write_prompt_set(file, rows)[0]
 
 
-def _files(client, of, folder="scorecards"):
-    """The content of files of a run, or of the run of a model, by their paths."""
-    run_id = getattr(of, "source_run_id", None) or of.info.run_id
+def _files(client, run_id, folder="scorecards"):
+    """Return the content of the files in a folder of a run, by their paths."""
     paths = [entry.path for entry in client.list_artifacts(run_id, folder) if not entry.is_dir]
     return {path: Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{path}")).read_bytes() for path in paths}
 
 
-def _evaluation(client):
-    """The run of the latest evaluation."""
+def _comparison_files(client):
+    return _files(client, _latest_evaluation(client).info.run_id, "")
+
+
+def _latest_evaluation(client):
     return client.search_runs(["0"], "attributes.run_name LIKE 'evaluate-%'", order_by=["start_time DESC"])[0]
 
 
-def _json(paths):
+def _column(run, name):
+    """Return a column of the leaderboard of an evaluation's run."""
+    table = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/leaderboard.json")
+    return [row[table["columns"].index(name)] for row in table["data"]]
+
+
+def _json_of(paths):
     return next(path for path in paths if path.endswith(".json"))

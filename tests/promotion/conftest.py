@@ -13,7 +13,7 @@ from tests.promotion import store
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory, caches, checkpoint, empty_store):
-    """The folder of a store with eight variants and no scorecard."""
+    """The folder of a store with eight variants and no scorecards."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "built"
     with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
@@ -31,7 +31,7 @@ def built(tmp_path_factory, caches, checkpoint, empty_store):
 
 @pytest.fixture
 def processes():
-    """Run tests/promotion/processes.py: `processes("race", …)` → its output."""
+    """Run tests/promotion/processes.py and return its output: `processes("race", …)`."""
 
     def run(*words: object) -> str:
         done = subprocess.run(
@@ -51,5 +51,5 @@ def processes():
 
 @pytest.fixture
 def figure(record_property):
-    """Have a figure printed at the end of the session (tests/conftest.py)."""
+    """Print a figure at the end of the session (tests/conftest.py)."""
     return lambda line: record_property("figure", line)

@@ -1,4 +1,4 @@
-"""A store with real variants, and scorecards of any prompt set written without asking them."""
+"""A store with real variants, and scorecards written to it without asking the variants."""
 
 import json
 import os
@@ -17,35 +17,35 @@ ROWS = 64
 
 
 def build(store: Path, *words: str) -> None:
-    """Build variants in a process of its own, and log them to the store."""
+    """Build variants in their own process, and log them to the store."""
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db", "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-m", "steps.build", *words]
     subprocess.run(command, cwd=store, env=environment, check=True, capture_output=True, text=True)
 
 
 def copied(store: Path, folder: Path) -> str:
-    """The address of a copy of a store's database; its models stay where they are."""
+    """Copy the database of a store and return its address; the models stay where they are."""
     folder.mkdir(exist_ok=True)
     shutil.copy(store / "mlflow.db", folder / "mlflow.db")
     return f"sqlite:///{folder}/mlflow.db"
 
 
 def write_prompt_set(path: Path, mark: str) -> Path:
-    """A prompt set of 64 rows; another `mark` makes other rows."""
+    """Write a prompt set of 64 rows; another `mark` makes other rows."""
     rows = [{"id": str(number), "prompt": f"{mark} {number}?", "target": "yes"} for number in range(ROWS)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def write_scorecard(variant, rows, eighths: int, answers: list[str] | None = None) -> None:
-    """A scorecard by which a variant answered so many eighths of the rows; one more or less is significant."""
+    """Write a scorecard with this many eighths of the rows right. A difference of one eighth is significant."""
     right = len(rows.rows) * eighths // 8
     scores = [1.0] * right + [0.0] * (len(rows.rows) - right)
     write_card(variant, rows, card_of(rows, scores, answers or ["yes"] * len(scores)))
 
 
 def card_of(rows, scores: list[float | None], answers: list[str]) -> Scorecard:
-    """A scorecard with the scores and answers of every row."""
+    """Return a scorecard with the scores and answers of every row; None is a skipped row."""
     known = [score for score in scores if score is not None]
     nothing = [None] * len(scores)
     return Scorecard(
@@ -63,7 +63,7 @@ def card_of(rows, scores: list[float | None], answers: list[str]) -> Scorecard:
 
 
 def write_card(variant, rows, card: Scorecard) -> None:
-    """Log a scorecard as `evaluate` does: the rows, the mean on the model, and the mark last."""
+    """Log a scorecard as `evaluate` does: the rows, the means on the model, and the mark last."""
     import mlflow
 
     client, digest = mlflow.MlflowClient(), rows.sha256[:16]

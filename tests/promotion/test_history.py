@@ -1,4 +1,4 @@
-"""Who was champion when: what is read from the tags of versions, with changes that never came true."""
+"""The history of the champion, read from the tags of versions, with changes that never happened."""
 
 import json
 
@@ -6,20 +6,21 @@ import pytest
 
 from steps.promotion import history
 from steps.promotion.registry import Registry, Version
+from steps.store.names import CHAMPION_SINCE
 
 
 def _registry(champion, *changes, missing=()):
-    """Versions with the changes (version, replaced, action) in this order of time."""
+    """A registry whose versions have tags of these changes (version, replaced, action), in order of time."""
     tags = {}
     for hour, (version, replaced, action) in enumerate(changes):
         content = {"action": action, "replaced": replaced, "reason": f"reason {hour}", "run_id": f"run{hour}"}
-        tags.setdefault(version, {})[f"{history.TAG}2026-01-01T{hour:02}:00:00.000000Z"] = json.dumps(content)
-    versions = [Version(number, f"m-{number}", found, "") for number, found in tags.items() if number not in missing]
+        tags.setdefault(version, {})[f"{CHAMPION_SINCE}2026-01-01T{hour:02}:00:00.000000Z"] = json.dumps(content)
+    versions = [Version(number, f"m-{number}", own, "") for number, own in tags.items() if number not in missing]
     return Registry("phi3", tuple(versions), {"champion": champion})
 
 
 P, R = "promote", "rollback"
-TOLD = {
+HISTORIES = {
     "none": (Registry("phi3"), [], None),
     "one": (_registry("1", ("1", None, P)), ["1"], None),
     "three": (_registry("3", ("1", None, P), ("2", "1", P), ("3", "2", P)), ["1", "2", "3"], "2"),
@@ -40,14 +41,14 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize(("registry", "versions", "before"), TOLD.values(), ids=TOLD)
-def test_changes(registry, versions, before):
+@pytest.mark.parametrize(("registry", "versions", "before"), HISTORIES.values(), ids=HISTORIES)
+def test_only_changes_that_happened_are_in_the_history(registry, versions, before):
     changes = history.changes(registry)
     assert [change.version for change in changes] == versions
-    assert history.before(changes) == before
+    assert history.previous_champion(changes) == before
 
 
-def test_lines_say_when_how_and_why():
+def test_each_line_has_the_time_the_action_and_the_reason():
     first, second = history.lines(_registry("1", ("1", None, P), ("2", "1", P), ("1", "2", R)))[-2:]
     assert first.startswith(
         "2026-01-01 01:00:00 to 2026-01-01 02:00:00  version 2 (m-2), promoted, instead of version 1: "

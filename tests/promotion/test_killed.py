@@ -1,4 +1,4 @@
-"""Register killed with -9 before each of its writes: the champion stays valid, the same command finishes the job."""
+"""Register is killed with -9 before each of its writes: the champion stays valid, and the same command finishes."""
 
 import json
 
@@ -30,24 +30,24 @@ def store(built, tmp_path_factory):
 
 
 def _each_kill(processes, tmp_path, folder, *overrides):
-    *killed, whole = json.loads(processes("kill", folder, tmp_path, *overrides))
+    *killed, finished = json.loads(processes("kill", folder, tmp_path, *overrides))
     assert all(look["killed"] for look in killed)
-    assert not whole["killed"]
+    assert not finished["killed"]
     return killed
 
 
 def _valid(look, models):
-    """Whether the alias names a whole version of one of these models."""
+    """Return True if the alias names a complete version of one of these models."""
     champion = look["aliases"]["champion"]
-    return champion in look["whole"] and look["models"][champion] in models
+    return champion in look["complete"] and look["models"][champion] in models
 
 
-def test_a_promotion_that_is_killed_is_finished_by_the_next_start(store, processes, tmp_path, figure):
+def test_the_next_register_finishes_a_killed_promotion(store, processes, tmp_path, figure):
     folder, overrides, (old, new) = store
     killed = _each_kill(processes, tmp_path, folder, *overrides)
     valid = sum(_valid(look["before"], [old, new]) and _valid(look["after"], [new]) for look in killed)
     models = [list(look["after"]["models"].values()) for look in killed]
-    doubles = sum(len(found) - len(set(found)) for found in models)
+    doubles = sum(len(registered) - len(set(registered)) for registered in models)
     slowest = max(look["seconds"] for look in killed)
     figure(
         f"promotion killed at {len(killed)} points: champions valid {valid}/{len(killed)}, duplicates {doubles}, "
@@ -61,8 +61,8 @@ def test_a_promotion_that_is_killed_is_finished_by_the_next_start(store, process
         assert look["after"]["history"] == [["promote", "1"], ["promote", "3"]]
 
 
-def test_a_rollback_that_is_killed_is_finished_by_the_next_start(store, processes, tmp_path, monkeypatch, figure):
-    """Asked again it finishes what was begun, and does not go back once more."""
+def test_the_same_command_finishes_a_killed_rollback(store, processes, tmp_path, monkeypatch, figure):
+    """It finishes the rollback that was begun, and does not roll back once more."""
     folder, overrides, (_, new) = store
     monkeypatch.setenv("MLFLOW_TRACKING_URI", copied(folder, tmp_path / "promoted"))
     config = command_line.compose("register", ["promotion.smoke=false", *overrides])

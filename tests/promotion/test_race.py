@@ -1,4 +1,4 @@
-"""Eight processes that score and register at the same time: the best one is champion in the end, registered once."""
+"""Eight processes score and register at the same time: the best variant ends as champion, registered once."""
 
 import time
 
@@ -12,7 +12,7 @@ from tests.promotion.store import copied
 ROUNDS = 50
 
 
-def test_the_best_wins_every_round_beside_a_sqlite_file(built, processes, tmp_path, figure):
+def test_the_best_wins_every_round_with_a_sqlite_store(built, processes, tmp_path, figure):
     address = copied(built, tmp_path / "race")
     started = time.perf_counter()
     processes("race", address, tmp_path, ROUNDS)
@@ -23,7 +23,7 @@ def test_the_best_wins_every_round_beside_a_sqlite_file(built, processes, tmp_pa
 
 
 def verdict(address: str, rounds: int) -> tuple[int, int]:
-    """How many rounds ended with a wrong champion or challenger, and how many versions were registered twice."""
+    """Count the rounds with a wrong champion or challenger, and the versions that were registered twice."""
     client = mlflow.MlflowClient(address)
     variants = [variant.model_id for variant in find_variants(client, "0")]
     wrong = doubles = 0

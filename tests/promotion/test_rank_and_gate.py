@@ -1,4 +1,4 @@
-"""Who is best, and whether the champion makes way."""
+"""Which candidate is best, and whether it replaces the champion."""
 
 import math
 
@@ -6,7 +6,8 @@ import pytest
 
 from steps.config.schema import Promotion
 from steps.promotion.gate import decide
-from steps.promotion.rank import Candidate, metric_key, policy_faults, rank
+from steps.promotion.rank import Candidate, policy_faults, rank
+from steps.store.names import metric_key
 
 ROWS = 40
 
@@ -18,8 +19,8 @@ def _rows(right):
 def _candidate(name, right=20, size=10.0, rows=None, faults=(), **metrics):
     """A candidate that answered the first `right` of 40 rows."""
     rows = _rows(right) if rows is None else rows
-    found = {"answer_match/mean": sum(rows) / ROWS, "size/bytes": size} | metrics
-    return Candidate(name, f"m-{name}", f"f-{name}", found, {"answer_match": rows}, faults)
+    metrics = {"answer_match/mean": sum(rows) / ROWS, "size/bytes": size} | metrics
+    return Candidate(name, f"m-{name}", f"f-{name}", metrics, {"answer_match": rows}, faults)
 
 
 def _policy(**changes):
@@ -30,7 +31,12 @@ ORDERS = {
     "metric": ([_candidate("low", 10), _candidate("high", 30)], _policy(), ["high", "low"], 1),
     "cheaper": ([_candidate("large", size=20), _candidate("small", size=5)], _policy(), ["small", "large"], 2),
     "age": ([_candidate("older"), _candidate("newer")], _policy(), ["older", "newer"], 2),
-    "tied, so the cheapest": ([_candidate("high", 21, 50), _candidate("low", 20, 5)], _policy(), ["low", "high"], 2),
+    "a tie goes to the cheaper": (
+        [_candidate("high", 21, 50), _candidate("low", 20, 5)],
+        _policy(),
+        ["low", "high"],
+        2,
+    ),
     "tied at this alpha only": (
         # 3 rows of 40 more: its interval holds 0 at the level 0.01 and not at 0.2
         [_candidate("high", 23, 50), _candidate("low", 20, 5)],
@@ -44,7 +50,7 @@ ORDERS = {
         ["low", "high"],
         2,
     ),
-    "as many rows, others": (
+    "as many right rows, but different ones": (
         [_candidate("front", size=20), _candidate("back", size=5, rows=_rows(20)[::-1])],
         _policy(),
         ["back", "front"],
@@ -74,7 +80,7 @@ ORDERS = {
         ["low"],
         1,
     ),
-    "limit that is just kept": (
+    "a value equal to its limits": (
         [_candidate("a", 20)],
         _policy(limits={"answer_match": {"min": 0.5, "max": 0.5}}),
         ["a"],
@@ -84,7 +90,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize(("candidates", "policy", "order", "tied"), ORDERS.values(), ids=ORDERS)
-def test_rank(candidates, policy, order, tied):
+def test_candidates_are_ranked_by_limits_then_score_then_cost(candidates, policy, order, tied):
     ranking = rank(candidates, policy)
     assert [candidate.name for candidate in ranking.ranked] == order
     assert len(ranking.tied) == tied
@@ -112,14 +118,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("bad", "policy", "reasons"), REFUSED.values(), ids=REFUSED)
-def test_what_is_refused_is_told_whole_and_keeps_nobody_else_out(bad, policy, reasons):
+def test_every_fault_is_reported_and_other_candidates_still_rank(bad, policy, reasons):
     good = _candidate("good", **{"speed/latency_p95_ms": 1.0})
     ranking = rank([bad, good], policy)
     assert [candidate.name for candidate in ranking.ranked] == ["good"]
     assert ranking.refused == {"m-bad": reasons}
 
 
-def test_metrics_that_nobody_has_are_named_with_their_key_and_what_is_known():
+def test_an_unknown_metric_is_reported_with_its_key_and_the_available_ones():
     faults = policy_faults([_candidate("a")], _policy(metric="answer_mach", prefer=["size/byte"], limits={"x": {}}))
     assert faults == [
         "promotion.metric: Unknown metric 'answer_mach'. Did you mean 'answer_match/mean'? "
@@ -129,7 +135,7 @@ def test_metrics_that_nobody_has_are_named_with_their_key_and_what_is_known():
         "promotion.limits: Unknown metric 'x'. Available: answer_match/mean, size/bytes.",
     ]
     assert policy_faults([_candidate("a")], _policy(metric="bytes")) == [
-        "promotion.metric must be a metric of every row, got 'bytes'. Available: answer_match."
+        "promotion.metric must be a metric that scores every row, got 'bytes'. Available: answer_match."
     ]
 
 
@@ -144,7 +150,7 @@ def test_metrics_that_nobody_has_are_named_with_their_key_and_what_is_known():
         ("contract", "contract/rate"),
     ],
 )
-def test_short_names(name, key):
+def test_a_policy_may_use_short_names_for_metrics(name, key):
     assert metric_key(name) == key
 
 
@@ -161,7 +167,7 @@ DECISIONS = {
         True,
         "there was no champion; a has answer_match 0.7000, tied with 1 for the highest score, and the least cost",
     ),
-    "itself": ([], _candidate("a"), False, "the champion a is the best already: answer_match 0.5000"),
+    "itself": ([], _candidate("a"), False, "the champion a is already the best: answer_match 0.5000"),
     "better": (
         [_candidate("a", 30)],
         _candidate("b", 20),
@@ -185,35 +191,35 @@ DECISIONS = {
         [_candidate("a", 10, 5)],
         _candidate("b", 20, 9),
         False,
-        "the champion b is the best already",
+        "the champion b is already the best",
     ),
 }
 
 
 @pytest.mark.parametrize(("candidates", "champion", "promote", "reason"), DECISIONS.values(), ids=DECISIONS)
-def test_decide(candidates, champion, promote, reason):
+def test_the_decision_and_its_reason(candidates, champion, promote, reason):
     everyone = [*candidates, *([champion] if champion else [])]
     decision = decide(rank(everyone, _policy()), champion, _policy())
     assert decision.promote is promote
     assert decision.reason.startswith(reason)
 
 
-def test_the_same_fingerprint_is_no_promotion():
+def test_a_candidate_with_the_champions_fingerprint_is_not_promoted():
     champion = _candidate("a")
     twin = Candidate("a", "m-other", champion.fingerprint, champion.metrics, champion.rows)
     assert not decide(rank([twin], _policy()), champion, _policy()).promote
 
 
-def test_a_champion_beyond_the_limits_makes_way():
+def test_a_champion_that_breaks_a_limit_is_replaced():
     policy = _policy(limits={"bytes": {"max": 20}})
     champion = _candidate("big", 36, 50)
     decision = decide(rank([_candidate("a"), champion], policy), champion, policy)
     assert decision.promote
-    assert decision.reason == "the champion big is beyond the limits: bytes 50 is above 20"
+    assert decision.reason == "the champion big no longer meets the policy: bytes 50 is above 20"
 
 
-def test_a_candidate_that_is_significantly_worse_than_the_champion_is_not_promoted_however_cheap():
-    """Tied with the highest score, and worse than the champion beside it: the champion stays."""
+def test_a_candidate_significantly_worse_than_the_champion_is_not_promoted_even_if_cheaper():
+    """The candidate ties with the highest score, but is worse than the champion: the champion stays."""
     highest = _candidate("highest", size=90, rows=[1.0, 0.0] * 12 + [1.0] * 10 + [0.0] * 6)
     champion = _candidate("champion", size=50, rows=_rows(20))
     cheap = _candidate("cheap", size=5, rows=_rows(15))

@@ -1,6 +1,7 @@
-"""Register as a user meets it: who takes part, what is refused and why, the report, history and rollback."""
+"""Register as a user sees it: which variants compete, refusals and their reasons, report, history, rollback."""
 
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,17 +11,21 @@ from filelock import FileLock
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from steps import command_line, register
+from steps.config.schema import EvaluateConfig, Evaluation
 from steps.errors import StepError
-from steps.evaluation import prompt_set, report, scorecard
+from steps.evaluate import evaluate
+from steps.evaluation import prompt_set, scorecard
+from steps.evaluation.report import state
 from steps.promotion import lock, registry
-from steps.promotion.rank import metric_key
-from steps.store import integrity
+from steps.promotion.missing_scorecard import find_missing
+from steps.store import integrity, names
+from steps.store.names import metric_key
 from steps.store.variants import find_variants
 from tests.promotion.store import card_of, copied, write_card, write_prompt_set, write_scorecard
 
 
 class Store:
-    """A copy of the store with eight variants, and a prompt set that nobody was scored on."""
+    """A copy of the store with eight variants, and a prompt set on which none is scored."""
 
     def __init__(self, built, folder):
         self.address = copied(built, folder)
@@ -32,12 +37,20 @@ class Store:
         return mlflow.MlflowClient()
 
     @property
+    def config(self):
+        return command_line.compose("register", self.overrides)
+
+    @property
+    def rows(self):
+        return prompt_set.load(self.config.prompt_set)
+
+    @property
     def variants(self):
         return find_variants(self.client, "0")
 
     def score(self, *eighths):
         """Give the first variants scorecards."""
-        rows = prompt_set.load(command_line.compose("register", self.overrides).prompt_set)
+        rows = self.rows
         for variant, right in zip(self.variants, eighths, strict=False):
             write_scorecard(variant, rows, right)
         return rows
@@ -46,7 +59,7 @@ class Store:
         return register.register(command_line.compose("register", [*self.overrides, *overrides]))
 
     def report(self):
-        """The last run and its report."""
+        """Return the last run and its report."""
         run = self.client.search_runs(["0"], order_by=["attributes.start_time DESC"])[0]
         uri = run.info.artifact_uri
         return (
@@ -68,7 +81,7 @@ def store(built, tmp_path, monkeypatch):
     return store
 
 
-def test_the_report_and_the_version_tell_what_was_decided_and_why(store):
+def test_the_report_and_the_version_record_the_decision_and_its_reason(store):
     rows = store.score(3, 7, 5)
     store.register()
     run, content, text = store.report()
@@ -93,7 +106,7 @@ def test_the_report_and_the_version_tell_what_was_decided_and_why(store):
     assert "there was no champion; onnx-int4-chat has the highest score, answer_match 0.8750" in version.description
 
 
-def test_a_better_one_replaces_the_champion_and_the_interval_is_told(store):
+def test_a_better_candidate_replaces_the_champion_and_the_interval_is_reported(store):
     store.score(3, 5)
     store.register()
     store.score(3, 5, 7)
@@ -107,19 +120,19 @@ def test_a_better_one_replaces_the_champion_and_the_interval_is_told(store):
     assert store.client.get_model_version("phi3", "3").tags["phi3.replaced_version"] == "1"
 
 
-def test_nothing_changes_twice(store, capsys):
+def test_a_second_register_changes_nothing(store, capsys):
     store.score(3, 5)
     store.register()
     before = store.registry
     store.register()
     assert store.registry == before
     assert (
-        "Nothing changes: the champion onnx-int4-chat is the best already: answer_match 0.6250."
+        "Nothing changes: the champion onnx-int4-chat is already the best: answer_match 0.6250."
         in capsys.readouterr().out
     )
 
 
-def test_a_twin_of_the_champion_is_no_other_version(store):
+def test_a_twin_of_the_champion_is_not_registered_again(store):
     store.score(3, 5)
     store.register()
     fingerprint = store.variants[1].tags["phi3.fingerprint"]
@@ -138,12 +151,12 @@ def test_a_changed_prompt_set_is_refused(store):
     assert store.registry.versions == ()
 
 
-def test_nothing_is_promoted_where_all_were_rejected(store):
+def test_nothing_is_promoted_if_all_versions_are_rejected(store):
     store.score(3, 5)
     store.register()
     for version in store.registry.versions:
-        store.client.set_model_version_tag("phi3", version.number, registry.REJECTED, "for a test")
-    store.client.delete_registered_model_alias("phi3", registry.CHAMPION)
+        store.client.set_model_version_tag("phi3", version.number, names.REJECTED, "for a test")
+    store.client.delete_registered_model_alias("phi3", names.CHAMPION)
     with pytest.raises(StepError, match=r"No scored candidate is left .*retry_rejected=true"):
         store.register()
     assert store.register("promotion.retry_rejected=true").version == "1"
@@ -155,7 +168,7 @@ def test_an_empty_prompt_set_is_refused(store):
         store.register()
 
 
-def test_what_is_missing_keeps_a_variant_out_with_the_reason(store):
+def test_a_variant_with_an_unusable_scorecard_is_refused_with_the_reason(store):
     rows = store.score(7, 7, 7, 7, 3)
     unlogged, unread, other, left, _ = store.variants[:5]
     write_card(unlogged, rows, replace(scorecard.read(unlogged, rows.sha256), metrics={"answer_match/mean": math.nan}))
@@ -174,7 +187,7 @@ def test_what_is_missing_keeps_a_variant_out_with_the_reason(store):
     assert "onnx-int4-chat has no scorecard for these rows" in store.report()[1]["left_out"]
 
 
-def test_a_row_that_a_variant_could_not_take_counts_as_not_answered(store):
+def test_a_skipped_row_counts_as_not_answered(store):
     rows = store.score(3)
     half = len(rows.rows) // 2
     write_card(store.variants[1], rows, card_of(rows, [1.0] * half + [None] * half, ["yes"] * 2 * half))
@@ -183,7 +196,7 @@ def test_a_row_that_a_variant_could_not_take_counts_as_not_answered(store):
     assert outcome.ranking.ranked[0].metrics["answer_match/mean"] == 0.5
 
 
-def test_all_violations_are_told_together(store):
+def test_all_broken_limits_are_reported_together(store):
     store.score(3, 5)
     with pytest.raises(StepError) as refusal:
         store.register("++promotion.limits={answer_match: {min: 0.9}, bytes: {max: 10}}")
@@ -194,7 +207,7 @@ def test_all_violations_are_told_together(store):
 
 @pytest.fixture
 def broken(monkeypatch):
-    """The models whose files are said to be changed: add their ids."""
+    """Ids of the models whose files count as changed: add to it."""
     ids, verify = set(), integrity.verify
     monkeypatch.setattr(
         integrity,
@@ -204,7 +217,7 @@ def broken(monkeypatch):
     return ids
 
 
-def test_a_model_that_is_not_whole_leaves_its_place_to_the_next(store, broken):
+def test_a_broken_model_is_replaced_by_the_next_candidate(store, broken):
     store.score(3, 7, 5)
     low, best, middle = (variant.model_id for variant in store.variants[:3])
     broken.add(best)
@@ -220,7 +233,7 @@ def test_a_model_that_is_not_whole_leaves_its_place_to_the_next(store, broken):
 
 
 @pytest.mark.parametrize("loss", ["broken", "deleted"])
-def test_a_champion_that_is_lost_is_replaced_with_the_reason(store, broken, loss):
+def test_a_broken_or_deleted_champion_is_replaced_with_the_reason(store, broken, loss):
     store.score(3, 7, 5)
     store.register()
     champion = store.registry.champion
@@ -238,7 +251,7 @@ def test_a_champion_that_is_lost_is_replaced_with_the_reason(store, broken, loss
     assert store.registry.champion.tags["phi3.replaced_version"] == "1"
 
 
-def test_a_broken_challenger_does_not_hide_a_promotion(store, broken):
+def test_a_broken_challenger_does_not_prevent_a_promotion(store, broken):
     store.score(7, 5)
     broken.add(store.variants[1].model_id)
     store.register()
@@ -246,43 +259,41 @@ def test_a_broken_challenger_does_not_hide_a_promotion(store, broken):
     assert store.report()[0].info.status == "FINISHED"
 
 
-def test_a_version_of_something_else_is_never_taken_for_a_variants(store, tmp_path):
-    """Whoever can write a tag could else have another model smoked and promoted."""
+def test_a_version_made_from_another_model_is_ignored(store, tmp_path):
+    """Anyone can write a tag. Otherwise a tag alone could promote another model."""
     store.score(3, 7)
     best = store.variants[1]
-    mlflow.register_model(
-        store.variants[2].uri, "phi3", tags={registry.MODEL_ID: best.model_id, registry.FINGERPRINT: "f"}
-    )
+    mlflow.register_model(store.variants[2].uri, "phi3", tags={names.MODEL_ID: best.model_id, names.FINGERPRINT: "f"})
     store.register()
     champion = store.client.get_model_version_by_alias("phi3", "champion")
     assert champion.source == best.uri
     assert champion.version != "1"
 
 
-def test_a_second_version_of_a_model_that_a_kill_has_left_is_deleted(store):
+def test_a_duplicate_version_that_a_kill_left_is_deleted(store):
     store.score(3, 7)
     best = store.variants[1]
     for _ in range(2):
-        mlflow.register_model(best.uri, "phi3", tags={registry.MODEL_ID: best.model_id, registry.FINGERPRINT: "f"})
+        mlflow.register_model(best.uri, "phi3", tags={names.MODEL_ID: best.model_id, names.FINGERPRINT: "f"})
     store.register()
     assert [version.model_id for version in store.registry.versions].count(best.model_id) == 1
     assert store.registry.champion.model_id == best.model_id
 
 
-def test_a_variant_that_was_rejected_and_built_again_is_rejected_still(store):
+def test_building_a_rejected_variant_again_does_not_admit_it(store):
     store.score(3, 5)
     store.register()
     fingerprint = store.variants[1].tags["phi3.fingerprint"]
     store.score(3, 5, 4)
     store.client.set_registered_model_alias("phi3", "champion", "2")
-    store.client.set_model_version_tag("phi3", "1", registry.REJECTED, "for a test")
+    store.client.set_model_version_tag("phi3", "1", names.REJECTED, "for a test")
     store.client.set_logged_model_tags(store.variants[2].model_id, {"phi3.fingerprint": fingerprint})
     assert not store.register().decision.promote
     assert store.registry.champion.number == "2"
 
 
 def test_a_cost_that_was_not_measured_does_not_win(store):
-    """MLflow keeps a NaN on a model as 0."""
+    """MLflow stores a NaN on a model as 0."""
     rows = store.score(7, 7)
     for variant, latency in zip(store.variants, (5.0, math.nan), strict=False):
         store.client.log_metric(
@@ -298,7 +309,7 @@ def test_a_cost_that_was_not_measured_does_not_win(store):
     assert outcome.ranking.refused[store.variants[1].model_id] == ["latency is 0, so it was not measured"]
 
 
-def test_a_report_that_cannot_be_whole_does_not_keep_a_rollback_from_it(store, typed):
+def test_a_rollback_works_after_the_replaced_model_was_deleted(store, typed):
     store.score(3, 5)
     store.register()
     store.score(3, 5, 7)
@@ -310,47 +321,157 @@ def test_a_report_that_cannot_be_whole_does_not_keep_a_rollback_from_it(store, t
     assert store.report()[1]["decision"]["difference"] is None
 
 
-def test_a_champion_without_a_scorecard_is_scored_first(store, capsys):
+def evaluate_overrides(sentence):
+    """Return the overrides of the evaluate command that a sentence tells the user to run."""
+    command = shlex.split(sentence.partition("Score it: `")[2].partition("`")[0])
+    assert command[:5] == ["mlflow", "run", ".", "-e", "evaluate"]
+    assert set(command[5::2]) == {"-P"}
+    return command[6::2]
+
+
+@pytest.fixture
+def unscored(store):
+    """The champion has no scorecard on the store's prompt set, and a better variant has one."""
     store.score(3, 5)
     store.register()
     write_prompt_set(store.path, "other")
-    champion = store.variants[1]
     store.score(7)
-    with pytest.raises(StepError, match="a dry run writes none"):
-        store.register("dry_run=true")
+    return store.variants[1]
+
+
+@pytest.mark.parametrize("overrides", [[], ["dry_run=true"]], ids=["promotion", "dry run"])
+def test_register_refuses_an_unscored_champion_and_names_the_command_that_scores_it(store, unscored, overrides):
+    runs, before = len(store.client.search_runs(["0"])), store.registry
+    with pytest.raises(StepError) as refusal:
+        store.register(*overrides)
+    assert refusal.value.faults == (
+        "onnx-int4-chat is the champion (version 1) and has no scorecard on made. Score it: "
+        f"`mlflow run . -e evaluate -P run_id={unscored.run_id} "
+        f"-P prompt_set.name=made -P prompt_set.path={store.path}`",
+    )
+    assert store.registry == before
+    # A failed register leaves its run, a dry run leaves nothing; neither scores anything.
+    assert len(store.client.search_runs(["0"])) == runs + (not overrides)
+    assert scorecard.metrics_of(store.variants[1], store.rows.sha256) is None
+
+
+def test_the_named_command_makes_register_succeed(store, unscored, typed):
+    with pytest.raises(StepError) as refusal:
+        store.register()
+    done = typed("evaluate", *evaluate_overrides(str(refusal.value)), "evaluate.speed=false")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Scored ") == 1
     outcome = store.register()
-    assert "is registered and has no scorecard for made: scoring it first" in capsys.readouterr().out
-    assert champion.model_id in [candidate.model_id for candidate in outcome.ranking.ranked]
+    assert unscored.model_id in [candidate.model_id for candidate in outcome.ranking.ranked]
     assert outcome.decision.promote
+    assert register.missing_scorecard(store.client, store.config, store.rows) is None
 
 
-def test_a_champion_is_timed_first_where_the_policy_asks_for_its_speed(store, capsys):
-    """What was measured with the questions of another prompt set does not count."""
-    store.score(3, 5)
-    store.register()
-    write_prompt_set(store.path, "other")
-    rows, (other, champion, *_) = store.score(7), store.variants
-    for sha256, variant in ((rows.sha256, other), ("0" * 64, champion)):
-        of_set = {"dataset_name": "made", "dataset_digest": sha256[:16]}
-        store.client.log_metric(variant.run_id, metric_key("latency"), 5.0, model_id=variant.model_id, **of_set)
+def test_the_main_jobs_steps_score_the_champion_and_then_promote(store, unscored):
+    """What steps/main.py does between its own evaluation and its leaderboard."""
+    config, rows = store.config, store.rows
+    missing = register.missing_scorecard(store.client, config, rows)
+    evaluation = command_line.compose("evaluate", [*store.overrides[1:], "evaluate.speed=false"])
+    assert missing.evaluation(evaluation) == replace(evaluation, run_id=unscored.run_id)
+    evaluate(missing.evaluation(evaluation), rows)
+    assert register.missing_scorecard(store.client, config, rows) is None
+    outcome = register.register(config, rows)
+    assert outcome.decision.promote
+    assert set(outcome.standing.ranked) == {variant.model_id for variant in store.variants[:2]}
+    assert outcome.standing.ranked[0] == outcome.standing.champion_model_id == store.variants[0].model_id
+    assert outcome.standing.champion_version == store.registry.champion.number
+
+
+def test_an_untimed_champion_is_refused_if_the_policy_asks_for_its_speed(store, unscored, typed):
+    """Speed that was measured on another prompt set does not count."""
+    rows, other = store.rows, store.variants[0]
+    for sha256, variant in ((rows.sha256, other), ("0" * 64, unscored)):
+        digest = {"dataset_name": "made", "dataset_digest": sha256[:16]}
+        store.client.log_metric(variant.run_id, metric_key("latency"), 5.0, model_id=variant.model_id, **digest)
+    write_scorecard(unscored, rows, 5)
+    with pytest.raises(StepError, match=r"version 1\) and its scorecard on made has no latency\. Score it") as refusal:
+        store.register("promotion.prefer=[latency]")
+    done = typed("evaluate", *evaluate_overrides(str(refusal.value)), "evaluate.speed_seconds=0")
+    assert done.returncode == 0, done.stderr
     outcome = store.register("promotion.prefer=[latency]")
-    said = capsys.readouterr().out
-    assert "has no scorecard for made: scoring it first" in said
-    assert "was not timed on made: timing it first" in said
-    assert champion.model_id in [candidate.model_id for candidate in outcome.ranking.ranked]
-    # What is known is not measured again, not by evaluate either.
-    store.register("promotion.prefer=[latency]")
-    assert "first" not in capsys.readouterr().out
-    assert not report.is_untimed(store.variants[1], rows, command_line.compose("evaluate", []))
+    assert unscored.model_id in [candidate.model_id for candidate in outcome.ranking.ranked]
+    assert not state.is_untimed(store.variants[1], rows, command_line.compose("evaluate", []))
 
 
-def test_a_champion_that_is_alone_is_timed_too(store, capsys):
+def test_a_lone_untimed_champion_is_refused_and_a_metric_that_nothing_measures_is_unknown(store, typed):
     store.score(3)
     store.register()
+    with pytest.raises(StepError, match="and its scorecard on made has no latency") as refusal:
+        store.register("promotion.prefer=[latency]")
+    done = typed("evaluate", *evaluate_overrides(str(refusal.value)), "evaluate.speed_seconds=0")
+    assert done.returncode == 0, done.stderr
     store.register("promotion.prefer=[latency]")
-    assert "was not timed on made: timing it first" in capsys.readouterr().out
-    with pytest.raises(StepError, match="cannot be compared: it has no speed/warp"):
+    # To evaluate it once more would not help.
+    with pytest.raises(StepError, match=r"^promotion.prefer: Unknown metric 'speed/warp'"):
         store.register("promotion.prefer=[speed/warp]")
+
+
+def test_a_champion_that_lacks_what_no_evaluation_adds_cannot_be_compared(store):
+    rows = store.score(3, 5)
+    store.register()
+    for variant, name in zip(store.variants, ("memory/gpu_peak_mb", "memory/peak_mb"), strict=False):
+        digest = {"dataset_name": "made", "dataset_digest": rows.sha256[:16]}
+        store.client.log_metric(variant.run_id, name, 5.0, model_id=variant.model_id, **digest)
+    with pytest.raises(StepError) as refusal:
+        store.register("promotion.prefer=[memory/gpu_peak_mb]")
+    assert refusal.value.faults == (
+        "onnx-int4-chat is the champion (version 1) and cannot be compared: it has no memory/gpu_peak_mb.",
+    )
+
+
+def test_the_command_carries_the_prompt_set_and_the_policys_metrics(store):
+    settings = [
+        "promotion.metric=bertscore",
+        "promotion.limits={chrf: {min: 0}, rouge/rouge1: {min: 0}, contract: {min: 0}, latency: {max: 9}}",
+    ]
+    overrides = ["prompt_set=dataset", "prompt_set.path=my rows.csv", "prompt_set.columns.target=answer"]
+    overrides += ["prompt_set.columns.tags=null", "prompt_set.subset=a", "prompt_set.metrics=[instruction_match]"]
+    words = command_line.parse([*overrides, *settings])[1]
+    config = command_line.compose("register", words)
+    missing = find_missing(store.variants[0], None, "the champion", config.prompt_set, "rows", config.promotion)
+    run_id, *carried, metrics = evaluate_overrides(missing.sentence)
+    assert run_id == f"run_id={store.variants[0].run_id}"
+    assert metrics == "evaluate.metrics=[answer_match,exact_match,token_f1,rouge_l,chrf,bertscore,rouge]"
+    assert command_line.compose("evaluate", command_line.parse(carried)[1]).prompt_set == config.prompt_set
+    evaluation = missing.evaluation(EvaluateConfig(config.prompt_set, Evaluation(metrics=["chrf"], speed=False)))
+    assert evaluation.evaluate.metrics == ["chrf", "bertscore", "rouge"]
+    assert evaluation.evaluate.speed
+
+
+def test_a_rollback_refuses_an_unscored_version_and_names_the_command_that_scores_it(store, typed):
+    store.score(3, 5)
+    store.register()
+    store.score(3, 5, 7)
+    store.register()
+    write_prompt_set(store.path, "other")
+    done = typed("register", "action=rollback", *store.overrides)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: onnx-int4-chat is version 1 of phi3 and has no scorecard on made. Score it: `"
+    )
+    assert store.registry.aliases["champion"] == "3"
+    scoring = typed("evaluate", *evaluate_overrides(done.stderr), "evaluate.speed=false")
+    assert scoring.returncode == 0, scoring.stderr
+    assert typed("register", "action=rollback", *store.overrides).returncode == 0
+    assert store.registry.aliases["champion"] == "1"
+
+
+def test_there_is_no_missing_scorecard_without_an_intact_champion(store, broken):
+    store.score(3, 5)
+    config, rows = store.config, store.rows
+    assert register.missing_scorecard(store.client, config, rows) is None
+    store.register()
+    write_prompt_set(store.path, "other")
+    assert register.missing_scorecard(store.client, config, store.rows).variant.model_id == store.variants[1].model_id
+    broken.add(store.variants[1].model_id)
+    assert register.missing_scorecard(store.client, config, store.rows) is None
+    store.client.delete_logged_model(store.variants[1].model_id)
+    assert register.missing_scorecard(store.client, config, store.rows) is None
 
 
 def test_history_and_rollback(store, typed):
@@ -368,14 +489,14 @@ def test_history_and_rollback(store, typed):
     )
 
     done = typed("register", "action=rollback", *store.overrides)
-    assert done.stdout == "Rolled back to onnx-int4-chat: phi3@champion is version 3, not 4.\n"
+    assert done.stdout == "Rolled back to onnx-int4-chat: phi3@champion is version 3, no longer 4.\n"
     run, content, text = store.report()
     assert run.data.tags["phi3.action"] == "rollback"
     assert content["decision"]["difference"]["mean"] == -0.125
-    assert "# phi3: rolled back from version 4 as it was asked for" in text
-    # What was left does not come back by itself.
+    assert "# phi3: rolled back from version 4 on request" in text
+    # The version that was replaced is not promoted again by itself.
     assert not store.register().decision.promote
-    assert store.registry.numbered("4").rejected == "rolled back to version 3"
+    assert store.registry.version("4").rejected == "rolled back to version 3"
 
     typed("register", "action=rollback", *store.overrides)
     assert store.registry.aliases["champion"] == "1"
@@ -385,7 +506,7 @@ def test_history_and_rollback(store, typed):
     assert done.stdout == "Dry run: would roll back to version 4.\n"
     typed("register", "action=rollback", "version=4", *store.overrides)
     assert store.registry.aliases["champion"] == "4"
-    assert store.registry.numbered("4").rejected is None
+    assert store.registry.version("4").rejected is None
     assert [line.count("rolled back to") for line in typed("register", "action=history").stdout.splitlines()][-1] == 1
 
 
@@ -395,14 +516,17 @@ REFUSED = {
     "itself": (["version=3"], "Version 3 is the champion already."),
     "beyond the limits": (
         ["promotion.limits={answer_match: {min: 0.7}}"],
-        "Version 1 (onnx-int4-chat) cannot be gone back",
+        "Cannot roll back to version 1 (onnx-int4-chat): answer_match 0.625 is below 0.7",
     ),
-    "history with a version": (["action=history", "version=1"], "version is what action=rollback goes back to"),
+    "history with a version": (
+        ["action=history", "version=1"],
+        "version needs action=rollback, got version=1 with action=history.",
+    ),
     "action": (["action=promot"], "action must be one of promote, history, rollback, got 'promot'."),
 }
 
 
-def test_a_rollback_that_cannot_be_is_told_in_a_line(store, typed):
+def test_an_impossible_rollback_is_refused_with_the_reason(store, typed):
     store.score(3, 5)
     store.register()
     store.score(3, 5, 7)
@@ -414,7 +538,7 @@ def test_a_rollback_that_cannot_be_is_told_in_a_line(store, typed):
     assert store.registry.aliases["champion"] == "3"
 
 
-def test_one_register_at_a_time_beside_a_sqlite_file(store):
+def test_with_a_sqlite_store_one_register_runs_at_a_time(store):
     store.score(3, 5)
     with (
         FileLock(lock.file("phi3")),

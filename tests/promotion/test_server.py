@@ -1,4 +1,4 @@
-"""Register against a real `mlflow server`: eight processes at once without a lock, and a server that is killed."""
+"""Register on a real `mlflow server`: eight processes at once without a lock, and a server that is killed."""
 
 import threading
 import time
@@ -27,7 +27,7 @@ def server(built, tmp_path_factory):
 
 @pytest.fixture
 def waiting(server, tmp_path, monkeypatch):
-    """A better variant than the champion is to be promoted; a server's store has no lock."""
+    """A variant that is better than the champion and not promoted yet. The store is a server's, without a lock."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     path = write_prompt_set(tmp_path / "rows.jsonl", tmp_path.name)
     overrides = ["promotion.smoke=false", "prompt_set.name=made", f"prompt_set.path={path}"]
@@ -49,7 +49,7 @@ def test_the_best_wins_without_a_lock(server, built, processes, tmp_path, figure
     assert (wrong, doubles) == (0, 0)
 
 
-def test_the_password_of_a_servers_address_is_told_nowhere(server, waiting, monkeypatch, typed):
+def test_the_password_in_a_servers_address_is_never_printed_or_stored(server, waiting, monkeypatch, typed):
     config, _ = waiting
     canary = "canary%2F7f3a"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address.replace("://", f"://me:{canary}@"))
@@ -62,7 +62,7 @@ def test_the_password_of_a_servers_address_is_told_nowhere(server, waiting, monk
     assert not [content for content in written if b"7f3a" in content]
 
 
-def test_a_server_that_is_away_for_five_seconds_is_waited_for(server, waiting, monkeypatch, figure):
+def test_register_waits_for_a_server_that_is_away_for_five_seconds(server, waiting, monkeypatch, figure):
     config, better = waiting
     assert lock.file(config.registered_model) is None
     moments = {}
@@ -71,7 +71,7 @@ def test_a_server_that_is_away_for_five_seconds_is_waited_for(server, waiting, m
         monkeypatch.setattr(registry, "create", create)
         server.kill()
         moments["killed"] = time.perf_counter()
-        # It takes some seconds more until it is up.
+        # Starting takes a few more seconds.
         threading.Timer(3, come_back).start()
         return create(*arguments)
 
@@ -91,7 +91,7 @@ def test_a_server_that_is_away_for_five_seconds_is_waited_for(server, waiting, m
     assert len(known.versions) == 2
 
 
-def test_a_server_that_is_gone_is_told_in_a_line_and_nothing_is_half_done(server, waiting, monkeypatch, typed):
+def test_a_lost_server_is_reported_in_one_line_and_nothing_is_half_done(server, waiting, monkeypatch, typed):
     config, _ = waiting
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     create = registry.create
@@ -106,7 +106,7 @@ def test_a_server_that_is_gone_is_told_in_a_line_and_nothing_is_half_done(server
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: The tracking server {server.address} went away and ")
-    # What it left is read from the file: the server stays dead, and this is the last test of it.
+    # Read from the file, because the server stays dead. This is the last test that uses it.
     known = registry.read(mlflow.MlflowClient(f"sqlite:///{server.folder}/mlflow.db"), config.registered_model)
     assert known.champion.number == "1"
     assert len(known.versions) == 1

@@ -1,4 +1,4 @@
-"""The smoke test with a real `mlflow models serve`: what passes, what fails, and what a kill leaves behind."""
+"""The smoke test with a real `mlflow models serve`: a pass, a failure, and a kill."""
 
 import os
 import subprocess
@@ -6,12 +6,16 @@ import sys
 import time
 
 import mlflow
+import pandas as pd
 import psutil
 import pytest
+from mlflow.exceptions import MlflowException
 
 from steps import command_line
-from steps.evaluation import answers, prompt_set
-from steps.promotion import history, registry, smoke
+from steps.evaluation import prompt_set
+from steps.evaluation.asking import loaded
+from steps.interfaces import get_interface
+from steps.promotion import history, registry, serving
 from steps.store.variants import find_variants
 from tests.conftest import PROJECT, SPAIN
 from tests.promotion.store import copied, write_scorecard
@@ -21,7 +25,7 @@ QUESTIONS = [SPAIN, "What is the capital of France?", "What is the capital of It
 
 @pytest.fixture(scope="module")
 def store(built, tmp_path_factory):
-    """Two variants with their true answers; of the better one's one is not what it says."""
+    """Two variants with their answers recorded; one recorded answer of the better variant is wrong."""
     folder = tmp_path_factory.mktemp("smoke")
     path = folder / "rows.jsonl"
     lines = [
@@ -33,15 +37,15 @@ def store(built, tmp_path_factory):
         patch.setenv("MLFLOW_TRACKING_URI", copied(built, folder))
         rows = prompt_set.load(command_line.compose("register", overrides).prompt_set)
         right, wrong, *_ = find_variants(mlflow.MlflowClient(), "0")
-        with answers.loaded(right.uri) as model:
+        with loaded(right.uri) as model:
             replies = model.predict([{"messages": row.conversation} for row in rows.rows])
-        said = [reply["choices"][0]["message"]["content"] for reply in replies]
-        write_scorecard(right, rows, 5, said)
-        write_scorecard(wrong, rows, 7, [*said[:56], "Never said.", *said[57:]])
+        texts = [reply["choices"][0]["message"]["content"] for reply in replies]
+        write_scorecard(right, rows, 5, texts)
+        write_scorecard(wrong, rows, 7, [*texts[:56], "Never said.", *texts[57:]])
     return folder, overrides, right.model_id
 
 
-def test_a_version_becomes_champion_only_if_it_answers_as_it_did(store, typed, monkeypatch, tmp_path, figure):
+def test_a_version_becomes_champion_only_if_it_answers_as_recorded(store, typed, monkeypatch, tmp_path, figure):
     folder, overrides, right = store
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     killed_while_serving(overrides, tmp_path)
@@ -65,14 +69,14 @@ def test_a_version_becomes_champion_only_if_it_answers_as_it_did(store, typed, m
     assert known.champion.tags["phi3.smoke"].startswith("passed ")
 
     done = typed("register", *overrides)
-    assert "Nothing changes: the champion onnx-int4-chat is the best already" in done.stdout
+    assert "Nothing changes: the champion onnx-int4-chat is already the best" in done.stdout
     assert "Smoke test" not in done.stdout
     figure("smoke: 1 killed, 1 rejected, 1 passed, 0 repeated")
     assert [change.version for change in history.changes(known)] == ["2"]
 
 
 def killed_while_serving(overrides, folder):
-    """Kill register with -9 while it serves a version: the server goes with it, and so do its files."""
+    """Kill register with -9 while it serves a version; check that the server and its files are gone."""
     process = subprocess.Popen(
         [sys.executable, "-m", "steps.register", *overrides],
         cwd=PROJECT,
@@ -91,52 +95,94 @@ def killed_while_serving(overrides, folder):
 
 
 def _server_family(pid):
-    """The watcher that a register has started, and the server of that; nothing until both are there."""
+    """Return the watcher that register started, and its server; empty until both are there."""
     watchers = [child for child in psutil.Process(pid).children() if "watcher.py" in " ".join(child.cmdline())]
     servers = [server for watcher in watchers for server in watcher.children()]
     return [*watchers, *servers] if servers else []
 
 
-def _wait_for(found):
-    while not (result := found()):
+def _wait_for(condition):
+    while not (result := condition()):
         time.sleep(0.05)
     return result
 
 
-def test_a_model_that_cannot_be_loaded_is_told_with_what_the_server_said():
+def test_a_model_that_cannot_be_loaded_is_reported_with_the_servers_last_line():
     with (
-        pytest.raises(smoke.NotLoaded, match=r"it could not be served: .*nowhere"),
-        smoke.served("models:/nowhere/1", 90),
+        pytest.raises(serving.NotLoaded, match=r"it could not be served: .*nowhere"),
+        serving.served("models:/nowhere/1", get_interface("chat"), 90),
     ):
         pass
 
 
-@pytest.mark.parametrize("ends", ["never up", "no room"])
-def test_what_is_the_machines_fault_is_not_held_against_a_version(store, typed, monkeypatch, tmp_path, ends):
+@pytest.mark.parametrize("failure", ["never up", "disk full"])
+def test_machine_failure_does_not_reject_a_version(store, typed, monkeypatch, tmp_path, failure):
     folder, overrides, _ = store
     monkeypatch.setenv("MLFLOW_TRACKING_URI", copied(folder, tmp_path / "copy"))
-    if ends == "no room":
+    if failure == "disk full":
         command = [sys.executable, "-c", "raise OSError(28, 'No space left on device')"]
-        monkeypatch.setattr(smoke, "_command", lambda uri, port: command)
+        monkeypatch.setattr(serving, "serve_command", lambda uri, port: command)
     client = mlflow.MlflowClient()
     for version in registry.read(client, "phi3").versions:
         client.delete_model_version("phi3", version.number)
     done = typed("register", *overrides, "promotion.smoke_seconds=1")
-    said = {"never up": "it was not up within promotion.smoke_seconds=1", "no room": "No space left on device"}[ends]
+    reason = {"never up": "it was not up within promotion.smoke_seconds=1", "disk full": "No space left on device"}
     assert done.returncode == 1
-    assert f"could not be smoked: {said}" in done.stderr.replace("it could not be served: OSError: [Errno 28] ", "")
+    assert f"could not be smoke-tested: {reason[failure]}" in done.stderr.replace(
+        "it could not be served: OSError: [Errno 28] ", ""
+    )
     (version,) = registry.read(client, "phi3").versions
     assert version.rejected is None
     assert registry.read(client, "phi3").aliases == {}
 
 
-def test_a_served_model_is_read_whatever_its_shape(monkeypatch):
-    replies = iter([[{"a": 1}], {"predictions": ["yes"]}, {"predictions": "yes"}])
-    server = smoke.Served(1)
-    asked = []
-    monkeypatch.setattr(server, "_post", lambda body: asked.append(body) or next(replies))
-    assert server.predict({"messages": []}) == [{"a": 1}]
-    assert server.predict({"prompt": "?"}) == ["yes"]
-    assert server.predict({"prompt": "?"}, {"seed": 1}) == "yes"
-    assert asked == [{"messages": []}, {"inputs": {"prompt": "?"}}, {"inputs": {"prompt": "?"}, "params": {"seed": 1}}]
-    server.close()
+class Reply:
+    """A server's reply with status 200, or the one given."""
+
+    def __init__(self, content, status_code=200):
+        self._content, self.status_code = content, status_code
+
+    def json(self):
+        return self._content
+
+    def raise_for_status(self):
+        assert self.status_code == 200
+
+
+class Session:
+    """A session that gives these replies in turn and keeps the bodies of the requests."""
+
+    def __init__(self, *replies):
+        self._replies, self.bodies, self.closed = iter(replies), [], False
+
+    def post(self, address, json, timeout):
+        assert address == "http://127.0.0.1:1/invocations"
+        self.bodies.append(json)
+        return next(self._replies)
+
+    def close(self):
+        self.closed = True
+
+
+def test_requests_and_replies_of_a_served_model_have_the_shapes_of_a_loaded_one():
+    session = Session(Reply([{"a": 1}]), Reply({"predictions": [{"a": 1}, {"a": 2}]}))
+    chat = serving.Served(1, get_interface("chat"), session)
+    assert chat.predict({"messages": []}) == [{"a": 1}]
+    frame = pd.DataFrame([{"messages": [], "seed": 1}, {"messages": []}])
+    assert chat.predict(frame) == [{"a": 1}, {"a": 2}]
+    assert session.bodies == [{"messages": []}, {"inputs": [{"messages": [], "seed": 1}, {"messages": []}]}]
+    chat.close()
+    assert session.closed
+
+    session = Session(Reply({"predictions": ["yes"]}), Reply({"predictions": "yes"}))
+    prompt = serving.Served(1, get_interface("prompt"), session)
+    assert prompt.predict({"prompt": "?"}) == ["yes"]
+    assert prompt.predict({"prompt": "?"}, {"seed": 1}) == "yes"
+    assert session.bodies == [{"inputs": {"prompt": "?"}}, {"inputs": {"prompt": "?"}, "params": {"seed": 1}}]
+
+
+def test_a_served_models_refusal_is_mlflows_exception():
+    server = serving.Served(1, get_interface("chat"), Session(Reply({"message": "n must be at most 8"}, 400)))
+    with pytest.raises(MlflowException, match="n must be at most 8") as refusal:
+        server.predict({"messages": []})
+    assert refusal.value.get_http_status_code() == 400

@@ -17,7 +17,7 @@ from steps.digests import digest_file
 from steps.evaluation import asking
 from steps.store import integrity, names
 from steps.store.variants import to_variant
-from tests.damage import append, cut, flip
+from tests.support import append, cut, flip
 
 MODES = ("transformers", "pyfunc", "onnx")
 

@@ -41,7 +41,7 @@ def finish(client: MlflowClient, variant: Variant, rows: PromptSet, config: Eval
 def page(variant: Variant, card: Scorecard, metrics: dict[str, float]) -> str:
     """Return a scorecard as Markdown."""
     asked = [skipped is None for skipped in card.skipped]
-    costs = [[cost.key.replace("_", " "), f"{metrics[cost.key]:.5g}"] for cost in COSTS if cost.key in metrics]
+    costs = [[cost.key, f"{metrics[cost.key]:.5g}"] for cost in COSTS if cost.key in metrics]
     lines = [
         f"# {variant.name}",
         f"Scored on {card.prompt_set['name']}: {sum(asked)} of {len(asked)} rows asked, "

@@ -1,0 +1,156 @@
+"""The contest for champion: the READY variants with a scorecard on the prompt set, and the champion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from steps.config.schema import Promotion
+from steps.errors import StepError
+from steps.evaluation import scorecard
+from steps.promotion.candidates import to_candidate
+from steps.promotion.incumbent import missing_in, read_incumbent
+from steps.promotion.job import Job, broken_model
+from steps.promotion.rank import Candidate, lacking_metrics, policy_faults
+from steps.promotion.registry import Registry
+from steps.store import runs
+from steps.store.names import FINGERPRINT, is_timed
+from steps.store.variants import Variant, find_variants
+
+SCORE_THEM = "Score them with `mlflow run . -e evaluate` (or `python -m steps.evaluate`)."
+BUILD_ONE = "Build one with `mlflow run . -e build` (or `python -m steps.build`)."
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Everyone who competes, read at one moment.
+
+    Attributes:
+        candidates: The variants that compete, oldest first.
+        variants: All variants by model id.
+        left_out: A sentence, without its full stop, for each variant that does not compete.
+        champion: The candidate that is champion now.
+        vacancy: Why there is no champion; "" if there is one.
+    """
+
+    candidates: list[Candidate]
+    variants: dict[str, Variant]
+    left_out: list[str]
+    champion: Candidate | None
+    vacancy: str
+
+    def candidate(self, model_id: str) -> Candidate:
+        """Return the candidate with this model."""
+        return next(candidate for candidate in self.candidates if candidate.model_id == model_id)
+
+
+def gather(job: Job, registry: Registry) -> Contest:
+    """Read every candidate as it is now.
+
+    Raises:
+        StepError: No candidate is left, the policy names a metric that none has, or the champion has no scorecard
+            that the policy can use.
+    """
+    variants = {variant.model_id: variant for variant in find_variants(job.client, runs.experiment_id())}
+    incumbent = read_incumbent(job, registry)
+    if incumbent.variant:
+        variants.setdefault(incumbent.variant.model_id, incumbent.variant)
+    champion_id = incumbent.champion.model_id if incumbent.champion else None
+    intact, left_out = _without_broken(job, list(variants.values()))
+    if not intact:
+        raise StepError(f"There is no variant to register in this experiment. {BUILD_ONE}", *_sentences(left_out))
+    allowed, rejected = _without_rejected(job, intact, registry, champion_id)
+    scored = [variant for variant in allowed if scorecard.metrics_of(variant, job.rows.sha256) is not None]
+    competing = {
+        variant.model_id: to_candidate(variant, job.rows, job.policy)
+        for variant in _one_of_each(scored, registry, champion_id)
+    }
+    _refuse_incomparable(job, registry, incumbent.champion, competing)
+    left_out += rejected
+    if not competing:
+        raise StepError(*_no_candidate(job, allowed, left_out))
+    left_out += [f"{variant.name} has no scorecard for these rows" for variant in allowed if variant not in scored]
+    champion = competing[champion_id] if champion_id else None
+    return Contest(list(competing.values()), variants, left_out, champion, incumbent.vacancy)
+
+
+def _refuse_incomparable(
+    job: Job, registry: Registry, champion: Variant | None, competing: dict[str, Candidate]
+) -> None:
+    """Raise StepError if the policy names a metric that no candidate has, or that the champion lacks."""
+    version, candidate, missing = registry.champion, None, None
+    if champion and version:
+        candidate = competing.get(champion.model_id)
+        missing = missing_in(job, version, champion, candidate)
+    # If nobody has been timed, the sentence about the champion says what to do.
+    policy = _without_timed(job.policy) if missing else job.policy
+    if competing and (unknown := policy_faults(list(competing.values()), policy)):
+        raise StepError(*unknown)
+    if missing:
+        raise StepError(missing.sentence)
+    if candidate and version and (lacking := lacking_metrics(candidate, job.policy)):
+        raise StepError(
+            f"{candidate.name} is the champion (version {version.number}) and cannot be compared: "
+            f"it has no {', '.join(lacking)}."
+        )
+
+
+def _without_broken(job: Job, variants: list[Variant]) -> tuple[list[Variant], list[str]]:
+    """Split off the variants that are known to be broken, with a sentence about each."""
+    broken = {variant.model_id: faults for variant in variants if (faults := job.integrity.known_faults(variant))}
+    intact = [variant for variant in variants if variant.model_id not in broken]
+    sentences = [broken_model(variant, broken[variant.model_id]) for variant in variants if variant.model_id in broken]
+    return intact, sentences
+
+
+def _without_rejected(
+    job: Job, variants: list[Variant], registry: Registry, champion_id: str | None
+) -> tuple[list[Variant], list[str]]:
+    """Split off the variants with a rejected version, with a sentence about each; the champion always stays.
+
+    A variant that was built again has the same fingerprint, and is rejected together with the first one.
+    """
+    rejected = {version.tags.get(FINGERPRINT): version for version in registry.versions if version.rejected}
+    allowed, sentences = [], []
+    for variant in variants:
+        version = rejected.get(variant.fingerprint)
+        if version is None or variant.model_id == champion_id or job.policy.retry_rejected:
+            allowed.append(variant)
+        else:
+            sentences.append(f"{variant.name} (version {version.number}) was rejected: {version.rejected}")
+    return allowed, sentences
+
+
+def _one_of_each(variants: list[Variant], registry: Registry, champion_id: str | None) -> list[Variant]:
+    """Return one variant of each fingerprint, oldest first: the champion, or a registered one, or the newest."""
+
+    def preference(variant: Variant) -> tuple[bool, bool]:
+        return variant.model_id == champion_id, bool(registry.of_model(variant.model_id))
+
+    chosen: dict[str, Variant] = {}
+    for variant in variants:
+        twin = chosen.get(variant.fingerprint)
+        if twin is None or preference(variant) >= preference(twin):
+            chosen[variant.fingerprint] = variant
+    return [variant for variant in variants if chosen[variant.fingerprint] is variant]
+
+
+def _without_timed(promotion: Promotion) -> Promotion:
+    """Return the policy without the metrics that are timed."""
+    limits = {name: limit for name, limit in promotion.limits.items() if not is_timed(name)}
+    return replace(promotion, prefer=[name for name in promotion.prefer if not is_timed(name)], limits=limits)
+
+
+def _no_candidate(job: Job, variants: list[Variant], left_out: list[str]) -> list[str]:
+    """Explain why no candidate remains: rejected, damaged, or scored on a different prompt set."""
+    if left_out:
+        return [
+            "No scored candidate is left (promotion.retry_rejected=true gives rejected ones another chance):",
+            *_sentences(left_out),
+        ]
+    scored_before = any(scorecard.is_scored_at_all(variant) for variant in variants)
+    changed = f" Older scorecards are of other rows: {job.rows.name} has changed since." if scored_before else ""
+    return [f"No variant has a scorecard for {job.rows.name} (sha256 {job.rows.sha256[:16]}…).{changed} {SCORE_THEM}"]
+
+
+def _sentences(left_out: list[str]) -> list[str]:
+    return [f"{sentence}." for sentence in left_out]

@@ -1,0 +1,74 @@
+"""The champion before a promotion: the variant that the alias names, and whether it can be compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from steps.config.schema import RegisterConfig
+from steps.evaluation.prompt_set import PromptSet
+from steps.promotion import candidates, registry
+from steps.promotion.gate import NO_CHAMPION
+from steps.promotion.job import Job
+from steps.promotion.missing_scorecard import MissingScorecard, find_missing
+from steps.promotion.rank import Candidate
+from steps.promotion.registry import Registry, Version
+from steps.store.variants import Variant
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+@dataclass(frozen=True)
+class Incumbent:
+    """The variant that the alias `champion` names.
+
+    Attributes:
+        variant: None if there is no champion or its model was deleted.
+        vacancy: Why it does not compete as the champion; "" if it does.
+    """
+
+    variant: Variant | None
+    vacancy: str = ""
+
+    @property
+    def champion(self) -> Variant | None:
+        """The variant, if it competes as the champion."""
+        return None if self.vacancy else self.variant
+
+
+def read_incumbent(job: Job, current: Registry) -> Incumbent:
+    """Return the variant that is champion, with why it cannot compete if its model is deleted or broken."""
+    version = current.champion
+    if version is None:
+        return Incumbent(None, NO_CHAMPION)
+    variant = candidates.find_variant(job.client, version.model_id)
+    if variant is None:
+        return Incumbent(None, f"the model of the champion (version {version.number}) was deleted")
+    if faults := job.faults(variant):
+        return Incumbent(
+            variant, f"the champion {variant.name} (version {version.number}) is broken: {', '.join(faults)}"
+        )
+    return Incumbent(variant)
+
+
+def missing_scorecard(client: MlflowClient, config: RegisterConfig, rows: PromptSet) -> MissingScorecard | None:
+    """Return what to evaluate before the champion can be compared on a prompt set.
+
+    Returns:
+        None if its scorecard is usable, or if there is no champion, or its model was deleted or is broken.
+    """
+    job = Job(client, config, rows)
+    version = registry.read(client, config.registered_model).champion
+    champion = candidates.find_variant(client, version.model_id) if version else None
+    if version is None or champion is None:
+        return None
+    missing = missing_in(job, version, champion, candidates.scored_candidate(job, champion))
+    # Last, because reading all files of a model takes long.
+    return None if missing is None or job.faults(champion) else missing
+
+
+def missing_in(job: Job, version: Version, champion: Variant, candidate: Candidate | None) -> MissingScorecard | None:
+    """Return what the champion lacks to be compared by the policy; None if nothing."""
+    role = f"the champion (version {version.number})"
+    return find_missing(champion, candidate, role, job.config.prompt_set, job.rows.name, job.policy)

@@ -1,0 +1,63 @@
+"""What one run of `register` works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from steps.config.schema import Promotion, RegisterConfig
+from steps.evaluation.prompt_set import PromptSet
+from steps.store import integrity
+from steps.store.variants import Variant
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+class IntegrityCache:
+    """The integrity faults of models. The files of each model are read once."""
+
+    def __init__(self) -> None:
+        self._faults: dict[str, list[str]] = {}
+
+    def faults(self, client: MlflowClient, variant: Variant) -> list[str]:
+        """Return what is wrong with a variant's files; empty if they are what `build` logged."""
+        if variant.model_id not in self._faults:
+            self._faults[variant.model_id] = integrity.verify(client, variant)
+        return self._faults[variant.model_id]
+
+    def known_faults(self, variant: Variant) -> list[str]:
+        """Return the same without reading any file; empty as well if the files were not read yet."""
+        return self._faults.get(variant.model_id, [])
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of `register`: the store, the configuration, the prompt set, and what is known about models' files."""
+
+    client: MlflowClient
+    config: RegisterConfig
+    rows: PromptSet
+    integrity: IntegrityCache = field(default_factory=IntegrityCache)
+
+    @property
+    def name(self) -> str:
+        """The name of the registered model."""
+        return self.config.registered_model
+
+    @property
+    def policy(self) -> Promotion:
+        """The promotion policy."""
+        return self.config.promotion
+
+    def faults(self, variant: Variant) -> list[str]:
+        """Return what is wrong with a variant's files."""
+        return self.integrity.faults(self.client, variant)
+
+
+def broken_model(variant: Variant, faults: list[str]) -> str:
+    """Return a sentence, without its full stop, about a model that is not what `build` logged."""
+    return (
+        f"{variant.name} ({variant.uri}) is refused: {', '.join(faults)}. Build and evaluate it again, or delete "
+        f"it: `python -c \"import mlflow; mlflow.MlflowClient().delete_logged_model('{variant.model_id}')\"`"
+    )

@@ -1,0 +1,119 @@
+"""A registered variant without a scorecard that the policy can use, and the evaluation that makes one.
+
+`register` only reads scores. It reports a missing scorecard with the command to run; the main job runs the evaluation
+itself.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from steps.config.schema import DEFAULT_METRICS, EvaluateConfig, Promotion, PromptSet
+from steps.evaluation.scores import JUDGE
+from steps.promotion.rank import Candidate, asked_metrics, lacking_metrics
+from steps.store.names import COSTS, is_timed, metric_key
+from steps.store.variants import Variant
+
+
+@dataclass(frozen=True)
+class MissingScorecard:
+    """A registered variant that has to be evaluated before the policy can compare it.
+
+    Attributes:
+        variant: What to evaluate.
+        role: What the variant is in the registry, such as "the champion (version 2)".
+        problem: What is wrong, to follow the role.
+        prompt_set: The prompt set, as configured.
+        metrics: The quality metrics that the policy names.
+        timed: Whether the policy names a metric that is timed.
+    """
+
+    variant: Variant
+    role: str
+    problem: str
+    prompt_set: PromptSet
+    metrics: tuple[str, ...]
+    timed: bool
+
+    def evaluation(self, config: EvaluateConfig) -> EvaluateConfig:
+        """Return a configuration that evaluates the variant with all that the policy needs, otherwise as `config`."""
+        # A judge is computed if it is configured, not because it is named.
+        computed = [*config.evaluate.metrics, *config.prompt_set.metrics, JUDGE]
+        metrics = [*config.evaluate.metrics, *(name for name in self.metrics if name not in computed)]
+        evaluation = replace(config.evaluate, metrics=metrics, speed=config.evaluate.speed or self.timed)
+        return replace(config, run_id=self.variant.run_id, evaluate=evaluation)
+
+    @property
+    def command(self) -> str:
+        """The command that makes the scorecard."""
+        overrides = [f"run_id={self.variant.run_id}", *_overrides(self.prompt_set, PromptSet(), "prompt_set.")]
+        computed = [*DEFAULT_METRICS, *self.prompt_set.metrics, JUDGE]
+        if added := [name for name in self.metrics if name not in computed]:
+            overrides.append(f"evaluate.metrics=[{','.join([*DEFAULT_METRICS, *added])}]")
+        if JUDGE in self.metrics:
+            overrides += ["evaluate.judge.model=…", "evaluate.judge.address=…"]
+        return " ".join(["mlflow run . -e evaluate", *(f"-P {shlex.quote(override)}" for override in overrides)])
+
+    @property
+    def sentence(self) -> str:
+        """The problem and the command, for the user."""
+        return f"{self.variant.name} is {self.role} and {self.problem}. Score it: `{self.command}`"
+
+
+def find_missing(
+    variant: Variant, candidate: Candidate | None, role: str, prompt_set: PromptSet, name: str, promotion: Promotion
+) -> MissingScorecard | None:
+    """Return what an evaluation has to add to a registered variant; None if nothing.
+
+    Args:
+        variant: The registered variant.
+        candidate: The same with its scores; None if it has no scorecard on the prompt set.
+        role: What the variant is in the registry.
+        prompt_set: The prompt set, as configured.
+        name: The prompt set's name, for the user.
+        promotion: The policy.
+    """
+    if candidate is None:
+        problem = f"has no scorecard on {name}"
+    elif candidate.faults:
+        # Some faults go on with a remedy of their own.
+        faults = [fault.partition(". ")[0] for fault in candidate.faults]
+        problem = f"its scorecard on {name} cannot be used: {', '.join(faults)}"
+    elif lacking := _addable_metrics(candidate, promotion):
+        problem = f"its scorecard on {name} has no {', '.join(lacking)}"
+    else:
+        return None
+    asked = asked_metrics(promotion)
+    costs = {_family(cost.key) for cost in COSTS}
+    quality = dict.fromkeys(_family(metric_key(name)) for name in asked)
+    metrics = tuple(name for name in quality if name not in costs)
+    return MissingScorecard(variant, role, problem, prompt_set, metrics, any(map(is_timed, asked)))
+
+
+def _addable_metrics(candidate: Candidate, promotion: Promotion) -> list[str]:
+    """Return the metrics that the policy names, the candidate lacks, and an evaluation would add.
+
+    An evaluation logs all values of a metric: if some are there, another evaluation does not add the rest.
+    """
+    evaluated = {_family(key) for key in candidate.metrics}
+    return [name for name in lacking_metrics(candidate, promotion) if _family(metric_key(name)) not in evaluated]
+
+
+def _family(key: str) -> str:
+    """Return the part that the values of a metric share: `chrf` of `chrf/mean`, `speed` of `speed/latency_p95_ms`."""
+    return key.rpartition("/")[0]
+
+
+def _overrides(config: Any, default: Any, prefix: str) -> Iterator[str]:
+    """Yield an override for every key that differs from its default."""
+    for entry in fields(config):
+        value, default_value, key = getattr(config, entry.name), getattr(default, entry.name), f"{prefix}{entry.name}"
+        if is_dataclass(value):
+            yield from _overrides(value, default_value, f"{key}.")
+        elif isinstance(value, list) and value != default_value:
+            yield f"{key}=[{','.join(value)}]"
+        elif value != default_value:
+            yield f"{key}={'null' if value is None else value}"
