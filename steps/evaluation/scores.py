@@ -1,8 +1,8 @@
 """Score answers with metrics of the `evaluate` library, and put answers and scores together as a scorecard.
 
 A skipped row has no score of its own and counts as 0 in every mean, because variants are compared on the same rows. The
-answer of a row with an error is empty. The score of a row is its mean over all repeats, so that rows stay independent of
-each other.
+answer of a row with an error is empty. The score of a row is its mean over all repeats, so that rows stay independent
+of each other.
 """
 
 import contextlib

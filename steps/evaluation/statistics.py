@@ -133,25 +133,32 @@ def difference(ours: Sequence[float], theirs: Sequence[float], alpha: float = 0.
     return Difference(estimate.mean, *estimate.interval(alpha))
 
 
-def holm(doubts: Sequence[float], true_at_most: int) -> list[float]:
-    """Correct doubts for their number: the step-down method of Holm (1979), with the bound of Shaffer (1986).
+def corrections(doubts: Sequence[float], level: float, surely_true: int = 0) -> list[int]:
+    """Return the factor that corrects each doubt for their number: the step-down method of Holm (1979).
 
-    The chance that any false claim is among those with a corrected doubt of at most `level` is then at most `level`.
+    Claims that are shown to be false are not counted: they are no chance for a false success (Hansen, A Test for
+    Superior Predictive Ability, Journal of Business and Economic Statistics 23, 2005).
 
     Args:
         doubts: One for each claim.
-        true_at_most: How many of the claims can be false at the same time.
+        level: The level of one claim.
+        surely_true: How many of the claims must be true, whichever they are (Shaffer 1986).
     """
-    corrected, largest = [0.0] * len(doubts), 0.0
-    for place, index in enumerate(sorted(range(len(doubts)), key=doubts.__getitem__)):
-        largest = max(largest, min(1.0, doubts[index] * factor(place, len(doubts), true_at_most)))
-        corrected[index] = largest
-    return corrected
+    open_claims = sum(doubt < 1 - level for doubt in doubts)
+    at_most = max(1, open_claims - surely_true)
+    factors = [1] * len(doubts)
+    for place, index in enumerate(_ascending(doubts)):
+        factors[index] = max(1, min(at_most, open_claims - place))
+    return factors
 
 
-def factor(place: int, claims: int, true_at_most: int) -> int:
-    """Return by how much Holm multiplies the doubt at a place, counted from 0, among the claims."""
-    return max(1, min(true_at_most, claims - place))
+def corrected(doubts: Sequence[float], factors: Sequence[int]) -> list[float]:
+    """Return doubts with their corrections. No claim is less doubtful than one that was less doubtful before."""
+    results, largest = [0.0] * len(doubts), 0.0
+    for index in _ascending(doubts):
+        largest = max(largest, min(1.0, doubts[index] * factors[index]))
+        results[index] = largest
+    return results
 
 
 def rows_needed(margin: float, alpha: float, variance: float = DISAGREEMENT, claims: int = 1) -> int:
@@ -169,10 +176,13 @@ def power_sentence(rows: int, margin: float, alpha: float, variants: int = 2) ->
     claims = max(1, variants - 1)
     least = min(1.0, least_difference(rows, alpha, claims=claims))
     among = f" and {variants} variants" if variants > 2 else ""
-    needed = f"for a margin of {margin:g} you need about {_rounded(rows_needed(margin, alpha, claims=claims))} rows "
+    needed = ""
+    if margin:
+        count = _rounded(rows_needed(margin, alpha, claims=claims))
+        needed = f"; for a margin of {margin:g} you need about {count} rows"
     return (
-        f"{rows} rows{among}: differences under about {least:.2f} cannot be told apart; "
-        f"{needed if margin else ''}(if two variants disagree on one row in ten)."
+        f"{rows} row{'s' if rows != 1 else ''}{among}: differences under about {least:.2f} cannot be told apart{needed} "
+        "(if two variants disagree on one row in ten)."
     )
 
 
@@ -180,6 +190,11 @@ def _quantiles(alpha: float, claims: int) -> float:
     from scipy.special import ndtri
 
     return float(ndtri(1 - alpha / 2 / max(1, claims)) + ndtri(POWER))
+
+
+def _ascending(doubts: Sequence[float]) -> list[int]:
+    """Return the places of doubts, from the smallest doubt on."""
+    return sorted(range(len(doubts)), key=doubts.__getitem__)
 
 
 def _rounded(number: int) -> int:

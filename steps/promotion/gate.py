@@ -1,8 +1,8 @@
 """Decide whether the best candidate replaces the champion. Pure functions.
 
 It does if it is superior to the champion, or if it is non-inferior and cheaper. In the second case it must also be
-non-inferior to the reference, the best score that a champion ever had on this prompt set: otherwise ten promotions,
-each within the margin, could lose ten margins.
+non-inferior to every other candidate and to the reference, the best score that a champion ever had on this prompt set:
+otherwise ten promotions, each within the margin, could lose ten margins.
 """
 
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def decide(
     challengers = [candidate for candidate in ranking.ranked if candidate.model_id != champion.model_id]
     verdict = against_one(challengers, champion, promotion)[best.model_id]
     promote, why = _compare(best, champion, verdict, promotion)
-    if promote and verdict.word != SUPERIOR and (fault := reference.fault(best, promotion, len(challengers))):
+    if promote and verdict.word != SUPERIOR and (fault := _loss_fault(ranking, challengers, promotion, reference)):
         promote, why = False, f"{why}, but {fault}"
     reason = f"{best.name} is {_relation(verdict)} the champion {champion.name}: {why}"
     return Decision(promote, reason, verdict, verdict.difference)
@@ -89,6 +89,19 @@ def _compare(best: Candidate, champion: Candidate, verdict: Verdict, promotion: 
     return cheaper, f"{gap}, and {'cheaper' if cheaper else 'dearer'}: {values}"
 
 
+def _loss_fault(
+    ranking: Ranking, challengers: list[Candidate], promotion: Promotion, reference: Reference
+) -> str | None:
+    """Return to what the best candidate is not shown to be non-inferior: another candidate, or the reference.
+
+    The champion may be worse than another candidate, which is not shown to be superior yet.
+    """
+    best = ranking.ranked[0]
+    if not ranking.verdicts[best.model_id].acceptable:
+        return "it is not shown to be non-inferior to all other candidates"
+    return reference.fault(best, challengers, promotion)
+
+
 def _relation(verdict: Verdict) -> str:
     return {UNDECIDED: "undecided against"}.get(verdict.word, f"{verdict.word} to")
 
@@ -98,7 +111,7 @@ def _why_best(ranking: Ranking, promotion: Promotion) -> str:
     if highest is None or best is highest:
         equal = sum(score(one, promotion) == score(best, promotion) for one in ranking.ranked) - 1
         extreme = "lowest" if promotion.less_is_better else "highest"
-        shared = f", which it shares with {equal}, and is the better made or the cheaper" if equal else ""
+        shared = f", like {equal} more, and is the better made or the cheaper of them" if equal else ""
         return f"the {extreme} score, {_show_score(best, promotion)}{shared}"
     decided = deciding_cost(best, highest, promotion)
     cost = f": {decided[0]} {_show(best, decided[0])} against {_show(highest, decided[0])}" if decided else ""

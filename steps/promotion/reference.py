@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from steps.config.schema import Promotion
 from steps.promotion.candidate import Candidate, merit
 from steps.promotion.registry import Version
-from steps.promotion.verdicts import advantage
+from steps.promotion.verdicts import against_one
 from steps.store.names import REFERENCE, metric_key
 
 
@@ -27,13 +27,13 @@ class Reference:
     name: str = ""
     candidate: Candidate | None = None
 
-    def fault(self, best: Candidate, promotion: Promotion, claims: int) -> str | None:
+    def fault(self, best: Candidate, challengers: list[Candidate], promotion: Promotion) -> str | None:
         """Return why a candidate may not replace the champion by its cost; None if it may.
 
         Args:
             best: The candidate.
+            challengers: All candidates but the champion, for whose number the bound is corrected.
             promotion: The policy.
-            claims: How many candidates there are, for which the bound is corrected.
         """
         if self.score is None:
             return None
@@ -44,8 +44,8 @@ class Reference:
             return f"it is {lost:.4f} worse than {reference}" if lost >= promotion.margin else None
         if self.candidate.model_id == best.model_id:
             return None
-        doubt = advantage(best, self.candidate, promotion).doubt(-promotion.margin)
-        if doubt <= promotion.alpha / 2 / max(1, claims):
+        others = [one for one in challengers if one.model_id != self.candidate.model_id]
+        if against_one(others, self.candidate, promotion)[best.model_id].acceptable:
             return None
         return f"it is not shown to be non-inferior to {reference}"
 

@@ -11,7 +11,7 @@ two-sided intervals agree with the words.
 from dataclasses import dataclass
 
 from steps.config.schema import Promotion
-from steps.evaluation.statistics import Difference, Estimate, factor, holm, paired, rows_needed
+from steps.evaluation.statistics import Difference, Estimate, corrected, corrections, paired, rows_needed
 from steps.promotion.candidate import Candidate, merit
 from steps.store.names import row_metric
 
@@ -66,15 +66,15 @@ def against_each_other(candidates: list[Candidate], promotion: Promotion) -> dic
     """Return, by model id, how each candidate compares with all others; empty for a single candidate.
 
     A candidate is non-inferior if it is so against every other one. So the claim does not depend on which of them is
-    truly the best, or had luck. One of the claims is true, that about the truly best: the correction counts one less.
+    truly the best, or had luck. The claim about the truly best is true, so the correction counts one less.
     """
     rivals = {one.model_id: [other for other in candidates if other is not one] for one in candidates}
-    return _verdicts(candidates, rivals, promotion, len(candidates) - 1) if len(candidates) > 1 else {}
+    return _verdicts(candidates, rivals, promotion, 1) if len(candidates) > 1 else {}
 
 
 def against_one(candidates: list[Candidate], rival: Candidate, promotion: Promotion) -> dict[str, Verdict]:
     """Return, by model id, how each candidate compares with one rival, such as the champion."""
-    return _verdicts(candidates, {one.model_id: [rival] for one in candidates}, promotion, len(candidates))
+    return _verdicts(candidates, {one.model_id: [rival] for one in candidates}, promotion, 0)
 
 
 def needed_rows(verdict: Verdict, promotion: Promotion) -> str:
@@ -87,7 +87,7 @@ def needed_rows(verdict: Verdict, promotion: Promotion) -> str:
 
 
 def _verdicts(
-    candidates: list[Candidate], rivals: dict[str, list[Candidate]], promotion: Promotion, claims: int
+    candidates: list[Candidate], rivals: dict[str, list[Candidate]], promotion: Promotion, surely_true: int
 ) -> dict[str, Verdict]:
     """Return the verdict on every candidate.
 
@@ -95,26 +95,28 @@ def _verdicts(
         candidates: Who is compared.
         rivals: By model id, with whom.
         promotion: The policy.
-        claims: How many claims of a kind can be false at the same time.
+        surely_true: How many of the claims to be non-inferior must be true.
     """
     estimates = [[advantage(one, rival, promotion) for rival in rivals[one.model_id]] for one in candidates]
+    level = promotion.alpha / 2
     # A claim about all rivals is as doubtful as the one about the nearest rival.
-    doubts = [max(estimate.doubt(-promotion.margin) for estimate in against) for against in estimates]
-    within = holm(doubts, claims)
-    better = holm([max(estimate.doubt(0.0) for estimate in against) for against in estimates], claims)
-    level, places = promotion.alpha / 2, _places(doubts)
+    about_margin = [max(estimate.doubt(-promotion.margin) for estimate in against) for against in estimates]
+    about_better = [max(estimate.doubt(0.0) for estimate in against) for against in estimates]
+    factors = corrections(about_margin, level, surely_true)
+    within = corrected(about_margin, factors)
+    better = corrected(about_better, corrections(about_better, level))
     verdicts = {}
     for index, (one, against) in enumerate(zip(candidates, estimates, strict=True)):
-        worse = any(1 - estimate.doubt(0.0) <= level / len(against) / claims for estimate in against)
+        worse = any(1 - estimate.doubt(0.0) <= level / len(against) / factors[index] for estimate in against)
         word = _word(better[index] <= level, within[index] <= level, worse)
-        at_worst = min(estimate.bound(level / factor(places[index], len(candidates), claims)) for estimate in against)
+        at_worst = min(estimate.bound(level / factors[index]) for estimate in against)
         rival = max(rivals[one.model_id], key=lambda rival: merit(rival, promotion))
         verdicts[one.model_id] = Verdict(
             word,
             rival.name,
             score_difference(one, rival, promotion),
             -at_worst if promotion.less_is_better else at_worst,
-            _rows_needed(against, promotion, claims) if word == UNDECIDED else None,
+            _rows_needed(against, promotion, factors[index]) if word == UNDECIDED else None,
         )
     return verdicts
 
@@ -125,12 +127,6 @@ def _word(better: bool, within: bool, worse: bool) -> str:
     if within:
         return NON_INFERIOR
     return INFERIOR if worse else UNDECIDED
-
-
-def _places(doubts: list[float]) -> list[int]:
-    """Return the place of each doubt, from the smallest on."""
-    order = sorted(range(len(doubts)), key=doubts.__getitem__)
-    return [order.index(index) for index in range(len(doubts))]
 
 
 def _rows_needed(estimates: list[Estimate], promotion: Promotion, claims: int) -> int | None:
