@@ -323,7 +323,8 @@ def test_rows_over_the_context_are_skipped_where_the_configuration_says_so(store
     card = scorecard.read(variant, sha256)
     assert _metrics(variant, sha256)["answers/truncated"] == 0
     assert (card.answers[0], card.scores["answer_match"]) == (None, [None, 1.0])
-    assert (card.metrics["answer_match/mean"], _metrics(variant, sha256)["answers/skipped"]) == (1, 1)
+    # A skipped row counts as 0, as in a promotion.
+    assert (card.metrics["answer_match/mean"], _metrics(variant, sha256)["answers/skipped"]) == (0.5, 1)
 
 
 def test_rows_with_an_error_are_counted_and_end_with_3(store, typed, tmp_path, monkeypatch):
@@ -440,7 +441,7 @@ def test_a_judge_behind_an_openai_compatible_address_scores_the_answers(store, t
     assert all("Score how well the answer agrees" in json.dumps(body) for _, body in handler.asked)
     assert any("The capital of France" in json.dumps(body) and "paris" in json.dumps(body) for _, body in handler.asked)
     found = _metrics(store.variants()[GREEDY], sha256)
-    assert (found["judge/mean"], found["judge/ci_low"]) == (0.5, 0.5)
+    assert found["judge/ci_low"] < found["judge/mean"] == 0.5
     assert os.environ.get("OPENAI_API_KEY") is None
 
 

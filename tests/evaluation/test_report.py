@@ -67,13 +67,14 @@ def test_the_leaderboard_has_a_cell_for_everything_and_none_for_what_is_unknown(
     assert all(len(column) == 2 for column in table.values())
 
 
-def test_pairs_are_compared_on_the_rows_that_both_were_asked():
+def test_pairs_are_compared_row_by_row_and_a_skipped_row_counts_as_0():
     ours, theirs = [1.0] * 30 + [None], [0.0] * 30 + [1.0]
     (pair,) = report.pairwise([entry("a", ours), entry("b", theirs)], "answer_match")
-    assert (pair["variant"], pair["is"], pair["than"], pair["rows"]) == ("a", "better", "b", 30)
-    assert pair["difference"] == pair["ci_low"] == pair["ci_high"] == 1.0
+    assert (pair["variant"], pair["is"], pair["than"], pair["rows"]) == ("a", "better", "b", 31)
+    assert pair["difference"] == pytest.approx(29 / 31)
+    assert 0 < pair["ci_low"] < pair["difference"] <= pair["ci_high"]
     (pair,) = report.pairwise([entry("a", [0.0, 1.0] * 10), entry("b", [1.0, 0.0] * 10)], "answer_match")
-    assert pair["is"] == "tied"
+    assert pair["is"] == "undecided"
 
 
 def test_a_variant_without_scores_of_the_rows_is_in_no_pair():
