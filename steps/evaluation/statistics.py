@@ -181,8 +181,8 @@ def power_sentence(rows: int, margin: float, alpha: float, variants: int = 2) ->
         count = _rounded(rows_needed(margin, alpha, claims=claims))
         needed = f"; for a margin of {margin:g} you need about {count} rows"
     return (
-        f"{rows} row{'s' if rows != 1 else ''}{among}: differences under about {least:.2f} cannot be told apart{needed} "
-        "(if two variants disagree on one row in ten)."
+        f"{rows} row{'s' if rows != 1 else ''}{among}: differences under about {least:.2f} cannot be told apart"
+        f"{needed} (if two variants disagree on one row in ten)."
     )
 
 

@@ -112,10 +112,18 @@ def _why_best(ranking: Ranking, promotion: Promotion) -> str:
         equal = sum(score(one, promotion) == score(best, promotion) for one in ranking.ranked) - 1
         extreme = "lowest" if promotion.less_is_better else "highest"
         shared = f", like {equal} more, and is the better made or the cheaper of them" if equal else ""
-        return f"the {extreme} score, {_show_score(best, promotion)}{shared}"
+        return f"the {extreme} score, {_show_score(best, promotion)}{shared}{_undecided(ranking, promotion)}"
     decided = deciding_cost(best, highest, promotion)
     cost = f": {decided[0]} {_show(best, decided[0])} against {_show(highest, decided[0])}" if decided else ""
     return f"{_show_score(best, promotion)}, is non-inferior to {highest.name} and cheaper{cost}"
+
+
+def _undecided(ranking: Ranking, promotion: Promotion) -> str:
+    """Return that the rows do not show the best candidate to be the best, if that is so."""
+    verdict = ranking.verdicts.get(ranking.ranked[0].model_id)
+    if verdict is None or verdict.word != UNDECIDED:
+        return ""
+    return f" (undecided against {verdict.rival}: {needed_rows(verdict, promotion)})"
 
 
 def _show_score(candidate: Candidate, promotion: Promotion) -> str:

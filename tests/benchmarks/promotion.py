@@ -263,10 +263,8 @@ def exact_errors(rows: int, claims: int) -> tuple[float, float]:
 
 def drift(chains: int) -> None:
     """Print what ten promotions in a row lose, with and without the reference."""
-    print(
-        "| rows | each is worse by | lost on average | lost at most | more than a margin lost | without the reference |\n|"
-        + "---|" * 6
-    )
+    heads = ["rows", "each is worse by", "lost on average", "at most", "over a margin", "on average without reference"]
+    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for rows, step in itertools.product((118, 300, 1000), (MARGIN / 4, MARGIN / 2, MARGIN)):
         losses = {guarded: [chain(rows, step, guarded, seed) for seed in range(chains)] for guarded in (True, False)}
         guarded, free = np.array(losses[True]), np.array(losses[False])

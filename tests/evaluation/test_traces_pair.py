@@ -3,6 +3,7 @@
 import mlflow
 import pytest
 
+from steps import command_line
 from steps.evaluation import prompt_set, scorecard, traces
 from steps.store import runs
 from steps.store.variants import find_variants
@@ -16,9 +17,9 @@ def variants(built, tmp_path, monkeypatch):  # noqa: F811  the fixture
     return find_variants(mlflow.MlflowClient(), "0")[:2]
 
 
+# MLflow says this when its tracing is first imported in a process.
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")
 def test_traces_of_two_variants_have_the_same_inputs_row_by_row(variants, tmp_path):
-    from steps import command_line
-
     overrides = [f"prompt_set.path={write_prompt_set(tmp_path / 'rows.jsonl', 'traces')}"]
     rows = prompt_set.load(command_line.compose("register", overrides).prompt_set)
     inputs = []
