@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from steps import command_line
-from steps.config.schema import EvaluateConfig
+from steps.config.schema import EvaluateConfig, Promotion
 from steps.errors import RowErrors, StepError
 from steps.evaluation import context_check, journal, prompt_set, scorecard, scores, scoring, speed
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import comparison, state, variant_report
 from steps.evaluation.scorecard import Scorecard
+from steps.evaluation.statistics import power_sentence
 from steps.output import echo
 from steps.store import connection, runs
 from steps.store.names import ERRORS
@@ -71,11 +72,15 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
     """
     import mlflow
 
+    announced = rows is not None
     rows = rows or prompt_set.load(config.prompt_set)
     scores.check_rows(rows, config)
     client = mlflow.MlflowClient()
     variants = find_variants(client, runs.experiment_id())
     chosen = _choose(client, config, rows, variants)
+    if chosen and not announced:
+        # Before anything is asked: a prompt set that is too small wastes the time.
+        echo(power_sentence(len(rows.rows), Promotion().margin, Promotion().alpha, len(variants)))
     scored = [] if config.run_id else [variant for variant in variants if variant not in chosen]
     unfinished = [variant for variant in scored if state.is_unfinished(variant, rows, config)]
     outcome = Outcome()

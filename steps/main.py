@@ -23,6 +23,7 @@ from steps.errors import StepError
 from steps.evaluate import evaluate
 from steps.evaluation import prompt_set, scores
 from steps.evaluation.report import leaderboard
+from steps.evaluation.statistics import power_sentence
 from steps.output import echo
 from steps.store import address, names, runs
 from steps.store.variants import Variant, find_variants
@@ -39,6 +40,7 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
     # Its faults are reported before anything is built.
     rows = prompt_set.load(config.prompt_set)
     scores.check_rows(rows, config)
+    echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
     metrics, evaluate_config = scores.names(config), step_config(EvaluateConfig, config)
     register_config = step_config(RegisterConfig, config)
     with runs.start("main") as active:

@@ -186,23 +186,37 @@ class Evaluation:
 
 @dataclass
 class Promotion:
-    """Which variant is best: hard limits (`min`, `max` of any metric), then the metric, then the cost.
+    """Which variant is best: hard limits (`min`, `max` of any metric), the contract, the metric, then the cost.
 
-    `alpha` is the significance level of a difference. The smoke test serves the version and asks `smoke_rows` rows (at
-    most 8: those that evaluate asks one by one). The server must be up within `smoke_seconds`. `retry_rejected` gives
-    rejected versions another chance.
+    A cheaper candidate may take the place of a better one if it is shown to be worse by less than `margin`, which is in
+    the metric's unit. `direction` says whether a higher or a lower metric is better. `alpha` is the chance of a wrong
+    decision that is accepted. `contract_first` sets those aside that fail more checks of their own contract than
+    another. Costs within `timed_tolerance` (what is timed) or `size_tolerance` (bytes) of each other are equal.
+
+    The smoke test serves the version and asks `smoke_rows` rows (at most 8: those that evaluate asks one by one). The
+    server must be up within `smoke_seconds`. `retry_rejected` gives rejected versions another chance.
     """
 
     name: str = MISSING
     metric: str = "answer_match"
+    direction: str = key("higher", one_of=("higher", "lower"))
+    margin: float = key(0.05, at_least=0)
     limits: dict[str, Any] = key({})
+    contract_first: bool = True
     prefer: list[str] = key([])
+    timed_tolerance: float = key(0.15, at_least=0, at_most=1)
+    size_tolerance: float = key(0.05, at_least=0, at_most=1)
     alpha: float = key(0.05, above=0, at_most=0.5)
     smoke: bool = True
     smoke_rows: int = key(8, at_least=1, at_most=8)
     smoke_seconds: float = key(300, at_least=1)
     retry_rejected: bool = False
     lock_seconds: float = key(900, at_least=0)
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether a lower value of the metric is better."""
+        return self.direction == "lower"
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Score answers with metrics of the `evaluate` library, and put answers and scores together as a scorecard.
 
-A skipped row has no score. The answer of a row with an error is empty. The score of a row is its mean over all
-repeats, so that rows stay independent of each other.
+A skipped row has no score of its own and counts as 0 in every mean, because variants are compared on the same rows. The
+answer of a row with an error is empty. The score of a row is its mean over all repeats, so that rows stay independent
+of each other.
 """
 
 import contextlib
@@ -197,16 +198,20 @@ def _mean_aggregates(repeats: list[Computed]) -> dict[str, float]:
 
 
 def _summaries(scores: dict[str, list[float | None]], indices: Iterable[int]) -> dict[str, float]:
-    """Return the mean and 95 % interval of every metric over those of the rows that were not skipped."""
+    """Return the mean and 95 % interval of every metric over these rows; a skipped row counts as 0."""
     places = list(indices)
     summaries: dict[str, float] = {}
     for name, rows in scores.items():
-        asked = [score for index in places if (score := rows[index]) is not None]
-        if asked:
-            low, high = interval(asked)
-            mean = math.fsum(asked) / len(asked)
+        if counts := counted([rows[index] for index in places]):
+            low, high = interval(counts)
+            mean = math.fsum(counts) / len(counts)
             summaries |= {f"{name}/mean": mean, f"{name}/ci_low": low, f"{name}/ci_high": high}
     return summaries
+
+
+def counted(scores: list[float | None]) -> list[float]:
+    """Return the scores of rows as every mean counts them: a skipped row as 0."""
+    return [0.0 if score is None else score for score in scores]
 
 
 def _by_tag(prompt_set: PromptSet, scores: dict[str, list[float | None]]) -> dict[str, dict[str, float]]:

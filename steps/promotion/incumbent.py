@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from steps.config.schema import RegisterConfig
+from steps.config.schema import Promotion, RegisterConfig
 from steps.evaluation.prompt_set import PromptSet
 from steps.promotion import candidates, registry
+from steps.promotion.candidate import Candidate
 from steps.promotion.gate import NO_CHAMPION
 from steps.promotion.job import Job
 from steps.promotion.missing_scorecard import MissingScorecard, find_missing
-from steps.promotion.rank import Candidate
 from steps.promotion.registry import Registry, Version
-from steps.store.variants import Variant
+from steps.store import runs
+from steps.store.variants import Variant, find_variants
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,12 +64,16 @@ def missing_scorecard(client: MlflowClient, config: RegisterConfig, rows: Prompt
     champion = candidates.find_variant(client, version.model_id) if version else None
     if version is None or champion is None:
         return None
-    missing = missing_in(job, version, champion, candidates.scored_candidate(job, champion))
+    variants = [*find_variants(client, runs.experiment_id()), champion]
+    policy = candidates.measured_policy(job, variants)
+    missing = missing_in(job, version, champion, candidates.scored_candidate(job, champion), policy)
     # Last, because reading all files of a model takes long.
     return None if missing is None or job.faults(champion) else missing
 
 
-def missing_in(job: Job, version: Version, champion: Variant, candidate: Candidate | None) -> MissingScorecard | None:
+def missing_in(
+    job: Job, version: Version, champion: Variant, candidate: Candidate | None, policy: Promotion
+) -> MissingScorecard | None:
     """Return what the champion lacks to be compared by the policy; None if nothing."""
     role = f"the champion (version {version.number})"
-    return find_missing(champion, candidate, role, job.config.prompt_set, job.rows.name, job.policy)
+    return find_missing(champion, candidate, role, job.config.prompt_set, job.rows.name, policy)

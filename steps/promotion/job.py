@@ -33,12 +33,14 @@ class IntegrityCache:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of `register`: the store, the configuration, the prompt set, and what is known about models' files."""
+    """One run of `register`: the store, the configuration, the prompt set, and what it found out so far."""
 
     client: MlflowClient
     config: RegisterConfig
     rows: PromptSet
     integrity: IntegrityCache = field(default_factory=IntegrityCache)
+    # By fingerprint, what this run has rejected, as a sentence without its full stop.
+    rejected: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 from steps.config.schema import DEFAULT_METRICS, EvaluateConfig, Promotion, PromptSet
 from steps.evaluation.scores import JUDGE
-from steps.promotion.rank import Candidate, asked_metrics, lacking_metrics
+from steps.promotion.candidate import Candidate
+from steps.promotion.rank import asked_metrics, lacking_metrics
 from steps.store.names import COSTS, is_timed, metric_key
 from steps.store.variants import Variant
 

@@ -7,20 +7,22 @@ rejected, because the next register would promote it again.
 
 from dataclasses import replace
 
-from steps.config.schema import RegisterConfig
+from steps.config.schema import Promotion, RegisterConfig
 from steps.errors import StepError
 from steps.output import echo
 from steps.promotion import candidates, history, lock, registry, report
 from steps.promotion.admission import ensure_smoke_tested, set_champion
+from steps.promotion.candidate import Candidate
 from steps.promotion.gate import Decision
 from steps.promotion.history import Change
 from steps.promotion.job import Job, broken_model
 from steps.promotion.missing_scorecard import find_missing
-from steps.promotion.rank import Candidate, Ranking, faults_of, score_difference
+from steps.promotion.rank import Ranking, faults_of
 from steps.promotion.registry import Registry, Version
+from steps.promotion.verdicts import against_one
 from steps.store import runs
 from steps.store.names import CHALLENGER, FINISHED_BY, REJECTED
-from steps.store.variants import Variant, read_variant
+from steps.store.variants import Variant, find_variants, read_variant
 
 
 def rollback(job: Job) -> None:
@@ -47,7 +49,7 @@ def _roll_back(job: Job, current: Registry, target: Version) -> None:
     if faults := job.faults(variant):
         raise StepError(f"{broken_model(variant, faults)}.")
     candidate = _comparable(job, variant, target)
-    if faults := faults_of(candidate, job.policy):
+    if faults := faults_of(candidate, _policy(job, variant)):
         raise StepError(f"Cannot roll back to version {target.number} ({variant.name}): {', '.join(faults)}.")
     ensure_smoke_tested(job, target, variant)
     reason = f"rolled back from version {replaced.number} on request"
@@ -110,10 +112,16 @@ def _comparable(job: Job, variant: Variant, target: Version) -> Candidate:
     """Return the target as a candidate; raises StepError if its scorecard is missing or cannot be used."""
     candidate = candidates.scored_candidate(job, variant)
     role = f"version {target.number} of {job.name}"
-    missing = find_missing(variant, candidate, role, job.config.prompt_set, job.rows.name, job.policy)
+    policy = _policy(job, variant)
+    missing = find_missing(variant, candidate, role, job.config.prompt_set, job.rows.name, policy)
     if missing or candidate is None:
         raise StepError(missing.sentence if missing else f"{variant.name} has no scorecard on {job.rows.name}.")
     return candidate
+
+
+def _policy(job: Job, variant: Variant) -> Promotion:
+    """Return the policy without costs that nobody was timed for."""
+    return candidates.measured_policy(job, [*find_variants(job.client, runs.experiment_id()), variant])
 
 
 def _report(job: Job, target: Version, candidate: Candidate, replaced: Version | None, reason: str) -> None:
@@ -121,11 +129,11 @@ def _report(job: Job, target: Version, candidate: Candidate, replaced: Version |
     current = registry.read(job.client, job.name)
     if current.challenger == target:
         registry.set_alias(job.client, current, CHALLENGER, None)
-    opponent = _replaced_candidate(job, replaced)
-    gap = score_difference(candidate, opponent, job.policy) if opponent else None
-    itself = {candidate.model_id: score_difference(candidate, candidate, job.policy)}
-    content = report.as_dict(job, Ranking([candidate], {}, (candidate.model_id,), itself), {}, [])
-    decision = report.decision_dict(Decision(True, reason, gap), opponent, candidate)
+    opponent, policy = _replaced_candidate(job, replaced), _policy(job, read_variant(job.client, candidate.model_id))
+    verdict = against_one([candidate], opponent, policy)[candidate.model_id] if opponent else None
+    content = report.as_dict(job, policy, Ranking([candidate], {}, candidate), {}, [])
+    gap = verdict.difference if verdict else None
+    decision = report.decision_dict(Decision(True, reason, verdict, gap), opponent, candidate)
     report.log(content | {"decision": decision}, registry.read(job.client, job.name))
 
 
@@ -133,4 +141,4 @@ def _replaced_candidate(job: Job, replaced: Version | None) -> Candidate | None:
     """Return the replaced version as a candidate; None if it is gone, or cannot be compared on these rows."""
     variant = candidates.find_variant(job.client, replaced.model_id) if replaced else None
     candidate = candidates.scored_candidate(job, variant) if variant else None
-    return None if candidate is None or faults_of(candidate, replace(job.policy, limits={})) else candidate
+    return None if candidate is None or faults_of(candidate, replace(job.policy, limits={}, prefer=[])) else candidate

@@ -87,7 +87,8 @@ def test_the_report_and_the_version_record_the_decision_and_its_reason(store):
     run, content, text = store.report()
     assert [row["variant"] for row in content["ranking"]] == ["onnx-int4-chat"] * 3
     assert [row["score"] for row in content["ranking"]] == [7 / 8, 5 / 8, 3 / 8]
-    assert [row["tied"] for row in content["ranking"]] == [True, False, False]
+    assert [row["verdict"] for row in content["ranking"]] == ["superior", "inferior", "inferior"]
+    assert content["policy"]["unmeasured"] == ["throughput", "latency", "memory"]
     assert content["decision"]["promoted"]
     assert content["champion_version"] == "1"
     assert content["challenger_version"] == "2"

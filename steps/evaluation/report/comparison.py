@@ -86,24 +86,19 @@ def leaderboard(entries: list[Scored], metrics: list[str]) -> dict[str, list[Any
 
 
 def pairwise(entries: list[Scored], metric: str) -> list[dict[str, Any]]:
-    """Return, for every two entries, the difference in a metric: a paired bootstrap over the rows that both answered.
+    """Return, for every two entries, the difference in a metric, paired by row.
 
-    A positive difference means that the first is better.
+    A positive difference means that the first is higher. "undecided" means that the rows do not show which is higher.
+    A skipped row counts as 0, as everywhere. The pairs are not corrected for their number.
     """
     pairs = []
     for ours, theirs in combinations([entry for entry in entries if metric in entry.card.scores], 2):
-        both = [
-            (our, their)
-            for our, their in zip(ours.card.scores[metric], theirs.card.scores[metric], strict=True)
-            if our is not None and their is not None
-        ]
-        if not both:
-            continue
-        gap = difference([our for our, _ in both], [their for _, their in both])
-        verdict = "better" if gap.better else "worse" if gap.worse else "tied"
+        our_rows, their_rows = (scores.counted(entry.card.scores[metric]) for entry in (ours, theirs))
+        gap = difference(our_rows, their_rows)
+        verdict = "better" if gap.better else "worse" if gap.worse else "undecided"
         pairs.append(
             {"variant": ours.name, "is": verdict, "than": theirs.name, "metric": metric}
-            | {"difference": gap.mean, "ci_low": gap.low, "ci_high": gap.high, "rows": len(both)}
+            | {"difference": gap.mean, "ci_low": gap.low, "ci_high": gap.high, "rows": len(our_rows)}
         )
     return pairs
 
