@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steps.config.paths import user_directory
 from steps.errors import StepError
 from steps.redaction import without_secrets
-from steps.store import names, processes
+from steps.store import address, names, processes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,6 +43,9 @@ def connect() -> "MlflowClient":
         os.environ.setdefault(name, value)
     # One line at the end reports an unreachable server, so the warning of each retry is hidden.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        if uri := os.environ.get(name):
+            os.environ[name] = address.absolute(uri, user_directory())
     import mlflow
     from sqlalchemy.exc import SQLAlchemyError
 
