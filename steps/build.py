@@ -44,6 +44,7 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
     """
     import mlflow
 
+    prompts.check_name(config.prompting)
     checkpoint = checkpoint or resolve(config.model)
     client, mode = mlflow.MlflowClient(), get_mode(config.mode.name)
     started = perf_counter()

@@ -63,11 +63,17 @@ def connect() -> "MlflowClient":
 
 
 def _claim_project_run(client: "MlflowClient", run_id: str) -> None:
-    """Tag the run that `mlflow run` started with this process, so that a later step can tell whether it was killed."""
+    """Tag the run that `mlflow run` started with this process, so that a later step can tell whether it was killed.
+
+    The step works in the experiment of that run, even if MLFLOW_EXPERIMENT_NAME names another one than the option
+    `--experiment-name` did.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
         client.set_tag(run_id, names.PROCESS, processes.identity())
+        os.environ["MLFLOW_EXPERIMENT_ID"] = client.get_run(run_id).info.experiment_id
+        os.environ.pop("MLFLOW_EXPERIMENT_NAME", None)
     except MlflowException:
         raise StepError(
             f"The run {run_id} that `mlflow run` started is not in {_safe_tracking_uri()} (current directory: "
