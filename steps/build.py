@@ -44,6 +44,7 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
     """
     import mlflow
 
+    prompts.check_name(config.prompting)
     checkpoint = checkpoint or resolve(config.model)
     client, mode = mlflow.MlflowClient(), get_mode(config.mode.name)
     started = perf_counter()
@@ -107,14 +108,18 @@ def _log_inputs(config: BuildConfig, checkpoint: Checkpoint) -> None:
 
 def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: Path) -> str:
     """Log the staged folder as the mode does; returns the id of the LoggedModel."""
-    common: dict[str, Any] = {
-        "name": variant_name(config),
-        "params": to_params(config),
-        "tags": {names.CHECKPOINT_SHA256: checkpoint.sha256},
-        "input_example": get_interface(config.interface).example,
-        "pip_requirements": mode.requirements,
-    }
+    import mlflow
+
     with suppress_output(), _without_bytecode():
+        # Created first, because MLflow would replace these parameters by those of the run, which `mlflow run` logs in
+        # the shell's quotes.
+        tags = {names.CHECKPOINT_SHA256: checkpoint.sha256}
+        model = mlflow.initialize_logged_model(variant_name(config), params=to_params(config), tags=tags)
+        common: dict[str, Any] = {
+            "model_id": model.model_id,
+            "input_example": get_interface(config.interface).example,
+            "pip_requirements": mode.requirements,
+        }
         return str(mode.log(config, folder, common).model_id)
 
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from steps.config.paths import user_directory
 from steps.errors import StepError
 from steps.output import echo
 from steps.wrappers.manifest import DamagedCheckpoint, check, write_manifest
@@ -19,7 +20,7 @@ def cache_directory() -> Path:
     """Return PHI3_CACHE_DIR if it is set, otherwise the platform's usual cache directory."""
     from platformdirs import user_cache_path
 
-    return Path(os.environ.get("PHI3_CACHE_DIR") or user_cache_path("phi3-mlflow"))
+    return user_directory() / (os.environ.get("PHI3_CACHE_DIR") or user_cache_path("phi3-mlflow"))
 
 
 def cached(name: str, make: Callable[[Path], None]) -> Path:

@@ -11,7 +11,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from steps.config.schema import free_text_keys
+from steps.config.paths import from_user
+from steps.config.schema import keys_with
 from steps.errors import StepError
 
 # Hydra's own flags; everything else that begins with -- is a parameter of `mlflow run`.
@@ -65,8 +66,10 @@ def key_of(override: str) -> str:
 
 
 def _override(key: str, value: str) -> str:
-    """Return one override: free text quoted, interpolation refused elsewhere."""
-    if key.lstrip("+") in free_text_keys():
+    """Return one override: free text quoted, a path absolute if it exists, interpolation refused elsewhere."""
+    if key.lstrip("+") in keys_with("is_path"):
+        value = from_user(value)
+    if key.lstrip("+") in keys_with("free_text"):
         return f"{key}={_quoted(value)}"
     if "${" in value:
         raise StepError(f"{key} must be a plain value, got '{value}': nothing is resolved from a value.")

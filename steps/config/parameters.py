@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict
@@ -66,6 +67,9 @@ def _value(text: str, kind: Any) -> Any:
         if text == "null":
             return None
         (kind,) = (choice for choice in get_args(kind) if choice is not NoneType)
+    if kind is not str and text.startswith("'"):
+        # Earlier versions kept what `mlflow run` logs, which is in the shell's quotes.
+        (text,) = shlex.split(text)
     if get_origin(kind) is list:
         (item,) = get_args(kind)
         return [item(**entry) for entry in json.loads(text)]

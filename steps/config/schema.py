@@ -8,18 +8,22 @@ from typing import Any
 
 # OmegaConf's mark of a value that must be given. Written out, because a process that measures memory imports this.
 MISSING: Any = "???"
+# MLflow keeps models and prompts in one table of names. Every prompt's name begins with this, and no model's may.
+PROMPT_PREFIX = "phi3.prompting."
 DEFAULT_METRICS = ("answer_match", "exact_match", "token_f1", "rouge_l", "chrf")
 
 
-def key(default: Any = MISSING, *, free_text: bool = False, **bounds: Any) -> Any:
+def key(default: Any = MISSING, *, free_text: bool = False, is_path: bool = False, **bounds: Any) -> Any:
     """Declare a configuration key. A list or dict default is copied for each configuration.
 
     Args:
         default: The value if no file and no override gives one; MISSING if conf/ must give it.
         free_text: Take the value exactly as the user typed it, commas and quotes included.
-        bounds: What `validation.py` checks: at_least, at_most, above (numbers), one_of (a tuple), needed (True).
+        is_path: A file or folder. A relative path starts where the user stands.
+        bounds: What `validation.py` checks: at_least, at_most, above (numbers), one_of (a tuple), needed (True),
+            plain_name (True: the value is a part of names that MLflow restricts).
     """
-    metadata = {"free_text": free_text, **bounds}
+    metadata = {"free_text": free_text, "is_path": is_path, **bounds}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -29,7 +33,7 @@ def key(default: Any = MISSING, *, free_text: bool = False, **bounds: Any) -> An
 class Model:
     """Where the checkpoint comes from. Each source has its own keys."""
 
-    name: str = MISSING
+    name: str = key(plain_name=True)
     source: str = MISSING
 
 
@@ -55,7 +59,7 @@ class FolderModel(Model):
     """A folder on this machine, in Hugging Face or ONNX GenAI layout."""
 
     source: str = key("folder", one_of=("folder",))
-    path: str | None = key(free_text=True, needed=True)
+    path: str | None = key(free_text=True, is_path=True, needed=True)
 
 
 @dataclass
@@ -118,7 +122,7 @@ class Example:
 class Prompting:
     """What a variant puts before every conversation: a system prompt, examples."""
 
-    name: str = MISSING
+    name: str = key(plain_name=True)
     system: str = key("", free_text=True)
     examples: list[Example] = field(default_factory=list)
 
@@ -144,7 +148,7 @@ class PromptSet:
     """
 
     name: str | None = None
-    path: str | None = key(None, free_text=True, needed=True)
+    path: str | None = key(None, free_text=True, is_path=True, needed=True)
     source: str = key("jsonl", one_of=("jsonl", "datasets"))
     subset: str | None = key(None, free_text=True)
     split: str = key("test", free_text=True)
@@ -275,13 +279,13 @@ def step_config(schema: type, config: MainConfig) -> Any:
     return schema(**{entry.name: getattr(config, entry.name) for entry in fields(schema)})
 
 
-def free_text_keys(schemas: tuple[type, ...] = (MainConfig,), prefix: str = "") -> frozenset[str]:
-    """Return the dotted keys whose values are taken exactly as typed."""
+def keys_with(mark: str, schemas: tuple[type, ...] = (MainConfig,), prefix: str = "") -> frozenset[str]:
+    """Return the dotted keys that are declared with a mark: `free_text`, `is_path`."""
     keys: set[str] = set()
     for entry in (entry for schema in schemas for entry in fields(schema)):
-        if entry.metadata.get("free_text"):
+        if entry.metadata.get(mark):
             keys.add(f"{prefix}{entry.name}")
         elif isinstance(entry.type, type) and is_dataclass(entry.type):
             nested: tuple[type, ...] = tuple(SOURCES.values()) if entry.type is Model else (entry.type,)
-            keys |= free_text_keys(nested, f"{prefix}{entry.name}.")
+            keys |= keys_with(mark, nested, f"{prefix}{entry.name}.")
     return frozenset(keys)

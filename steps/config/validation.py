@@ -1,11 +1,17 @@
 """Turn the bounds that the schema declares into sentences about values that break them."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from steps.config.schema import EvaluateConfig, MainConfig, RegisterConfig
+from steps.config.schema import PROMPT_PREFIX, EvaluateConfig, MainConfig, RegisterConfig
+
+# What MLflow takes as part of the name of a prompt and of a LoggedModel.
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+# MLflow's `models:/NAME@ALIAS` reads no other name back.
+MODEL_NAME = re.compile(r"""(?!\s|\.{1,2}$)[^/:?'"\x00-\x1f\x7f]{1,256}(?<!\s)""")
 
 
 def faults(config: Any) -> list[str]:
@@ -27,6 +33,8 @@ def _bound_faults(config: Any, prefix: str = "") -> Iterator[str]:
             yield f"{key} is needed: give -P {key}=…"
         elif "one_of" in entry.metadata and value not in entry.metadata["one_of"]:
             yield f"{key} must be one of {', '.join(map(str, entry.metadata['one_of']))}, got {value!r}."
+        elif entry.metadata.get("plain_name") and not PLAIN_NAME.fullmatch(value):
+            yield f"{key} must be at most 100 letters from a to z, digits, '_' and '-', got {value!r}."
         elif isinstance(value, int | float) and not _within(value, entry.metadata):
             yield f"{key} must be {_range(entry.metadata)}, got {value!r}."
 
@@ -66,5 +74,13 @@ def _register_faults(config: RegisterConfig) -> Iterator[str]:
         yield f"action must be promote in main, got '{config.action}'. The others are for register."
     if config.version is not None and config.action != "rollback":
         yield f"version needs action=rollback, got version={config.version} with action={config.action}."
-    if not config.registered_model or set(config.registered_model) & set("/:'"):
-        yield f"registered_model must be a name without '/', ':' and quotes, got '{config.registered_model}'."
+    if not MODEL_NAME.fullmatch(config.registered_model):
+        yield (
+            "registered_model must be a name of at most 256 characters without '/', ':', '?', quotes and line breaks, "
+            f"got {config.registered_model!r}."
+        )
+    elif config.registered_model.startswith(PROMPT_PREFIX):
+        yield (
+            f"registered_model must not begin with '{PROMPT_PREFIX}', which is for prompts, "
+            f"got '{config.registered_model}'."
+        )

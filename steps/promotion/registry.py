@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from steps.errors import StepError
 from steps.output import suppress_output
 from steps.promotion.candidate import Candidate
+from steps.store import prompts
 from steps.store.names import CHALLENGER, CHAMPION, FINGERPRINT, MODEL_ID, REJECTED, VARIANT
 
 if TYPE_CHECKING:
@@ -71,15 +72,24 @@ class Registry:
 
 
 def read(client: MlflowClient, name: str) -> Registry:
-    """Return the registry as it is now; empty if the name is not registered yet."""
+    """Return the registry as it is now; empty if the name is not registered yet.
+
+    Raises:
+        StepError: The name is that of a prompt.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
         aliases = client.get_registered_model(name).aliases
     except MlflowException as error:
-        if is_missing(error):
-            return Registry(name)
-        raise
+        if not is_missing(error):
+            raise
+        if prompts.is_prompt(client, name):
+            raise StepError(
+                f"registered_model must not be the name of a prompt, got '{name}': MLflow gives a name only once. "
+                "Choose another one: -P registered_model=…"
+            ) from None
+        return Registry(name)
     entries = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda entry: int(entry.version))
     versions = tuple(_version(entry) for entry in entries if _is_ours(entry))
     return Registry(name, versions, {alias: str(number) for alias, number in aliases.items()})

@@ -1,7 +1,9 @@
 """Addresses of the store: its web interface, and the file of the model registry."""
 
+import re
 from pathlib import Path
 
+from steps.config.paths import user_directory
 from steps.redaction import without_secrets
 
 
@@ -18,11 +20,17 @@ def ui_arguments() -> str:
     import mlflow
 
     uri = mlflow.get_tracking_uri()
-    is_default = uri in ("sqlite:///mlflow.db", f"sqlite:///{Path('mlflow.db').resolve()}")
+    is_default = uri in ("sqlite:///mlflow.db", f"sqlite:///{user_directory() / 'mlflow.db'}")
     if is_default or uri.startswith("http") or "://" not in uri:
         return ""
     # The variable rather than its value, because the address can hold a password.
     return ' --backend-store-uri "$MLFLOW_TRACKING_URI"'
+
+
+def absolute(uri: str, folder: Path) -> str:
+    """Return the URI of a SQLite file with an absolute path, which starts in a folder if it was relative."""
+    # In another working directory, a relative path would name another file.
+    return re.sub(r"^sqlite:///(?=[^/:?])(?![A-Za-z]:)", f"sqlite:///{folder}/", uri)
 
 
 def registry_file() -> Path | None:

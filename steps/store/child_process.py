@@ -1,11 +1,11 @@
 """Environment variables for child processes: with access to this store, or without any store and secrets."""
 
 import os
-import re
 import sys
 from pathlib import Path
 
 from steps.redaction import SECRET
+from steps.store import address
 
 
 def child_environment(folder: Path) -> dict[str, str]:
@@ -19,8 +19,7 @@ def child_environment(folder: Path) -> dict[str, str]:
     own = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "PYTHONPATH")
     inherited = {name: value for name, value in os.environ.items() if name not in own}
     uris = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
-    # In another working directory, a relative path would name another file.
-    absolute = {name: re.sub(r"^sqlite:///(?=[^/])", f"sqlite:///{Path.cwd()}/", uri) for name, uri in uris.items()}
+    absolute = {name: address.absolute(uri, Path.cwd()) for name, uri in uris.items()}
     # This Python's environment need not be activated, so its programs may not be on the PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return inherited | absolute | {"TMPDIR": str(folder), "PATH": path}

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steps.config.paths import user_directory
 from steps.errors import StepError
 from steps.redaction import without_secrets
-from steps.store import names, processes
+from steps.store import address, names, processes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,6 +43,9 @@ def connect() -> "MlflowClient":
         os.environ.setdefault(name, value)
     # One line at the end reports an unreachable server, so the warning of each retry is hidden.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        if uri := os.environ.get(name):
+            os.environ[name] = address.absolute(uri, user_directory())
     import mlflow
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -59,11 +63,17 @@ def connect() -> "MlflowClient":
 
 
 def _claim_project_run(client: "MlflowClient", run_id: str) -> None:
-    """Tag the run that `mlflow run` started with this process, so that a later step can tell whether it was killed."""
+    """Tag the run that `mlflow run` started with this process, so that a later step can tell whether it was killed.
+
+    The step works in the experiment of that run, even if MLFLOW_EXPERIMENT_NAME names another one than the option
+    `--experiment-name` did.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
         client.set_tag(run_id, names.PROCESS, processes.identity())
+        os.environ["MLFLOW_EXPERIMENT_ID"] = client.get_run(run_id).info.experiment_id
+        os.environ.pop("MLFLOW_EXPERIMENT_NAME", None)
     except MlflowException:
         raise StepError(
             f"The run {run_id} that `mlflow run` started is not in {_safe_tracking_uri()} (current directory: "

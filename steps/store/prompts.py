@@ -1,13 +1,15 @@
 """Keep each variant's prompting in MLflow's prompt registry, with versions.
 
-The prompt is named `phi3-<name of the prompting>`. A version is added only for a text that the prompt does not have
-yet, and linked to the variant's LoggedModel and run.
+The prompt is named `phi3.prompting.<name of the prompting>`, which no registered model may be called: MLflow keeps both
+in one table of names. A version is added only for a text that the prompt does not have yet, and linked to the variant's
+LoggedModel and run. Earlier versions named it `phi3-<name of the prompting>`; those prompts stay as they are.
 """
 
 from typing import TYPE_CHECKING
 
 from steps.checkpoints.prompting import example_messages, system_messages
-from steps.config.schema import Prompting
+from steps.config.schema import PROMPT_PREFIX, Prompting
+from steps.errors import StepError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,6 +29,29 @@ def link(prompting: Prompting, model_id: str, run_id: str) -> str:
     return f"prompts:/{prompt.name}/{prompt.version}"
 
 
+def check_name(prompting: Prompting) -> None:
+    """Raise StepError if a registered model has the name of the prompt: another program may have made one."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    name = prompt_name(prompting)
+    try:
+        mlflow.MlflowClient().get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return
+        raise
+    raise StepError(
+        f"The prompt {name} cannot be registered, because there is a registered model of that name. Rename the model, "
+        "or give the prompting another name: -P prompting.name=…"
+    )
+
+
+def is_prompt(client: "MlflowClient", name: str) -> bool:
+    """Return True if a name is that of a prompt, and so cannot be that of a registered model."""
+    return client.get_prompt(name) is not None
+
+
 def template(prompting: Prompting) -> list[dict[str, str]]:
     """Return the conversation that a model sees for one question, in the format of MLflow's chat prompts."""
     return [*system_messages(prompting), *example_messages(prompting), QUESTION]
@@ -34,7 +59,7 @@ def template(prompting: Prompting) -> list[dict[str, str]]:
 
 def prompt_name(prompting: Prompting) -> str:
     """Return the name of the prompt in the registry."""
-    return f"phi3-{prompting.name}"
+    return f"{PROMPT_PREFIX}{prompting.name}"
 
 
 def _registered_version(client: "MlflowClient", name: str, messages: list[dict[str, str]]) -> "PromptVersion":

@@ -7,6 +7,8 @@ same code gives a variant its run in a single build, in a sweep and in the main 
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -27,19 +29,39 @@ def experiment_id() -> str:
 
 @contextlib.contextmanager
 def start(name: str, tags: dict[str, str] | None = None) -> Iterator[ActiveRun]:
-    """Work in a step's run: the project's, a new one, or a child of the run that is active already."""
+    """Work in a step's run: the project's, a new one, or a child of the run that is active already.
+
+    Args:
+        name: Name of the run, unless the user has named it with `mlflow run --run-name`.
+        tags: Tags of the run.
+    """
     import mlflow
 
     nested = mlflow.active_run() is not None
     tags = {names.PROCESS: processes.identity()} | (tags or {})
-    with mlflow.start_run(run_name=name, nested=nested, tags=tags) as active:
+    run_name = name if nested else _name_from_user() or name
+    with mlflow.start_run(run_name=run_name, nested=nested, tags=tags) as active:
         # `mlflow run` logs the address that the project was cloned from with its password.
-        cleaned = {key: redacted(value) for key, value in active.data.tags.items() if redacted(value) != value}
-        mlflow.set_tags({"mlflow.runName": name} | cleaned)
+        mlflow.set_tags({key: redacted(value) for key, value in active.data.tags.items() if redacted(value) != value})
         if not nested and mlflow.get_tracking_uri().startswith("http"):
             page = f"#/experiments/{active.info.experiment_id}/runs/{active.info.run_id}"
-            echo(f"Run {name}: {address.ui_address()}/{page}")
+            echo(f"Run {run_name}: {address.ui_address()}/{page}")
         yield active
+
+
+def _name_from_user() -> str | None:
+    """Return the name that the user has given to the run that `mlflow run` started; None if it has a random one."""
+    import mlflow
+    from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
+
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return None
+    name = str(mlflow.get_run(run_id).info.run_name or "")
+    # MLflow does not record whether it made up a name such as bold-cat-123, so its lists of words decide.
+    words = re.fullmatch(r"([a-z]+)-([a-z]+)-\d+", name)
+    is_random = words and words[1] in _GENERATOR_PREDICATES and words[2] in _GENERATOR_NOUNS
+    return None if is_random or not name else name
 
 
 @contextlib.contextmanager

@@ -128,7 +128,20 @@ REFUSED = {
     "name of the registered model": (
         "register",
         ["registered_model=a/b"],
-        ["must be a name without '/', ':' and quotes, got 'a/b'."],
+        ["without '/', ':', '?', quotes and line breaks, got 'a/b'."],
+    ),
+    "a registered model that could be a prompt": (
+        "main",
+        ["registered_model=phi3.prompting.plain"],
+        ["registered_model must not begin with 'phi3.prompting.', which is for prompts, got 'phi3.prompting.plain'."],
+    ),
+    "names that MLflow does not take": (
+        "build",
+        ["prompting.name='a b'", "model.name=a.b"],
+        [
+            "prompting.name must be at most 100 letters from a to z, digits, '_' and '-', got 'a b'.",
+            "model.name must be at most 100 letters from a to z, digits, '_' and '-', got 'a.b'.",
+        ],
     ),
     "run of a variant in main": (
         "main",

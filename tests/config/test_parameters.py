@@ -49,6 +49,12 @@ def test_parameters_of_an_earlier_version_are_read_as_far_as_they_are_known():
     assert from_params(params, empty) == _config("mode=onnx")
 
 
+@pytest.mark.parametrize(("text", "temperature"), [("' 0.5'", 0.5), ("'0.5 '", 0.5), ("'0.5", 0.0)])
+def test_a_number_in_the_quotes_of_a_shell_is_read_as_a_number(text, temperature):
+    empty = BuildConfig(model=MiniatureModel(), mode=get_mode("onnx").settings(), precision=Precision())
+    assert from_params({"generation.temperature": text}, empty).generation.temperature == temperature
+
+
 def test_a_value_that_does_not_fit_its_key_leaves_the_default():
     empty = BuildConfig(model=FolderModel(), mode=get_mode("onnx").settings(), precision=Int4Precision())
     config = from_params({"generation.max_tokens": "many", "prompting.examples": "[truncated"}, empty)

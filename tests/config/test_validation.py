@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from steps.config.schema import key
+from steps.config.schema import RegisterConfig, key
 from steps.config.validation import faults
 
 
@@ -15,6 +15,7 @@ class Bounded:
     open: float = key(1, above=0)
     choice: str = key("a", one_of=("a", "b"))
     needed: str | None = key("x", needed=True)
+    name: str = key("a", plain_name=True)
     free: float = key(1)
 
 
@@ -24,6 +25,10 @@ SENTENCES = {
     "at an open end": ({"open": 0}, "open must be above 0, got 0."),
     "no number": ({"between": float("nan")}, "between must be at least 0 and at most 2, got nan."),
     "another choice": ({"choice": "c"}, "choice must be one of a, b, got 'c'."),
+    "no plain name": (
+        {"name": "a/b"},
+        "name must be at most 100 letters from a to z, digits, '_' and '-', got 'a/b'.",
+    ),
     "missing": ({"needed": None}, "needed is needed: give -P needed=…"),
 }
 
@@ -35,3 +40,21 @@ def test_a_value_out_of_bounds_is_reported_by_its_key(values, sentence):
 
 def test_values_within_bounds_have_no_fault():
     assert faults(Bounded(low=1, between=0, open=0.001, choice="b", free=float("inf"))) == []
+
+
+@pytest.mark.parametrize("name", ["phi3", "phi3-few_shot", "Größe 2", "a@b", "a..b", "a#b", "phi3.prompting"])
+def test_a_registered_model_may_have_any_name_that_mlflow_reads_back(name):
+    assert _about_the_model(name) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", " a", "a ", "a/b", "a:b", "a?b", "it's", 'a"b', ".", "..", "a\nb", "a" * 257]
+)
+def test_other_names_of_a_registered_model_are_refused(name):
+    (sentence,) = _about_the_model(name)
+    assert sentence.startswith("registered_model must be a name of at most 256 characters without")
+
+
+def _about_the_model(name):
+    sentences = faults(RegisterConfig(registered_model=name))
+    return [sentence for sentence in sentences if sentence.startswith("registered_model")]

@@ -35,11 +35,11 @@ def test_a_new_prompt_is_a_new_version_and_a_known_one_is_linked_again(checkpoin
         overrides = ["mode=onnx", "prompting=brief", f"prompting.system={text}", f"generation.top_k={len(built)}"]
         built.append(build(command_line.compose("build", overrides), checkpoint))
     client = mlflow.MlflowClient()
-    versions = {prompt.version: prompt.template[0]["content"] for prompt in client.search_prompt_versions("phi3-brief")}
+    versions = {prompt.version: prompt.template[0]["content"] for prompt in client.search_prompt_versions("phi3.prompting.brief")}
     assert versions == {1: "Be brief.", 2: "Be polite."}
     for model_id, version in zip(built, ("1", "2", "1"), strict=True):
         model = client.get_logged_model(model_id)
-        expected = f'[{{"name": "phi3-brief", "version": "{version}"}}]'
+        expected = f'[{{"name": "phi3.prompting.brief", "version": "{version}"}}]'
         assert model.tags["mlflow.linkedPrompts"] == expected
         assert client.get_run(model.source_run_id).data.tags["mlflow.linkedPrompts"] == expected
 
