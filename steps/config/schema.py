@@ -188,6 +188,7 @@ class Evaluation:
 class Promotion:
     """Which variant is best: hard limits (`min`, `max` of any metric), then the metric, then the cost.
 
+    A variant is refused if it answered no row, or if more than `max_errors` of its rows have an error.
     `alpha` is the significance level of a difference. The smoke test serves the version and asks `smoke_rows` rows (at
     most 8: those that evaluate asks one by one). The server must be up within `smoke_seconds`. `retry_rejected` gives
     rejected versions another chance.
@@ -197,6 +198,7 @@ class Promotion:
     metric: str = "answer_match"
     limits: dict[str, Any] = key({})
     prefer: list[str] = key([])
+    max_errors: int = key(10, at_least=0)
     alpha: float = key(0.05, above=0, at_most=0.5)
     smoke: bool = True
     smoke_rows: int = key(8, at_least=1, at_most=8)

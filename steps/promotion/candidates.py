@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from steps.config.schema import Promotion
 from steps.errors import StepError
 from steps.evaluation import scorecard
+from steps.evaluation.answers import is_readable
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
 from steps.promotion.job import Job
@@ -50,14 +51,16 @@ def to_candidate(variant: Variant, rows: PromptSet, promotion: Promotion) -> Can
     if total := metrics.get(CONTRACT_TOTAL.key):
         metrics[CONTRACT_RATE.key] = metrics[CONTRACT_PASSED.key] / total
     row_scores: dict[str, list[float]] = {}
+    refusals: tuple[str, ...] = ()
     try:
         card = scorecard.read(variant, rows.sha256)
         faults = tuple(_scorecard_faults(card, metrics, rows, promotion))
+        refusals = tuple(_refusals(card, promotion))
         row_scores = {name: [score or 0.0 for score in scores] for name, scores in card.scores.items()}
         metrics |= {f"{name}/mean": sum(scores) / len(scores) for name, scores in row_scores.items() if scores}
     except StepError as error:
         faults = tuple(fault.rstrip(".") for fault in error.faults)
-    return Candidate(variant.name, variant.model_id, variant.fingerprint, metrics, row_scores, faults)
+    return Candidate(variant.name, variant.model_id, variant.fingerprint, metrics, row_scores, faults, refusals)
 
 
 def _scorecard_faults(
@@ -71,3 +74,13 @@ def _scorecard_faults(
     if answered and logged is not None and not math.isclose(fmean(answered), logged, abs_tol=1e-6):
         # MLflow stores a NaN on a model as 0.
         yield f"{promotion.metric} is {logged:g}, and {fmean(answered):g} over its rows"
+
+
+def _refusals(card: Scorecard, promotion: Promotion) -> Iterator[str]:
+    """Yield why a variant must not be promoted, whatever its scores: it gave no answer, or too many errors."""
+    errors = [error for error in card.errors if error]
+    if not any(is_readable(answer or "") for answers in [card.answers, *card.repeats] for answer in answers):
+        first = next(filter(None, [*card.errors, *card.skipped]), "every answer is empty")
+        yield f"it answered none of {len(card.ids)} rows ({first.rstrip('.')})"
+    elif len(errors) > promotion.max_errors:
+        yield f"{len(errors)} rows have an error, more than promotion.max_errors={promotion.max_errors}: {errors[0]}"

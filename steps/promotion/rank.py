@@ -22,6 +22,7 @@ class Candidate:
         metrics: Its metrics on the prompt set, by full key.
         rows: By metric, the score of every row. A row that the variant could not take has the score 0.
         faults: Why its scorecard cannot be used.
+        refusals: Why it must not be promoted, although its scorecard can be used.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Candidate:
     metrics: dict[str, float]
     rows: dict[str, list[float]] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def lacking_metrics(candidate: Candidate, promotion: Promotion) -> list[str]:
 
 def faults_of(candidate: Candidate, promotion: Promotion) -> list[str]:
     """Return every reason to refuse a candidate: an unusable scorecard, a missing value, a limit that it breaks."""
-    faults = list(candidate.faults)
+    faults = [*candidate.faults, *candidate.refusals]
     for name in asked_metrics(promotion):
         value = candidate.metrics.get(metric_key(name))
         if value is None:
