@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 from steps import command_line
 from steps.config.schema import EvaluateConfig, Promotion
 from steps.errors import RowErrors, StepError
-from steps.evaluation import context_check, journal, prompt_set, scorecard, scores, scoring, speed
+from steps.evaluation import context_check, journal, kept_answers, prompt_set, ruler, scorecard, scores, scoring, speed
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import comparison, state, variant_report
+from steps.evaluation.ruler import Ruler
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.statistics import power_sentence
 from steps.output import echo
-from steps.store import connection, runs
+from steps.store import connection, integrity, runs
 from steps.store.names import ERRORS
 from steps.store.variants import Variant, find_variants, variant_of_run
 
@@ -60,6 +61,25 @@ class Outcome:
             raise RowErrors(*self.row_errors)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation has to do.
+
+    Attributes:
+        chosen: The variants to score.
+        asked: Those of them whose model has to be loaded; the others have answers to score.
+        unfinished: Scored variants with an unfinished report.
+        scored: All variants that are scored already.
+        left_out: Model ids of variants that have lost files.
+    """
+
+    chosen: list[Variant]
+    asked: list[Variant]
+    unfinished: list[Variant]
+    scored: list[Variant]
+    left_out: frozenset[str]
+
+
 def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
     """Score every variant without a scorecard, and finish the report of those that have one.
 
@@ -74,33 +94,76 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
 
     announced = rows is not None
     rows = rows or prompt_set.load(config.prompt_set)
-    scores.check_rows(rows, config)
+    measure = ruler.make(config)
+    scores.check_rows(rows, measure.metrics)
     client = mlflow.MlflowClient()
     variants = find_variants(client, runs.experiment_id())
-    chosen = _choose(client, config, rows, variants)
-    if chosen and not announced:
+    plan = _plan(client, config, rows, measure, variants)
+    if plan.asked and not announced:
         # Before anything is asked: a prompt set that is too small wastes the time.
         echo(power_sentence(len(rows.rows), Promotion().margin, Promotion().alpha, len(variants)))
-    scored = [] if config.run_id else [variant for variant in variants if variant not in chosen]
-    unfinished = [variant for variant in scored if state.is_unfinished(variant, rows, config)]
     outcome = Outcome()
-    _review(scored, rows, outcome)
-    if chosen or unfinished or not state.is_compared(client, variants, rows, config):
-        _evaluate(client, rows, config, chosen, unfinished, outcome)
+    _review(plan.scored, rows, outcome)
+    if plan.chosen or plan.unfinished or not state.is_compared(client, variants, rows, measure):
+        _evaluate(client, rows, config, measure, plan, outcome)
     else:
         echo(f"All variants are already scored on {rows.name} ({len(rows.rows)} rows).")
         outcome.check()
     return outcome
 
 
-def _choose(client: MlflowClient, config: EvaluateConfig, rows: PromptSet, variants: list[Variant]) -> list[Variant]:
-    """Return the variant of `run_id`, or every variant without a scorecard for these rows."""
+def _plan(
+    client: MlflowClient, config: EvaluateConfig, rows: PromptSet, measure: Ruler, variants: list[Variant]
+) -> Plan:
+    """Decide what to do with each variant, and leave out those that need a model that has lost its files."""
+    settings = config.evaluate
+    chosen = _choose(client, config, rows, measure, variants)
+    scored = [] if config.run_id else [variant for variant in variants if variant not in chosen]
+    asked = [
+        variant
+        for variant in chosen
+        if kept_answers.needs_model(client, variant, rows, measure)
+        or (config.run_id and scorecard.has_scorecard(variant, rows, measure))
+    ]
+    unfinished = [variant for variant in scored if state.is_unfinished(variant, rows, settings.speed, settings.traces)]
+    untimed = [variant for variant in unfinished if settings.speed and not state.is_timed(variant, rows)]
+    lost = {
+        variant.model_id: faults for variant in [*asked, *untimed] if (faults := integrity.missing(client, variant))
+    }
+    sentences = [
+        integrity.broken_model(variant, lost[variant.model_id])
+        for variant in [*asked, *untimed]
+        if variant.model_id in lost
+    ]
+    if (lost and len(lost) == len(variants)) or (config.run_id and lost):
+        raise StepError(*(f"{sentence}." for sentence in sentences))
+    for sentence in sentences:
+        echo(f"Left out: {sentence}.")
+    return Plan(
+        chosen=[variant for variant in chosen if variant.model_id not in lost],
+        asked=[variant for variant in asked if variant.model_id not in lost],
+        unfinished=[variant for variant in unfinished if variant.model_id not in lost],
+        scored=scored,
+        left_out=frozenset(lost),
+    )
+
+
+def _choose(
+    client: MlflowClient, config: EvaluateConfig, rows: PromptSet, measure: Ruler, variants: list[Variant]
+) -> list[Variant]:
+    """Return the variant of `run_id`, or every variant without a scorecard of this ruler for these rows."""
     if config.run_id:
         return [variant_of_run(client, config.run_id)]
     if not variants:
         raise StepError(f"There is no variant to evaluate in this experiment. {BUILD_ONE}")
-    metrics = scores.names(config)
-    return [variant for variant in variants if not scorecard.has_scorecard(variant, rows, metrics, config)]
+    chosen = []
+    for variant in variants:
+        if not scorecard.has_scorecard(variant, rows, measure):
+            chosen.append(variant)
+        elif not scorecard.is_stored(client, variant, rows.sha256):
+            echo(f"The scorecard of {variant.name} is gone: {scorecard.place(variant, rows.sha256)}.")
+            chosen.append(variant)
+    return chosen
 
 
 def _review(scored: list[Variant], rows: PromptSet, outcome: Outcome) -> None:
@@ -113,35 +176,39 @@ def _review(scored: list[Variant], rows: PromptSet, outcome: Outcome) -> None:
 
 
 def _evaluate(
-    client: MlflowClient,
-    rows: PromptSet,
-    config: EvaluateConfig,
-    chosen: list[Variant],
-    unfinished: list[Variant],
-    outcome: Outcome,
+    client: MlflowClient, rows: PromptSet, config: EvaluateConfig, measure: Ruler, plan: Plan, outcome: Outcome
 ) -> None:
     """Score the chosen variants, finish reports and compare all variants, in the evaluation's own run."""
     import mlflow
 
-    checks = context_check.check_variants(chosen, rows, config.prompt_set.over_context)
-    metrics = scores.load_metrics(scores.names(config)) if chosen else {}
-    untimed = [variant for variant in unfinished if state.is_untimed(variant, rows, config)]
-    timed = [*chosen, *untimed] if config.evaluate.speed else []
+    settings, over_context = config.evaluate, config.prompt_set.over_context
+    checks = context_check.check_variants(plan.asked, rows, over_context)
+    unfinished = list(plan.unfinished)
+    untimed = [variant for variant in [*plan.chosen, *unfinished] if not state.is_timed(variant, rows)]
+    timed = [*plan.asked, *untimed] if settings.speed else []
     with runs.start(f"evaluate-{rows.name}"), speed.bench(timed) as bench:
         mlflow.log_params(
-            {"prompt_set.rows": len(rows.rows), "prompt_set.sha256": rows.sha256, "evaluated": len(chosen)}
+            {"prompt_set.rows": len(rows.rows), "prompt_set.sha256": rows.sha256, "evaluated": len(plan.chosen)}
         )
-        for variant in chosen:
+        for variant in plan.chosen:
             with _recorded(variant, NOT_SCORED, outcome):
-                check = checks.get(variant.model_id)
-                card = scoring.score_variant(client, variant, rows, metrics, config, check)
+                card = scoring.score_variant(
+                    client,
+                    variant,
+                    rows,
+                    measure,
+                    settings,
+                    ask_again=config.run_id is not None,
+                    check=checks.get(variant.model_id),
+                    over_context=over_context,
+                )
                 outcome.row_errors.extend(_row_errors(variant, card))
                 outcome.model_ids.append(variant.model_id)
                 unfinished.append(variant)
         for variant in unfinished:
             with _recorded(variant, NOT_REPORTED, outcome):
-                variant_report.finish(client, variant, rows, config, bench)
-        outcome.faults.extend(comparison.compare(client, rows, config))
+                variant_report.finish(client, variant, rows, settings, bench)
+        outcome.faults.extend(comparison.compare(client, rows, measure, plan.left_out))
         # Inside the run, so that it reads FAILED.
         outcome.check()
 

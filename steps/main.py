@@ -21,11 +21,11 @@ from steps.checkpoints.checkpoint import Checkpoint, resolve
 from steps.config.schema import BuildConfig, EvaluateConfig, MainConfig, RegisterConfig, step_config
 from steps.errors import StepError
 from steps.evaluate import evaluate
-from steps.evaluation import prompt_set, scores
+from steps.evaluation import prompt_set, ruler, scores
 from steps.evaluation.report import leaderboard
 from steps.evaluation.statistics import power_sentence
 from steps.output import echo
-from steps.store import address, names, runs
+from steps.store import address, integrity, names, runs
 from steps.store.variants import Variant, find_variants
 
 if TYPE_CHECKING:
@@ -39,21 +39,23 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
     client = mlflow.MlflowClient()
     # Its faults are reported before anything is built.
     rows = prompt_set.load(config.prompt_set)
-    scores.check_rows(rows, config)
+    evaluate_config = step_config(EvaluateConfig, config)
+    measure = ruler.make(evaluate_config)
+    scores.check_rows(rows, measure.metrics)
     echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
-    metrics, evaluate_config = scores.names(config), step_config(EvaluateConfig, config)
     register_config = step_config(RegisterConfig, config)
     with runs.start("main") as active:
         model_ids = build_all(client, variants)
         evaluated = evaluate(evaluate_config, rows)
         # The champion may be of another experiment, or lack what the policy asks for.
-        if missing := register.missing_scorecard(client, register_config, rows):
+        if missing := register.missing_scorecard(client, register_config, rows, measure):
             evaluate(missing.evaluation(evaluate_config), rows)
         promoted = register.register(register_config, rows)
         chosen = [
             variant for variant in find_variants(client, active.info.experiment_id) if variant.model_id in model_ids
         ]
         if promoted:
+            metrics = list(measure.metrics)
             leaderboard.show(chosen, rows, metrics, promoted.standing)
             mlflow.log_dict(leaderboard.as_dict(chosen, rows, metrics, promoted.standing), "leaderboard.json")
     echo_next_commands(chosen, config, active.info.experiment_id)
@@ -64,7 +66,9 @@ def build_all(client: MlflowClient, variants: list[BuildConfig]) -> list[str]:
     """Build the variants that are not READY yet; returns the ids of the LoggedModels of all."""
     import mlflow
 
-    ready = {variant.fingerprint: variant.model_id for variant in find_variants(client, runs.experiment_id())}
+    # The newest last: it is the one to reuse.
+    logged = find_variants(client, runs.experiment_id())
+    ready: dict[str, str] = {}
     checkpoints: dict[str, Checkpoint] = {}
     model_ids: list[str] = []
     for config in variants:
@@ -72,13 +76,23 @@ def build_all(client: MlflowClient, variants: list[BuildConfig]) -> list[str]:
         checkpoint = checkpoints.get(source) or checkpoints.setdefault(source, resolve(config.model))
         identity = fingerprint(config, checkpoint)
         if identity not in ready:
-            ready[identity] = build(config, checkpoint)
-        elif ready[identity] not in model_ids:
-            echo(f"Ready already: models:/{ready[identity]} (variant {identity[:12]})")
+            reused = _intact(client, [variant for variant in reversed(logged) if variant.fingerprint == identity])
+            if reused:
+                echo(f"Ready already: models:/{reused} (variant {identity[:12]})")
+            ready[identity] = reused or build(config, checkpoint)
         if ready[identity] not in model_ids:
             model_ids.append(ready[identity])
     mlflow.log_param("variants.count", len(model_ids))
     return model_ids
+
+
+def _intact(client: MlflowClient, twins: list[Variant]) -> str | None:
+    """Return the model of the first variant that has lost no file; None if there is none."""
+    for variant in twins:
+        if not (lost := integrity.missing(client, variant)):
+            return variant.model_id
+        echo(f"Not reused: {variant.name} ({variant.uri}): {', '.join(lost)}.")
+    return None
 
 
 def echo_next_commands(variants: list[Variant], config: MainConfig, experiment: str) -> None:

@@ -14,6 +14,7 @@ class Candidate:
         metrics: Its metrics on the prompt set, by full key.
         rows: By metric, the score of every row. A row that the variant could not take has the score 0.
         faults: Why its scorecard cannot be used.
+        refusals: Why it must not be promoted, although its scorecard can be used.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Candidate:
     metrics: dict[str, float]
     rows: dict[str, list[float]] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
 
 
 def score(candidate: Candidate, promotion: Promotion) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from steps.config.schema import Promotion
 from steps.errors import StepError
 from steps.evaluation import scorecard
+from steps.evaluation.answers import is_readable
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.scores import counted
@@ -58,15 +59,17 @@ def to_candidate(variant: Variant, rows: PromptSet, promotion: Promotion) -> Can
     if total := metrics.get(CONTRACT_TOTAL.key):
         metrics[CONTRACT_RATE.key] = metrics[CONTRACT_PASSED.key] / total
     row_scores: dict[str, list[float]] = {}
+    refusals: tuple[str, ...] = ()
     try:
         card = scorecard.read(variant, rows.sha256)
         metrics[SKIPPED.key] = float(sum(reason is not None for reason in card.skipped))
         faults = tuple(_scorecard_faults(card, metrics, rows, promotion))
+        refusals = tuple(_refusals(card, promotion))
         row_scores = {name: counted(scores) for name, scores in card.scores.items()}
         metrics |= {f"{name}/mean": sum(scores) / len(scores) for name, scores in row_scores.items() if scores}
     except StepError as error:
         faults = tuple(fault.rstrip(".") for fault in error.faults)
-    return Candidate(variant.name, variant.model_id, variant.fingerprint, metrics, row_scores, faults)
+    return Candidate(variant.name, variant.model_id, variant.fingerprint, metrics, row_scores, faults, refusals)
 
 
 def _scorecard_faults(
@@ -90,3 +93,13 @@ def _agrees(logged: float, scores: list[float | None], answered: list[float]) ->
     """Return True if a logged mean is that of the rows. Earlier evaluations left skipped rows out."""
     means = sum(answered) / len(scores), fmean(answered)
     return any(math.isclose(mean, logged, abs_tol=1e-6) for mean in means)
+
+
+def _refusals(card: Scorecard, promotion: Promotion) -> Iterator[str]:
+    """Yield why a variant must not be promoted, whatever its scores: it gave no answer, or too many errors."""
+    errors = [error for error in card.errors if error]
+    if not any(is_readable(answer or "") for answers in [card.answers, *card.repeats] for answer in answers):
+        first = next(filter(None, [*card.errors, *card.skipped]), "every answer is empty")
+        yield f"it answered none of {len(card.ids)} rows ({first.rstrip('.')})"
+    elif len(errors) > promotion.max_errors:
+        yield f"{len(errors)} rows have an error, more than promotion.max_errors={promotion.max_errors}: {errors[0]}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from steps.config.schema import Promotion
 from steps.errors import StepError
 from steps.evaluation import scorecard
-from steps.promotion import history, reference
+from steps.promotion import history, reference, rulers
 from steps.promotion.candidate import Candidate
 from steps.promotion.candidates import find_variant, measured_policy, scored_candidate, to_candidate
 from steps.promotion.incumbent import missing_in, read_incumbent
@@ -68,16 +68,18 @@ def gather(job: Job, registry: Registry) -> Contest:
     allowed, rejected = _without_rejected(job, intact, registry, champion_id)
     scored = [variant for variant in allowed if scorecard.metrics_of(variant, job.rows.sha256) is not None]
     policy = measured_policy(job, scored)
+    read = {variant.model_id: to_candidate(variant, job.rows, policy) for variant in scored}
+    unusable = {model_id for model_id, candidate in read.items() if candidate.faults}
     competing = {
-        variant.model_id: to_candidate(variant, job.rows, policy)
-        for variant in _one_of_each(scored, registry, champion_id)
+        variant.model_id: read[variant.model_id] for variant in _one_of_each(scored, registry, champion_id, unusable)
     }
     _refuse_incomparable(job, policy, registry, incumbent.champion, competing)
-    left_out += rejected
+    competing, lost = rulers.without_lost(job, competing, variants)
+    left_out += [*rejected, *lost]
     if not competing:
         raise StepError(*_no_candidate(job, allowed, left_out))
     left_out += [f"{variant.name} has no scorecard for these rows" for variant in allowed if variant not in scored]
-    champion = competing[champion_id] if champion_id else None
+    champion = competing.get(champion_id) if champion_id else None
     best = _reference(job, registry, policy) if champion else NO_REFERENCE
     return Contest(list(competing.values()), variants, left_out, champion, incumbent.vacancy, policy, best)
 
@@ -141,11 +143,17 @@ def _without_rejected(
     return allowed, sentences
 
 
-def _one_of_each(variants: list[Variant], registry: Registry, champion_id: str | None) -> list[Variant]:
-    """Return one variant of each fingerprint, oldest first: the champion, or a registered one, or the newest."""
+def _one_of_each(
+    variants: list[Variant], registry: Registry, champion_id: str | None, unusable: set[str]
+) -> list[Variant]:
+    """Return one variant of each fingerprint, oldest first: the champion, or a registered one, or the newest.
 
-    def preference(variant: Variant) -> tuple[bool, bool]:
-        return variant.model_id == champion_id, bool(registry.of_model(variant.model_id))
+    One that has lost its scorecard comes after those that have not.
+    """
+
+    def preference(variant: Variant) -> tuple[bool, bool, bool]:
+        is_registered = bool(registry.of_model(variant.model_id))
+        return variant.model_id == champion_id, variant.model_id not in unusable, is_registered
 
     chosen: dict[str, Variant] = {}
     for variant in variants:

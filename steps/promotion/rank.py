@@ -89,7 +89,7 @@ def lacking_metrics(candidate: Candidate, promotion: Promotion) -> list[str]:
 
 def faults_of(candidate: Candidate, promotion: Promotion) -> list[str]:
     """Return every reason to refuse a candidate: an unusable scorecard, a missing value, a limit that it breaks."""
-    faults = list(candidate.faults)
+    faults = [*candidate.faults, *candidate.refusals]
     for name in asked_metrics(promotion):
         value = candidate.metrics.get(metric_key(name))
         if value is None:

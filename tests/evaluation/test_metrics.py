@@ -7,7 +7,7 @@ import pytest
 
 from steps import command_line
 from steps.errors import StepError
-from steps.evaluation import scores
+from steps.evaluation import ruler, scores
 from steps.evaluation.answers import Answer
 from steps.evaluation.metrics import rules
 from steps.evaluation.prompt_set import PromptSet
@@ -78,9 +78,9 @@ def test_rows_without_the_rules_that_a_metric_needs_are_reported_by_line():
         ),
         "line",
     )
-    scores.check_rows(rows, command_line.compose("evaluate", []))
+    scores.check_rows(rows, ruler.make(command_line.compose("evaluate", [])).metrics)
     with pytest.raises(StepError) as refusal:
-        scores.check_rows(rows, command_line.compose("evaluate", ["prompt_set=instructions"]))
+        scores.check_rows(rows, ruler.make(command_line.compose("evaluate", ["prompt_set=instructions"])).metrics)
     assert refusal.value.faults == tuple(
         f"set: line {place}: the metric instruction_match needs rules." for place in ("2 (id 'b')", "3 (id 'c')")
     )
@@ -171,7 +171,7 @@ class FakeMetric:
         ({}, "metric chrf gave no value."),
         ({"chrf": math.nan, "scores": [1.0]}, "metric chrf/mean is nan."),
         ({"chrf": 1.0, "scores": [math.nan]}, "metric chrf gave row 'a' the score nan."),
-        ({"chrf": 1.0, "scores": [1.0, 1.0]}, "metric chrf gave 2 scores for 1 rows."),
+        ({"chrf": 1.0, "scores": [1.0, 1.0]}, "metric chrf failed: ValueError: it gave 2 scores for 1 rows"),
         (ValueError("no such model"), "metric chrf failed: ValueError: no such model"),
     ],
     ids=["nothing", "NaN", "NaN of a row", "too many scores", "raised"],

@@ -11,7 +11,7 @@ import pytest
 
 from steps import command_line
 from steps.build import build
-from steps.evaluation import plots, scorecard, scores, speed
+from steps.evaluation import plots, ruler, scorecard, speed
 from steps.evaluation.plots import Point
 from steps.evaluation.report import comparison, leaderboard, state, variant_report
 from steps.evaluation.report.comparison import Scored
@@ -113,9 +113,12 @@ def test_entries_with_the_same_name_are_told_apart_by_their_model():
 
 
 def test_the_first_metric_is_the_prompt_sets_own_if_it_has_one():
-    assert scores.first(command_line.compose("evaluate", [])) == "answer_match"
-    assert scores.first(command_line.compose("evaluate", ["evaluate.metrics=[chrf,rouge_l]"])) == "chrf"
-    assert scores.first(command_line.compose("evaluate", ["prompt_set=instructions"])) == "instruction_match"
+    def first(*overrides):
+        return ruler.make(command_line.compose("evaluate", list(overrides))).first
+
+    assert first() == "answer_match"
+    assert first("evaluate.metrics=[chrf,rouge_l]") == "chrf"
+    assert first("prompt_set=instructions") == "instruction_match"
 
 
 def test_a_metric_without_row_scores_is_on_the_page_without_an_interval():

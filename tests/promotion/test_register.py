@@ -396,7 +396,7 @@ def test_an_untimed_champion_is_refused_if_the_policy_asks_for_its_speed(store, 
     assert done.returncode == 0, done.stderr
     outcome = store.register("promotion.prefer=[latency]")
     assert unscored.model_id in [candidate.model_id for candidate in outcome.ranking.ranked]
-    assert not state.is_untimed(store.variants[1], rows, command_line.compose("evaluate", []))
+    assert state.is_timed(store.variants[1], rows)
 
 
 def test_a_lone_untimed_champion_is_refused_and_a_metric_that_nothing_measures_is_unknown(store, typed):
