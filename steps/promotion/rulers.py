@@ -9,9 +9,9 @@ from __future__ import annotations
 from steps.errors import StepError
 from steps.evaluation import scorecard
 from steps.evaluation.ruler import Ruler
+from steps.promotion.candidate import Candidate
 from steps.promotion.job import Job, broken_model
 from steps.promotion.missing_scorecard import evaluate_command, quality_metrics
-from steps.promotion.candidate import Candidate
 from steps.promotion.rank import asked_metrics
 from steps.store import integrity, runs
 from steps.store.names import metric_key
