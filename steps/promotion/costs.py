@@ -43,9 +43,8 @@ def cheapest(candidates: list[Candidate], promotion: Promotion) -> list[Candidat
 
 
 def tie_break(candidate: Candidate, promotion: Promotion) -> list[float]:
-    """Return what orders candidates that the costs do not tell apart: score, contract, then the costs exactly."""
-    costs = [value for name in promotion.prefer for value in _values([candidate], name)]
-    return [-merit(candidate, promotion), float(broken_checks(candidate) or 0), *costs]
+    """Return what orders candidates that the costs do not tell apart: score, then contract. Noise does not decide."""
+    return [-merit(candidate, promotion), float(broken_checks(candidate) or 0)]
 
 
 def broken_checks(candidate: Candidate) -> int | None:

@@ -174,6 +174,11 @@ def test_the_order_of_candidates_does_not_change_the_winner():
     assert winners == {"0"}
 
 
+def test_noise_of_a_cost_does_not_decide_between_equal_candidates():
+    older, newer = (_large(name, **{"speed/latency_p95_ms": value}) for name, value in (("older", 9.0), ("newer", 8.9)))
+    assert rank([older, newer], _policy(prefer=["latency"])).ranked[0].name == "older"
+
+
 def test_one_row_or_equal_rows_show_nothing():
     one = [
         Candidate(str(score), f"m-{score}", "", {"answer_match/mean": score}, {"answer_match": [score]})
