@@ -486,7 +486,7 @@ def test_history_and_rollback(store, typed):
     lines = typed("register", "action=history").stdout.splitlines()[-3:]
     assert [line.partition("version ")[2][0] for line in lines] == ["1", "3", "4"]
     assert (
-        "promoted, instead of version 1: onnx-int4-chat is better than the champion onnx-int4-chat: answer" in lines[1]
+        "promoted, instead of version 1: onnx-int4-chat is superior to the champion onnx-int4-chat: answer" in lines[1]
     )
 
     done = typed("register", "action=rollback", *store.overrides)
