@@ -255,6 +255,27 @@ def test_timed_out_request_releases_its_slots(one_second, app, monkeypatch):
     assert all(len(sequence.tokens) <= 4 for sequence in submitted)
 
 
+SEEDS = {
+    "a field": lambda subject, seed: subject | {"seed": seed},
+    "a param": lambda subject, seed: subject | {"params": {"seed": seed}},
+    "a param of inputs": lambda subject, seed: {"inputs": [subject], "params": {"seed": seed}},
+}
+
+
+@pytest.mark.parametrize("make", SEEDS.values(), ids=SEEDS)
+@pytest.mark.parametrize("app", ["chat", "prompt"], indirect=True)
+def test_seed_may_be_a_whole_number_with_a_point(app, request, make):
+    chat = request.node.callspec.params["app"] == "chat"
+    subject = {"messages": MESSAGES} if chat else {"prompt": SPAIN}
+    status, reply = app.post(make(subject, 7.0))
+    assert status == 200, reply
+    for seed, got in ((7.5, "7.5"), ("7", "'7'"), (-1, "-1"), (True, "True"), (2**63, "9223372036854775808")):
+        status, reply = app.post(make(subject, seed))
+        assert status == 400
+        assert reply["message"].startswith("[invalid_seed] seed must be a whole number")
+        assert reply["message"].endswith(f"got {got}")
+
+
 @pytest.mark.parametrize("app", ["prompt"], indirect=True)
 def test_csv_of_prompts_is_answered_in_order(app):
     prompts = [SPAIN, "What is the capital of France?", "Well, which one?"]

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from .errors import RequestError
+from .fields import check_values
 from .size import MAX_ROWS
 
 MAX_LEVELS = 32
@@ -39,8 +40,14 @@ def rewrite_body(body: bytes, content_type: str | None, frame_rows: FrameRows) -
     content = _parse(body)
     if not isinstance(content, dict):
         raise RequestError("invalid_request", INVALID_REQUEST)
-    rewritten = _rewrite(content, frame_rows)
-    return body if rewritten is content else json.dumps(rewritten).encode()
+    return json.dumps(_rewrite(_checked(content), frame_rows)).encode()
+
+
+def _checked(content: dict[str, Any]) -> dict[str, Any]:
+    """Check the settings that MLflow would check too: it refuses 7.0 for a whole number, in words of its own."""
+    params = content.get("params")
+    checked = content | {"params": check_values(params)} if isinstance(params, dict) else content
+    return check_values(checked) if "messages" in checked else checked
 
 
 def _media_type(content_type: str | None) -> str | None:
