@@ -129,11 +129,15 @@ class Prompting:
 
 @dataclass
 class Columns:
-    """Dataset column for each row field. Defaults to the column of the same name; null ignores it."""
+    """The column of each field of a row. Defaults to the usual names of such a column; null ignores it.
+
+    `choices` is not a field: its columns are listed below the question.
+    """
 
     id: str | None = key("id", free_text=True)
     messages: str | None = key("messages", free_text=True)
     prompt: str | None = key("prompt", free_text=True)
+    choices: str | None = key("choices", free_text=True)
     target: str | None = key("target", free_text=True)
     tags: str | None = key("tags", free_text=True)
     rules: str | None = key("rules", free_text=True)
@@ -141,9 +145,10 @@ class Columns:
 
 @dataclass
 class PromptSet:
-    """The questions that variants are scored on, with accepted answers: a JSONL file or a dataset of `datasets`.
+    """The questions that variants are scored on, with accepted answers: a file or a dataset of `datasets`.
 
-    `name` defaults to the name of the file or dataset. `subset`, `split` and `columns` apply to a dataset. `metrics`
+    `name` defaults to the name of the file or dataset. `encoding` is that of a file that is not UTF-8. `subset` and
+    `split` apply to a dataset. `target_pattern` is a regular expression whose group is the accepted answer. `metrics`
     are computed in addition to those of `evaluate`.
     """
 
@@ -152,7 +157,9 @@ class PromptSet:
     source: str = key("jsonl", one_of=("jsonl", "datasets"))
     subset: str | None = key(None, free_text=True)
     split: str = key("test", free_text=True)
+    encoding: str | None = key(None, free_text=True)
     columns: Columns = field(default_factory=Columns)
+    target_pattern: str | None = key(None, free_text=True)
     over_context: str = key("refuse", one_of=("refuse", "skip"))
     metrics: list[str] = key([])
 
