@@ -38,5 +38,5 @@ def unknown(kind: str, name: object, available: Iterable[str]) -> str:
 
 def reason(error: BaseException) -> str:
     """Return what kind of error it is and its own words, in one line."""
-    words = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    words = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split()).rstrip(".")
     return f"{type(error).__name__}: {words[:REASON_CHARACTERS]}" if words else type(error).__name__

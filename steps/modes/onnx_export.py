@@ -40,8 +40,7 @@ def export_to_onnx(checkpoint: Path, target: Path, precision: str, options: list
     """
     check_weights(checkpoint)
     config = load_config(checkpoint)
-    if faults := _head_faults(checkpoint, config):
-        raise StepError(*faults)
+    _check_heads(checkpoint, config)
     with TemporaryDirectory(prefix="phi3-") as temporary:
         source = link_checkpoint(checkpoint, Path(temporary) / "checkpoint")
         own_files = {file.name: file.read_bytes() for file in source.iterdir() if ".safetensors" not in file.name}
@@ -53,16 +52,15 @@ def export_to_onnx(checkpoint: Path, target: Path, precision: str, options: list
     correct_graph(target)
 
 
-def _head_faults(checkpoint: Path, config: "Phi3Config") -> list[str]:
-    """Return what ONNX Runtime would refuse, and only when the graph runs."""
+def _check_heads(checkpoint: Path, config: "Phi3Config") -> None:
+    """Raise StepError for heads that ONNX Runtime would refuse, and only when the graph runs."""
     size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     rotated = int(size * _rope(config)["partial_rotary_factor"])
-    return [
-        f"ONNX Runtime cannot compute '{checkpoint}': {words} must be a multiple of {HEAD_STEP}, got {number}. Take "
-        "another mode."
-        for words, number in (("the size of a head", size), ("the rotated part of a head", rotated))
-        if number % HEAD_STEP
-    ]
+    if size % HEAD_STEP or rotated % HEAD_STEP:
+        raise StepError(
+            f"ONNX Runtime cannot compute '{checkpoint}': the size of a head and its rotated part must be multiples of "
+            f"{HEAD_STEP}, got {size} and {rotated}. Take another mode."
+        )
 
 
 def _write_builder_config(own: "Phi3Config", folder: Path) -> None:

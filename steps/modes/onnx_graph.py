@@ -33,26 +33,34 @@ def read_genai_config(directory: Path) -> dict[str, Any]:
 
 def folder_faults(directory: Path, on_gpu: bool) -> list[str]:
     """Return why no engine can run a folder: another kind of model, files that are not there, an unfit graph."""
-    config = f"'{directory}/{GENAI_CONFIG}'"
-    model = read_genai_config(directory).get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("decoder"), dict):
-        return [f"{config} describes no model with a decoder."]
-    decoder = model["decoder"]
-    parts = sorted(name for name, part in model.items() if isinstance(part, dict))
-    if model.get("type") != MODEL_TYPE or parts != ["decoder"] or "pipeline" in decoder:
-        pipeline = " in several graphs" if "pipeline" in decoder else ""
-        return [
-            f"{config} describes a model of type {model.get('type')!r} with the parts {', '.join(parts)}{pipeline}: "
-            f"only type {MODEL_TYPE!r} with one graph, a text decoder, is supported."
-        ]
-    name = decoder.get("filename")
-    if not isinstance(name, str) or Path(name).name != name or not (directory / name).is_file():
-        return [f"{config} names the graph {name!r}, and the folder has no such file."]
+    try:
+        return list(_folder_faults(directory, read_genai_config(directory)["model"], on_gpu))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return [f"'{directory}/{GENAI_CONFIG}' is not a valid configuration ({reason(error)})."]
+
+
+def _folder_faults(directory: Path, model: dict[str, Any], on_gpu: bool) -> Iterator[str]:
+    decoder, name = model["decoder"], model["decoder"].get("filename")
+    parts = [*sorted(part for part in model if isinstance(model[part], dict)), *({"pipeline"} & decoder.keys())]
+    if model.get("type") != MODEL_TYPE or parts != ["decoder"]:
+        yield (
+            f"'{directory}/{GENAI_CONFIG}' describes a model of type {model.get('type')!r} with the parts "
+            f"{', '.join(parts)}: only type {MODEL_TYPE!r} with one part, a text decoder in one graph, is supported."
+        )
+        return
+    if Path(name or "").name != name or not (directory / name).is_file():
+        yield f"'{directory}/{GENAI_CONFIG}' names the graph {name!r}, and the folder has no such file."
+        return
+    if int(model["context_length"]) < 1 or int(model["vocab_size"]) < 1:
+        yield f"'{directory}/{GENAI_CONFIG}' must have a context_length and a vocab_size of at least 1."
     try:
         graph = load_graph(directory).graph
-    except Exception as error:  # protobuf's own kinds of error
-        return [f"'{directory}/{name}' is not a graph that onnx can read ({reason(error)})."]
-    return [*_weights_faults(directory, graph), *([] if on_gpu else _cache_faults(directory, graph, decoder))]
+    except Exception as error:  # protobuf has errors of its own
+        yield f"'{directory}/{name}' is not a graph that onnx can read ({reason(error)})."
+        return
+    yield from _weights_faults(directory, graph)
+    if not on_gpu:
+        yield from _cache_faults(directory, graph, decoder)
 
 
 def load_graph(directory: Path) -> "ModelProto":
