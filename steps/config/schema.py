@@ -234,7 +234,7 @@ class Promotion:
 
 @dataclass
 class BuildConfig:
-    """Everything that makes a variant."""
+    """Everything that makes a variant. `check`: load the new model and ask it one question before it becomes one."""
 
     model: Model = field(default_factory=Model)
     mode: ModeSettings = field(default_factory=ModeSettings)
@@ -242,6 +242,7 @@ class BuildConfig:
     interface: str = "chat"
     prompting: Prompting = field(default_factory=Prompting)
     generation: Generation = field(default_factory=Generation)
+    check: bool = True
 
 
 @dataclass

@@ -18,6 +18,7 @@ from .engines.scheduler import Scheduler
 from .manifest import DamagedCheckpoint, check
 from .serving.app import extend_server
 from .serving.client import CLIENT
+from .serving.health import health_check
 from .tokenizer import ChatTokenizer
 
 
@@ -47,7 +48,7 @@ class Phi3Model(PythonModel):
             self._interface, self._tokenizer, self._tokenizer.context_length, config["generation"]
         )
         self._scheduler = Scheduler(load_engine(self._engine_name, directory, config["engine"]))
-        extend_server(self._contract.frame_rows, self._scheduler.is_healthy)
+        extend_server(self._contract.frame_rows, health_check(self._contract, self._scheduler))
 
     # MLflow passes on objects and lists of objects too, but it warns on every load about a hint that says so.
     def predict(

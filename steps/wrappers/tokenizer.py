@@ -20,6 +20,8 @@ from .detokenizer import Detokenizer, decoder_parts
 
 # Conversations that show which tokens a template writes. A template may refuse some of them.
 CONVERSATIONS = (("system", "user", "assistant", "user"), ("user", "assistant", "user"), ("user",))
+# What transformers takes for each of Phi-3's two lengths that config.json does not have.
+DEFAULT_LENGTH = 4096
 
 
 class ChatTokenizer:
@@ -117,8 +119,11 @@ class ChatTokenizer:
         """
         config = self._read("config.json")
         length = self._read("genai_config.json").get("model", {}).get("context_length")
-        length = int(length or config["max_position_embeddings"])
-        return min(length, int(config.get("original_max_position_embeddings") or length))
+        length = int(length or config.get("max_position_embeddings", DEFAULT_LENGTH))
+        rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        # transformers looks for the limit outside of the rotary embedding's parameters only.
+        default = DEFAULT_LENGTH if "short_factor" in rope else length
+        return min(length, int(config.get("original_max_position_embeddings") or default))
 
     @cached_property
     def _control_tokens(self) -> list[str]:

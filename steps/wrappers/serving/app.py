@@ -8,7 +8,7 @@ loaded while the server starts replaces the class of the server's app by a subcl
 - cancels the sequences of a request when its client leaves or its time is over;
 - removes the input and the traceback from error messages;
 - answers HEAD and OPTIONS too;
-- reports a failing engine at /ping (HTTP 503).
+- reports a model that does not answer at /ping (HTTP 503).
 """
 
 import asyncio
@@ -47,7 +47,7 @@ def extended_app(app_class: Any, frame_rows: FrameRows, is_healthy: Callable[[],
     Args:
         app_class: The class of the app, such as fastapi.FastAPI.
         frame_rows: Drops the empty cells and foreign columns of a frame's rows.
-        is_healthy: Returns False while the engine fails.
+        is_healthy: Returns False while the model does not answer.
     """
     members = {"original": app_class, "frame_rows": staticmethod(frame_rows), "is_healthy": staticmethod(is_healthy)}
     return type("ExtendedApp", (_Extension, app_class), members)
@@ -70,7 +70,7 @@ class _Extension:
         if method == "OPTIONS" and path in METHODS:
             await send_methods(scope, send)
         elif endpoint in (("GET", "/ping"), ("GET", "/health")) and not self.is_healthy():
-            message = "the engine's last step failed; the server's log has the details"
+            message = "the model does not answer; the server's log has the details"
             await send_error(send, RequestError("engine_failed", message, TEMPORARILY_UNAVAILABLE))
         elif endpoint != ("POST", "/invocations"):
             await self.original.__call__(self, scope, receive, send)
