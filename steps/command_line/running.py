@@ -72,8 +72,12 @@ def run_with_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[s
     def task(config: DictConfig) -> Any:
         try:
             with connection.plain_errors():
-                orphans.fail_orphans(connection.connect(), runs.experiment_id())
-                return step(OmegaConf.to_object(config))
+                typed: Any = OmegaConf.to_object(config)
+                client, experiment = connection.connect(), runs.experiment_id()
+                if not getattr(typed, "only_reads", False):
+                    connection.check_writable(client, experiment)
+                    orphans.fail_orphans(client, experiment)
+                return step(typed)
         except StepError as error:
             # The other points of a sweep go on; Hydra would print a line of its own.
             failures.append(error)
