@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
 from steps.wrappers.engines.torch_engine import TorchEngine
 from steps.wrappers.tokenizer import ChatTokenizer
+from tests.support import free_port
 
 PARTS = ("torch", "onnx", "served")
 PROMPTS, NEW_TOKENS, BATCH = 64, 32, 16
@@ -238,9 +238,7 @@ def served(folder: Path, mode: str, precision: str) -> Iterator[int]:
     """Build a variant of the checkpoint in `folder` and serve it until the end of the block; yield the port."""
     overrides = ["model=local", f"model.path={folder}", f"mode={mode}", f"precision={precision}"]
     model_id = build(command_line.compose("build", overrides))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = ["mlflow", "models", "serve", "-m", f"models:/{model_id}", "--env-manager", "local", "-p", str(port)]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     nowhere = subprocess.DEVNULL

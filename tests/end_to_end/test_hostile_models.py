@@ -15,6 +15,7 @@ from steps import command_line
 from steps.build import build
 from steps.store import integrity, names, runs
 from steps.store.variants import find_variants
+from tests.support import cut, flip
 
 
 @pytest.fixture(scope="module")
@@ -122,20 +123,8 @@ def test_a_step_never_unpickles_even_if_the_manifest_is_forged_or_not_checked(
     assert not mark.exists()
 
 
-def flip_bit(file):
-    """Change one bit of a file."""
-    content = bytearray(file.read_bytes())
-    content[1000] ^= 1
-    file.write_bytes(content)
-
-
-def cut_short(file):
-    """Lose all but the first 1,000 bytes of a file."""
-    os.truncate(file, 1000)
-
-
 @pytest.mark.parametrize(
-    ("damage", "fault"), [(flip_bit, "was changed: its sha256 is another one"), (cut_short, "is cut short: ")]
+    ("damage", "fault"), [(flip, "was changed: its sha256 is another one"), (cut, "is cut short: ")]
 )
 def test_a_damaged_model_is_not_served(variant, folder, damage, fault):
     damage(folder / "artifacts/checkpoint/model.onnx.data")

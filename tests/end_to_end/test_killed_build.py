@@ -18,6 +18,7 @@ from steps.store import connection, integrity, names, orphans, processes, runs
 from steps.store.names import FINGERPRINT
 from steps.store.variants import find_variants
 from tests.conftest import PROJECT
+from tests.support import wait_until
 
 
 @pytest.fixture
@@ -26,11 +27,8 @@ def half_built(checkpoint, isolated):
     command = [sys.executable, "-m", "steps.build", "mode=onnx", "model=local", f"model.path={checkpoint.directory}"]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            for _ in range(6000):
-                assert process.poll() is None
-                if models("PENDING"):
-                    break
-                time.sleep(0.02)
+            wait_until(lambda: process.poll() is not None or models("PENDING"), seconds=120)
+            assert process.poll() is None
             process.send_signal(signal.SIGSTOP)
             yield process
         finally:

@@ -4,12 +4,12 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.conftest import PROJECT
 from tests.mlflow_server import SECONDS, running
+from tests.support import wait_until
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def start_build(server, checkpoint):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for _ in range(SECONDS * 50):
-            if has_model(server):
-                return process
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
-        process.kill()
-        return pytest.fail(f"no model after {SECONDS} s")
+        try:
+            wait_until(lambda: process.poll() is not None or has_model(server), SECONDS)
+        except AssertionError:
+            process.kill()
+            raise
+        assert process.poll() is None, process.communicate()
+        return process
 
     return start
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import re
-import socket
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +21,7 @@ from steps.build import build
 from steps.config.schema import PromptSet
 from steps.evaluation import prompt_set
 from tests.conftest import SPAIN
+from tests.support import free_port
 
 QUESTIONS = [row.question for row in prompt_set.load(PromptSet("facts", "conf/prompt_set/facts.jsonl")).rows[:32]]
 MARK = "marked-prompt-8c1f"
@@ -30,9 +31,7 @@ class ServedModel:
     """A server process on a free port."""
 
     def __init__(self, uri: str, folder: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.log = folder / "serve.log"
         command = ["mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "--port", str(self.port)]
         environment = os.environ | {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": "60"}
@@ -78,8 +77,11 @@ class ServedModel:
 
     def stop(self) -> None:
         """End the server and its child processes."""
-        os.killpg(self.process.pid, 15)
+        os.killpg(self.process.pid, signal.SIGTERM)
         self.process.wait(30)
+        # A worker may still wait for a client that never closes its connection.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
