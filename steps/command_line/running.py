@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from tempfile import TemporaryDirectory
@@ -16,6 +17,8 @@ from steps.command_line.composition import check, store_schemas
 from steps.command_line.overrides import expand, parse
 from steps.config.paths import CONF
 from steps.errors import StepError
+from steps.interrupts import EXIT_CODE, INTERRUPTED, none_lost
+from steps.output import lasting_output
 from steps.redaction import redacted
 from steps.store import connection, orphans, runs
 
@@ -38,14 +41,25 @@ def exit_on_error(command: Callable[[], Any]) -> None:
 
     HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
-    try:
-        command()
-    except (StepError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        for line in error.faults if isinstance(error, StepError) else [str(error).strip()]:
-            print(f"error: {redacted(line)}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code if isinstance(error, StepError) else 1)
+    with lasting_output(), none_lost():
+        try:
+            command()
+        except (StepError, HydraException, OmegaConfBaseException, KeyboardInterrupt) as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            sys.exit(_report(error))
+
+
+def _report(error: BaseException) -> int:
+    """Print an error that the user can correct, or that Ctrl-C has ended the step; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        # Python is about to end: a second Ctrl-C would only print a traceback of its clean-up.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print(INTERRUPTED, file=sys.stderr, flush=True)
+        return EXIT_CODE
+    for line in error.faults if isinstance(error, StepError) else [str(error).strip()]:
+        print(f"error: {redacted(line)}", file=sys.stderr, flush=True)
+    return error.exit_code if isinstance(error, StepError) else 1
 
 
 def _run(step_name: str, step: Callable[[Any], Any]) -> None:
