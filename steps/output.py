@@ -3,13 +3,74 @@
 import contextlib
 import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+# What takes the place of a character that the output's encoding does not have.
+PLAIN = str.maketrans({"★": "*", "…": "...", "→": "->", "“": '"', "”": '"'})
 
 
 def echo(line: str) -> None:
     """Print one line about the step's progress, at once."""
     print(line, flush=True)
+
+
+class LastingStream:
+    """An output stream that never ends a step: not by a character it cannot encode, nor because nobody reads it.
+
+    `| head` closes the pipe after some lines. What is printed afterwards is dropped, and the step goes on.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text as far as the encoding has its characters; return its length."""
+        try:
+            self._stream.write(self._encodable(text))
+        except OSError:
+            self._drop()
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._drop()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _encodable(self, text: str) -> str:
+        encoding = self._stream.encoding or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            return text.translate(PLAIN).encode(encoding, "backslashreplace").decode(encoding)
+        return text
+
+    def _drop(self) -> None:
+        """Let the system drop this output from now on, also what is still buffered."""
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+    """Have standard output and error last as long as the block, even if they are closed."""
+    with contextlib.ExitStack() as opened:
+        streams = [stream or opened.enter_context(Path(os.devnull).open("w")) for stream in (sys.stdout, sys.stderr)]
+        output, errors = (LastingStream(stream) for stream in streams)
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            try:
+                yield
+            finally:
+                output.flush()
 
 
 @contextlib.contextmanager

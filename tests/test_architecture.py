@@ -20,7 +20,7 @@ LAYERS = (
     ("modes",),
     ("checkpoints", "interfaces"),
     ("wrappers",),
-    ("config", "digests", "errors", "output", "redaction"),
+    ("config", "digests", "errors", "interrupts", "output", "redaction"),
 )
 LAYER = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 STEP_NAMES = set(LAYERS[0])

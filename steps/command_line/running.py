@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from tempfile import TemporaryDirectory
@@ -16,6 +17,8 @@ from steps.command_line.composition import check, store_schemas
 from steps.command_line.overrides import expand, parse
 from steps.config.paths import CONF
 from steps.errors import StepError
+from steps.interrupts import EXIT_CODE, INTERRUPTED, none_lost
+from steps.output import lasting_output
 from steps.redaction import redacted
 from steps.store import connection, orphans, runs
 
@@ -38,14 +41,25 @@ def exit_on_error(command: Callable[[], Any]) -> None:
 
     HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
-    try:
-        command()
-    except (StepError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        for line in error.faults if isinstance(error, StepError) else [str(error).strip()]:
-            print(f"error: {redacted(line)}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code if isinstance(error, StepError) else 1)
+    with lasting_output(), none_lost():
+        try:
+            command()
+        except (StepError, HydraException, OmegaConfBaseException, KeyboardInterrupt) as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            sys.exit(_report(error))
+
+
+def _report(error: BaseException) -> int:
+    """Print an error that the user can correct, or that Ctrl-C has ended the step; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        # Python is about to end: a second Ctrl-C would only print a traceback of its clean-up.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print(INTERRUPTED, file=sys.stderr, flush=True)
+        return EXIT_CODE
+    for line in error.faults if isinstance(error, StepError) else [str(error).strip()]:
+        print(f"error: {redacted(line)}", file=sys.stderr, flush=True)
+    return error.exit_code if isinstance(error, StepError) else 1
 
 
 def _run(step_name: str, step: Callable[[Any], Any]) -> None:
@@ -72,8 +86,12 @@ def run_with_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[s
     def task(config: DictConfig) -> Any:
         try:
             with connection.plain_errors():
-                orphans.fail_orphans(connection.connect(), runs.experiment_id())
-                return step(OmegaConf.to_object(config))
+                typed: Any = OmegaConf.to_object(config)
+                client, experiment = connection.connect(), runs.experiment_id()
+                if not getattr(typed, "only_reads", False):
+                    connection.check_writable(client, experiment)
+                    orphans.fail_orphans(client, experiment)
+                return step(typed)
         except StepError as error:
             # The other points of a sweep go on; Hydra would print a line of its own.
             failures.append(error)

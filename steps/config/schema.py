@@ -265,12 +265,22 @@ class RegisterConfig:
     version: int | None = key(None, at_least=1)
     dry_run: bool = False
 
+    @property
+    def only_reads(self) -> bool:
+        """Whether the step leaves the store as it is."""
+        return self.dry_run or self.action == "history"
+
 
 @dataclass
 class MainConfig(BuildConfig, EvaluateConfig, RegisterConfig):
     """All three steps. Each of `variants` is a list of overrides of build's configuration."""
 
     variants: list[list[str]] = key([])
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether the step leaves the store as it is. Even a dry run builds and evaluates."""
+        return False
 
 
 STEPS: dict[str, type] = {

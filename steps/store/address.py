@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from steps.config.paths import user_directory
 from steps.redaction import without_secrets
@@ -33,9 +34,15 @@ def absolute(uri: str, folder: Path) -> str:
     return re.sub(r"^sqlite:///(?=[^/:?])(?![A-Za-z]:)", f"sqlite:///{folder}/", uri)
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a SQLite address; None for any other address."""
+    scheme, _, path = uri.partition(":///")
+    is_file = scheme == "sqlite" and path and not path.startswith((":memory:", "file:"))
+    return Path(unquote(path.partition("?")[0])).resolve() if is_file else None
+
+
 def registry_file() -> Path | None:
     """Return the SQLite file of the model registry; None if it is on a server or in another database."""
     import mlflow
 
-    scheme, _, path = mlflow.get_registry_uri().partition(":///")
-    return Path(path.partition("?")[0]).resolve() if scheme == "sqlite" and path else None
+    return sqlite_file(mlflow.get_registry_uri())

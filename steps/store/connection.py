@@ -1,6 +1,7 @@
 """Connect to MLflow's store, and turn its failures into messages for the user."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 from steps.config.paths import user_directory
 from steps.errors import StepError
 from steps.redaction import without_secrets
-from steps.store import address, names, processes
+from steps.store import address, integrity, names, processes
+from steps.store.opening import is_writable, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,6 +31,12 @@ DEFAULT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
+# The system's numbers for a missing right and a read-only file system.
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+READ_ONLY = (
+    "The store {} cannot be written. Set MLFLOW_TRACKING_URI to a store that can be written (sqlite:////…/mlflow.db) "
+    "or to a server."
+)
 
 
 def connect() -> "MlflowClient":
@@ -46,15 +54,19 @@ def connect() -> "MlflowClient":
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         if uri := os.environ.get(name):
             os.environ[name] = address.absolute(uri, user_directory())
-    import mlflow
-    from sqlalchemy.exc import SQLAlchemyError
+    # Likewise for a database: MLflow logs each error with a long traceback before it raises it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    from mlflow.exceptions import MlflowException
 
     try:
-        client = mlflow.MlflowClient()
-    except (ImportError, SQLAlchemyError) as error:
+        client = open_store()
+    except (StepError, MlflowException):
+        raise
+    except Exception as error:  # whatever SQLAlchemy, Alembic or the driver of a database raises
         raise StepError(
             f"The store {safe_tracking_uri()} cannot be opened: {str(error).strip().splitlines()[0]}. "
-            "Set MLFLOW_TRACKING_URI to a store that can be opened, or unset it to use ./mlflow.db."
+            "Set MLFLOW_TRACKING_URI to a store that can be opened, or unset it to use ./mlflow.db. If a process was "
+            "killed while it made this store, delete the file."
         ) from None
     check_server()
     if run_id := os.environ.get("MLFLOW_RUN_ID"):
@@ -74,12 +86,27 @@ def _claim_project_run(client: "MlflowClient", run_id: str) -> None:
         client.set_tag(run_id, names.PROCESS, processes.identity())
         os.environ["MLFLOW_EXPERIMENT_ID"] = client.get_run(run_id).info.experiment_id
         os.environ.pop("MLFLOW_EXPERIMENT_NAME", None)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         raise StepError(
             f"The run {run_id} that `mlflow run` started is not in {safe_tracking_uri()} (current directory: "
-            f"{Path.cwd()}). Start `mlflow run .` in the project's directory, or set MLFLOW_TRACKING_URI to an "
-            "absolute path (sqlite:////…/mlflow.db) or a server."
+            f"{Path.cwd()}). Set MLFLOW_TRACKING_URI to an absolute path (sqlite:////…/mlflow.db) or a server."
         ) from None
+
+
+def check_writable(client: "MlflowClient", experiment: str) -> None:
+    """Raise StepError if the store's file, or the folder of an experiment's artifacts, is read-only."""
+    import mlflow
+
+    if (file := address.sqlite_file(mlflow.get_tracking_uri())) and not is_writable(file):
+        raise StepError(READ_ONLY.format(file))
+    folder = integrity.local_folder(client.get_experiment(experiment).artifact_location)
+    if folder and not is_writable(folder):
+        raise StepError(
+            f"The experiment keeps its files in {folder}, which cannot be written. Choose another experiment, or make "
+            "one where files can be written: MLFLOW_EXPERIMENT_NAME=…, or `mlflow run --experiment-name …`."
+        )
 
 
 @contextlib.contextmanager
@@ -92,6 +119,8 @@ def plain_errors() -> Iterator[None]:
         yield
     except (MlflowException, RequestException) as error:
         check_server("went away and has not come back")
+        if "attempt to write a readonly database" in str(error):
+            raise StepError(READ_ONLY.format(safe_tracking_uri())) from error
         message = str(error).strip().splitlines()[0][:500]
         if re.match("API request to .* failed with exception", message):
             raise StepError(
@@ -105,6 +134,10 @@ def plain_errors() -> Iterator[None]:
                 "that it accepts."
             ) from error
         raise StepError(f"MLflow: {message}") from error
+    except OSError as error:
+        if error.errno not in NOT_ALLOWED:
+            raise
+        raise StepError(f"{error.filename or 'A file'} cannot be written or read: {error.strerror}.") from error
 
 
 def check_server(problem: str = "does not answer") -> None:
