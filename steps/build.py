@@ -122,8 +122,8 @@ def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: 
 
     try:
         with suppress_output(), _without_bytecode():
-            # Created first, because MLflow would replace these parameters by those of the run, which `mlflow run` logs in
-            # the shell's quotes.
+            # Created first, because MLflow would replace these parameters by those of the run, which `mlflow run` logs
+            # in the shell's quotes.
             tags = {names.CHECKPOINT_SHA256: checkpoint.sha256}
             model = mlflow.initialize_logged_model(variant_name(config), params=to_params(config), tags=tags)
             common: dict[str, Any] = {
