@@ -64,7 +64,7 @@ def read(variant: Variant, sha256: str) -> Scorecard:
 
 
 def read_latencies(variant: Variant, sha256: str, rows: int = 0) -> list[float | None]:
-    """Return the milliseconds of each row's answer, its share of its batch; None for each of `rows` if they are lost."""
+    """Return the milliseconds of each row's answer, its share of its batch; None for each of `rows` if lost."""
     try:
         latencies: list[float | None] = _artifact(variant, latency_file(sha256))["latency_ms"]
     except StepError:
