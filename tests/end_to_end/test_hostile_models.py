@@ -65,9 +65,9 @@ def _pickled_python_model(folder, mark):
 
 
 def _code_with_a_mark(folder, mark):
-    with (folder / "code/wrappers/model.py").open("a") as code:
+    with (folder / "code/phi3_wrappers/model.py").open("a") as code:
         code.write(f"\nimport os\nos.mkdir({str(mark)!r})\n")
-    return "code/wrappers/model.py is too long: "
+    return "code/phi3_wrappers/model.py is too long: "
 
 
 def _module_with_a_mark(folder, mark):
