@@ -93,7 +93,11 @@ def _builder_options(precision: Precision) -> list[str]:
 
 def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo:
     settings = cast(OnnxSettings, config.mode)
-    engine = {"max_batch_size": settings.max_batch_size, "execution_provider": settings.execution_provider}
+    engine = {
+        "name": "onnxruntime",
+        "max_batch_size": settings.max_batch_size,
+        "execution_provider": settings.execution_provider,
+    }
     return log_wrapper(config, folder, common, engine)
 
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 SHOWN_FILES = 3
 MANIFEST = "model_manifest.json"
-CODE = "code/wrappers"
+# The folder with the folder of the wrappers, whose name has changed once.
+CODE = "code"
 # MLflow writes this file into a model when it is registered.
 REGISTRY_FILE = "registered_model_meta"
 PICKLES = (".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".cloudpickle")
@@ -186,10 +187,8 @@ def _loader_faults(location: str, stored: dict[str, int]) -> list[str]:
 
 def _code_sha256(files: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the same digest as `digest_code` does for the project's wrappers."""
-    prefix = f"{CODE}/"
-    return digest(
-        {path.removeprefix(prefix): entry["sha256"] for path, entry in files.items() if path.startswith(prefix)}
-    )
+    paths = {path: PurePosixPath(path).parts for path in files}
+    return digest({"/".join(parts[2:]): files[path]["sha256"] for path, parts in paths.items() if parts[0] == CODE})
 
 
 def _stored_files(client: "MlflowClient", model_id: str, folder: str | None = None) -> dict[str, int]:

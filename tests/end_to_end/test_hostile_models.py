@@ -74,9 +74,9 @@ def plant_pickled_model(folder, mark):
 
 def plant_code_in_wrapper(folder, mark):
     """Append code that leaves a mark to the wrapper."""
-    with (folder / "code/wrappers/model.py").open("a") as code:
+    with (folder / "code/phi3_wrappers/model.py").open("a") as code:
         code.write(f"\nimport os\nos.mkdir({str(mark)!r})\n")
-    return "code/wrappers/model.py is too long: "
+    return "code/phi3_wrappers/model.py is too long: "
 
 
 def plant_module(folder, mark):

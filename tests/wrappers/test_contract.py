@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from steps.wrappers.contract.errors import RequestError
 from steps.wrappers.contract.interfaces import INTERFACES
 from steps.wrappers.contract.requests import Contract
+from steps.wrappers.contract.size import check_size
 from steps.wrappers.tokenizer import ChatTokenizer
 from tests.conftest import SPAIN
 from tests.wrappers import checkpoints
@@ -348,9 +349,9 @@ def test_prompt_with_an_added_word_is_rendered_in_the_chat_format(tmp_path):
     assert Contract(INTERFACES["chat"], tokenizer, 512, DEFAULTS).requests([_row()], None)
 
 
-def test_more_than_256_rows_are_refused(contract):
+def test_more_than_256_rows_of_a_served_request_are_refused():
     with pytest.raises(RequestError, match="at most 256 rows, got 257"):
-        contract.requests([_row()] * 257, None)
+        check_size([_row()] * 257)
 
 
 def test_message_cannot_be_replaced_by_one_with_the_prompt():
@@ -389,11 +390,12 @@ def test_valid_settings_are_accepted_and_converted(contract, row, expected):
         assert getattr(request.settings, name) == value
 
 
-def test_size_limit_counts_all_rows_together(contract):
+def test_size_limit_of_a_served_request_counts_all_rows_together(contract):
     half = _row(tools=[], user="a" * 500_000)
-    assert contract.requests([half], None)
+    assert contract.requests([half, half], None)
+    check_size([half])
     with pytest.raises(RequestError, match="too_large"):
-        contract.requests([half, half], None)
+        check_size([half, half])
 
 
 @pytest.mark.parametrize("missing", [None, math.nan, np.float32("nan"), pd.NA, pd.NaT], ids=str)
@@ -410,10 +412,32 @@ def test_object_that_contains_itself_is_refused(contract):
         contract.requests([_row(tools=cycle)], None)
 
 
-def test_params_fill_in_settings_that_a_row_does_not_have(tokenizer):
-    contract = Contract(INTERFACES["prompt"], tokenizer, 512, DEFAULTS)
-    (request,) = contract.requests([{"prompt": "a"}], {"temperature": 0.5, "seed": 3, "unknown": 1})
-    assert (request.settings.temperature, request.settings.seed) == (0.5, 3)
+def test_params_fill_in_settings_that_a_row_does_not_have(contract):
+    params = {"temperature": 0.5, "seed": 3, "stop": ["a"], "custom_inputs": {"top_k": 2}, "max_tokens": None}
+    rows = [_row(), _row(seed=4, stop=["b"]), _row(seed=None, custom_inputs={"seed": 5, "top_k": 7})]
+    requests = [contract.request(row, params).settings for row in rows]
+    assert [settings.temperature for settings in requests] == [0.5] * 3
+    assert [settings.seed for settings in requests] == [3, 4, 5]
+    assert [settings.stop for settings in requests] == [("a",), ("b",), ("a",)]
+    assert [settings.top_k for settings in requests] == [2, 2, 7]
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"max_token": 1}, "max_token is not a known field"),
+        ({"messages": [{}]}, "messages is not a known field"),
+        ({"presence_penalty": 0.5}, "presence_penalty is not supported"),
+        ({"stream": True}, "stream must be false"),
+        ({"custom_inputs": {"sed": 1}}, "custom_inputs.sed is not a known field"),
+        ({"temperature": 3}, "temperature must be at least 0 and at most 2"),
+        ({"stop": 5}, "stop must be a list of strings"),
+    ],
+    ids=str,
+)
+def test_params_are_checked_as_the_fields_of_a_row_are(contract, params, words):
+    with pytest.raises(RequestError, match=words):
+        contract.request(_row(), params)
 
 
 def test_prompt_in_the_chat_format_is_encoded_as_it_is(tokenizer):

@@ -15,8 +15,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from steps import command_line
-from steps.build import build
 from steps.evaluation import asking, contract_suite
 from steps.evaluation.asking import Asker
 from steps.interfaces import get_interface
@@ -26,34 +24,6 @@ from tests.conftest import SPAIN
 MARK = "marked-prompt-8c1f"
 MESSAGES = [{"role": "user", "content": SPAIN}]
 SAMPLED = {"messages": MESSAGES, "temperature": 2.0, "max_tokens": 8}
-
-
-@pytest.fixture(scope="module")
-def uris(tmp_path_factory, checkpoint, empty_store):
-    """Return the model URI and the store of a mode and an interface; each model is built once."""
-    folder, built = tmp_path_factory.mktemp("models"), {}
-    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-
-    def uri(mode, interface):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(folder)
-            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-            if (mode, interface) not in built:
-                built[mode, interface] = build(
-                    command_line.compose("build", [f"mode={mode}", f"interface={interface}"]), checkpoint
-                )
-        return f"models:/{built[mode, interface]}", f"sqlite:///{folder}/mlflow.db"
-
-    return uri
-
-
-@pytest.fixture
-def loaded(uris, monkeypatch, request):
-    mode, interface = getattr(request, "param", ("pyfunc", "chat"))
-    uri, store = uris(mode, interface)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    with asking.loaded(uri) as model:
-        yield model
 
 
 MODELS = [(mode, interface) for mode in ("pyfunc", "onnx", "transformers") for interface in ("chat", "prompt")]
@@ -75,7 +45,7 @@ def test_model_without_references_is_freed(uris, monkeypatch, mode):
     uri, store = uris(mode, "chat")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     with asking.loaded(uri) as model:
-        monkeypatch.setattr(sys.modules["wrappers.engines.scheduler"], "IDLE_SECONDS", 0.1)
+        monkeypatch.setattr(_scheduler_module(model), "IDLE_SECONDS", 0.1)
         model.predict({"messages": MESSAGES})
         engine = weakref.ref(model.unwrap_python_model().scheduler.engine)
     del model
@@ -83,6 +53,10 @@ def test_model_without_references_is_freed(uris, monkeypatch, mode):
     while engine():
         gc.collect()
         assert time.monotonic() < deadline
+
+
+def _scheduler_module(model):
+    return sys.modules[type(model.unwrap_python_model().scheduler).__module__]
 
 
 def _text(reply):
@@ -141,12 +115,12 @@ def test_usage_counts_the_tokens_of_the_tokenizer(loaded, mode, checkpoint):
 def test_frame_may_have_empty_cells_and_foreign_columns(loaded):
     alone = _text(loaded.predict({"messages": MESSAGES}))
     row = {"messages": MESSAGES, "temperature": float("nan"), "max_tokens": None, "target": "x"}
-    assert _text(loaded.predict(pd.DataFrame([row]))) == alone
+    assert [_text(reply) for reply in loaded.predict(pd.DataFrame([row]))] == [alone]
     assert [_text(reply) for reply in loaded.predict(pd.DataFrame([row, row]))] == [alone, alone]
 
 
 def test_full_queue_is_refused_before_the_first_chunk(loaded, monkeypatch):
-    monkeypatch.setattr(sys.modules["wrappers.engines.scheduler"], "MAX_WAITING", 0)
+    monkeypatch.setattr(_scheduler_module(loaded), "MAX_WAITING", 0)
     with pytest.raises(Exception, match="queue_full"):
         next(loaded.predict_stream({"messages": MESSAGES}))
 

@@ -142,23 +142,31 @@ def test_ping_reports_a_failing_engine(server, path):
 
 
 ROW = {"prompt": "a", "n": None}
+PARAMS = {"n": 2, "seed": 3}
+CHAT = {"messages": [], "n": 1}
+
+
+def _envelope(rows, params=None):
+    return {"phi3_request": {"rows": rows, "params": params}}
+
+
 REWRITTEN = {
-    "messages": ({"messages": [], "n": 1}, {"messages": [], "n": 1}),
-    "messages with params": (
-        {"messages": [], "n": 1, "params": {"n": 2, "seed": 3}},
-        {"messages": [], "n": 1, "seed": 3},
-    ),
-    "inputs": ({"inputs": ROW, "params": {"n": 1}}, {"inputs": ROW, "params": {"n": 1}}),
+    "messages": (CHAT, {"messages": []} | _envelope(CHAT)),
+    "messages with params": (CHAT | {"params": PARAMS}, {"messages": []} | _envelope(CHAT, PARAMS)),
+    "inputs": ({"inputs": ROW, "params": PARAMS}, {"inputs": _envelope(ROW, PARAMS)}),
+    "a text": ({"inputs": "a"}, {"inputs": _envelope("a")}),
+    "texts": ({"inputs": ["a"], "params": PARAMS}, {"inputs": _envelope(["a"], PARAMS)}),
     "prompt": (
         {"prompt": "a", "n": 1, "params": {"seed": 1}},
-        {"inputs": {"prompt": "a", "n": 1}, "params": {"seed": 1}},
+        {"inputs": _envelope({"prompt": "a", "n": 1}, {"seed": 1})},
     ),
-    "instances": ({"instances": [ROW]}, {"inputs": [ROW], "params": None}),
-    "records": ({"dataframe_records": [ROW, ROW]}, {"inputs": [ROW, ROW], "params": None}),
+    "instances": ({"instances": [ROW]}, {"inputs": _envelope([ROW])}),
+    "records": ({"dataframe_records": [ROW, ROW]}, {"inputs": _envelope([ROW, ROW])}),
     "split": (
-        {"dataframe_split": {"columns": ["prompt", "n"], "index": [0], "data": [["a", None]]}, "params": {"n": 1}},
-        {"inputs": [ROW], "params": {"n": 1}},
+        {"dataframe_split": {"columns": ["prompt", "n"], "index": [0], "data": [["a", None]]}, "params": PARAMS},
+        {"inputs": _envelope([ROW], PARAMS)},
     ),
+    "split without names": ({"dataframe_split": {"data": [["a"], ["b"]]}}, {"inputs": _envelope(["a", "b"])}),
 }
 
 
@@ -199,6 +207,11 @@ REFUSED = {
         {"dataframe_split": SPLIT | {"columns": [SECRET, SECRET]}},
         "invalid_dataframe",
         "unique names",
+    ),
+    "split without names and with two cells": (
+        {"dataframe_split": {"data": [[SECRET, SECRET]]}},
+        "invalid_dataframe",
+        "unless each row has one value",
     ),
     "split without data": ({"dataframe_split": {"columns": [SECRET]}}, "invalid_dataframe", "a list of rows"),
     "split with a long row": (

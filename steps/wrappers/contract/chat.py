@@ -21,6 +21,11 @@ def rows(request: dict[str, Any]) -> list[dict[str, Any]]:
     return [request]
 
 
+def row(subject: Any) -> dict[str, Any]:
+    """Return the row of a conversation that came alone; a text is the one message of a user."""
+    return {SUBJECT: [{"role": "user", "content": subject}] if isinstance(subject, str) else subject}
+
+
 def encode(row: dict[str, Any], tokenizer: ChatTokenizer) -> list[int]:
     """Check the conversation of a row and return its token ids, up to where the assistant's turn begins."""
     return encode_conversation(check_messages(row.get(SUBJECT), tokenizer), tokenizer)
@@ -28,20 +33,26 @@ def encode(row: dict[str, Any], tokenizer: ChatTokenizer) -> list[int]:
 
 def reply(model: str, choices: list[Sequence]) -> dict[str, Any]:
     """Return the reply to one conversation, with exact token counts."""
-    prompt_tokens = len(choices[0].prompt)
-    completion_tokens = sum(len(choice.tokens) for choice in choices)
+    finished = [(choice.text, choice.finish_reason) for choice in choices]
+    return _completion(model, finished, len(choices[0].prompt), sum(len(choice.tokens) for choice in choices))
+
+
+def error_reply(model: str, error: str) -> dict[str, Any]:
+    """Return a reply with the finish reason "error" and the error as its text."""
+    return _completion(model, [(error, "error")], 0, 0)
+
+
+def _completion(
+    model: str, choices: list[tuple[str, str | None]], prompt_tokens: int, completion_tokens: int
+) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
         "choices": [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": choice.text},
-                "finish_reason": choice.finish_reason,
-            }
-            for index, choice in enumerate(choices)
+            {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
+            for index, (text, finish_reason) in enumerate(choices)
         ],
         "usage": {
             "prompt_tokens": prompt_tokens,
