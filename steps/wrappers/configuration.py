@@ -9,6 +9,7 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from .contract.errors import RequestError
 from .contract.fields import check_settings, short, shown_name, without_none
@@ -67,4 +68,4 @@ def _look_up(config: dict[str, Any], dotted_key: str) -> Any:
 
 
 def _invalid(key: str, problem: str) -> MlflowException:
-    return MlflowException.invalid_parameter_value(f"model_config.{key} {problem}")
+    return MlflowException(f"model_config.{key} {problem}", error_code=INVALID_PARAMETER_VALUE)

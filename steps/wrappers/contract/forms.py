@@ -67,7 +67,8 @@ def read_form(contract: Contract, model_input: Any) -> Form:
     """Return the rows of whatever `predict` was called with."""
     if isinstance(model_input, pd.DataFrame):
         # A frame that was made without names, such as DataFrame(["a", "b"]), is a Series.
-        if len(model_input.columns) != 1 or model_input.columns[0] != 0:
+        columns: list[Any] = list(model_input.columns)
+        if columns != [0]:
             return Form(contract, model_input, is_table=contract.interface.SUBJECT in model_input)
         model_input = model_input[0]
     if isinstance(model_input, pd.Series):

@@ -13,7 +13,7 @@ SUBJECT = "prompt"
 
 def rows(request: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a request that came as one object: one for each prompt, if it holds a list of them."""
-    prompts = request.get(SUBJECT)
+    prompts: Any = request.get(SUBJECT)
     return [request | {SUBJECT: text} for text in prompts] if is_list(prompts) else [request]
 
 

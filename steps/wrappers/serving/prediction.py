@@ -28,15 +28,16 @@ def extend_prediction(frame_rows: FrameRows) -> None:
     def restore() -> None:
         module._parse_json_data, module.parse_csv_input = parse_json, parse_csv
 
-    def read_json(text: str, metadata: Any, input_schema: Any) -> Any:
+    # MLflow gives the arguments by these names.
+    def read_json(data: str, metadata: Any, input_schema: Any) -> Any:
         restore()
-        return parse_json(rewrite_body(text.encode(), JSON, frame_rows), metadata, input_schema)
+        return parse_json(rewrite_body(data.encode(), JSON, frame_rows), metadata, input_schema)
 
-    def read_table(source: Any, schema: Any = None) -> Any:
+    def read_table(csv_input: Any, schema: Any = None) -> Any:
         restore()
-        if isinstance(source, str) and not Path(source).is_file():
-            return parse_csv(source, schema)  # pandas knows what it is, or says that there is none
-        content = Path(source).read_bytes() if isinstance(source, str) else source.read().encode()
+        if isinstance(csv_input, str) and not Path(csv_input).is_file():
+            return parse_csv(csv_input, schema)  # pandas knows what it is, or says that there is none
+        content = Path(csv_input).read_bytes() if isinstance(csv_input, str) else csv_input.read().encode()
         return frame_rows(read_csv(content))
 
     module._parse_json_data, module.parse_csv_input = read_json, read_table
