@@ -235,7 +235,10 @@ def test_an_export_has_the_tokenizer_of_the_checkpoint(engines):
 REFUSED = {
     "a small head": ({"hidden_size": 32}, r"must be multiples of 16, got 8 and 8\. Take another mode\."),
     "half a head": ({"partial_rotary_factor": 0.5}, r"must be multiples of 16, got 16 and 8\."),
-    "an unknown activation": ({"hidden_act": "quick_gelu"}, r"cannot be exported to ONNX \(NotImplementedError: The qu"),
+    "an unknown activation": (
+        {"hidden_act": "quick_gelu"},
+        r"cannot be exported to ONNX \(NotImplementedError: The qu",
+    ),
     "no window": ({"change": without(sliding_window=0)}, r"sliding_window in '.*' must be at least 1, got 0\."),
 }
 
