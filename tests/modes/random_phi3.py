@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 
+from steps.output import suppress_output
 from steps.wrappers.engines.sequence import Sequence, Settings
 
 SIZES = {
@@ -37,7 +38,8 @@ def random_phi3(folder, tokenizer_folder, change=None, dtype=None, **config):
                 torch.randn_like(weights) * 0.25 if weights.dim() > 1 else 1 + torch.randn_like(weights) * 0.1
             )
     torch.set_rng_state(state)
-    model.to(dtype or torch.float32).save_pretrained(folder)
+    with suppress_output():  # a progress bar
+        model.to(dtype or torch.float32).save_pretrained(folder)
     for name in TOKENIZER_FILES:
         shutil.copy(tokenizer_folder / name, folder)
     if change:
