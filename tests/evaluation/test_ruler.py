@@ -17,6 +17,7 @@ METRIC = """
 \"""Mine.\"""
 from .row_metric import row_metric
 from .own import value
+from .deeper import RESULT  # `evaluate` copies only what the metric itself imports
 
 
 def score(prediction, accepted):
