@@ -25,6 +25,7 @@ from steps.evaluation.ruler import Ruler
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.statistics import power_sentence
 from steps.output import echo
+from steps.promotion.missing_scorecard import evaluate_command
 from steps.store import connection, integrity, runs
 from steps.store.names import ERRORS
 from steps.store.variants import Variant, find_variants, variant_of_run
@@ -139,6 +140,10 @@ def _plan(
         raise StepError(*(f"{sentence}." for sentence in sentences))
     for sentence in sentences:
         echo(f"Left out: {sentence}.")
+    for variant in chosen if not config.run_id else []:
+        if variant.model_id not in lost and scorecard.has_scorecard(variant, rows, measure):
+            place = scorecard.place(variant, rows.sha256)
+            echo(f"The scorecard of {variant.name} cannot be read, so it is asked again: {place}")
     return Plan(
         chosen=[variant for variant in chosen if variant.model_id not in lost],
         asked=[variant for variant in asked if variant.model_id not in lost],
@@ -156,14 +161,11 @@ def _choose(
         return [variant_of_run(client, config.run_id)]
     if not variants:
         raise StepError(f"There is no variant to evaluate in this experiment. {BUILD_ONE}")
-    chosen = []
-    for variant in variants:
-        if not scorecard.has_scorecard(variant, rows, measure):
-            chosen.append(variant)
-        elif not scorecard.is_stored(client, variant, rows.sha256):
-            echo(f"The scorecard of {variant.name} is gone: {scorecard.place(variant, rows.sha256)}.")
-            chosen.append(variant)
-    return chosen
+    return [
+        variant
+        for variant in variants
+        if not scorecard.has_scorecard(variant, rows, measure) or not scorecard.is_stored(client, variant, rows.sha256)
+    ]
 
 
 def _review(scored: list[Variant], rows: PromptSet, outcome: Outcome) -> None:
@@ -208,7 +210,9 @@ def _evaluate(
         for variant in unfinished:
             with _recorded(variant, NOT_REPORTED, outcome):
                 variant_report.finish(client, variant, rows, settings, bench)
-        outcome.faults.extend(comparison.compare(client, rows, measure, plan.left_out))
+        for variant, fault in comparison.compare(client, rows, measure, plan.left_out):
+            command = evaluate_command(config.prompt_set, measure.metrics, variant.run_id)
+            outcome.faults.append(f"{fault} Score it again: `{command}`.")
         # Inside the run, so that it reads FAILED.
         outcome.check()
 

@@ -6,6 +6,7 @@ its answers again, and `register` does not compare it with others.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,7 +111,7 @@ def _judge_digest(judge: Judge) -> str:
     """Return a digest of what a judge is asked, and which kind of address answers: not its port or its password."""
     host = urlsplit(str(judge.address)).hostname
     asked: list[Any] = [judge.model, judge.instructions, "local" if host in LOOPBACK else host]
-    return _short([*asked, *(digest_file(file) for file in SCORING), digest_module(JUDGING)])
+    return _short([*asked, *(digest_file(file) for file in (*SCORING, JUDGING)), metadata.version("mlflow")])
 
 
 def _short(content: object) -> str:

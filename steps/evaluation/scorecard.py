@@ -9,6 +9,7 @@ was interrupted. How long the answers took is in `latencies/`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from steps.errors import StepError
 from steps.evaluation.prompt_set import PromptSet
 from steps.store import names
-from steps.store.variants import Variant, artifact_folder, load_artifact
+from steps.store.variants import Variant, artifact_folder, is_local, load_artifact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,9 +74,16 @@ def read_latencies(variant: Variant, sha256: str, rows: int = 0) -> list[float |
 
 
 def is_stored(client: MlflowClient, variant: Variant, sha256: str) -> bool:
-    """Return True if the file of a scorecard is there, without reading it."""
+    """Return True if the file of a scorecard is there. A local one is read too; a server's would take too long."""
     path = file(sha256)
-    return path in {entry.path for entry in client.list_artifacts(variant.run_id, path.partition("/")[0])}
+    if path not in {entry.path for entry in client.list_artifacts(variant.run_id, path.partition("/")[0])}:
+        return False
+    if not is_local(artifact_folder(variant)):
+        return True
+    with contextlib.suppress(StepError, TypeError):
+        read(variant, sha256)
+        return True
+    return False
 
 
 def place(variant: Variant, sha256: str) -> str:

@@ -7,11 +7,15 @@ import ast
 import importlib.util
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 from steps.digests import digest, digest_file
+
+# Folders of installed libraries.
+INSTALLED = {"site-packages", "dist-packages"}
 
 
 def digest_module(*files: Path) -> str:
@@ -70,19 +74,26 @@ def _collect_absolute(module: str, base: Path, parts: dict[str, str]) -> None:
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names:
         return
-    if version := _version(top):
-        parts[f"library {top}"] = version
-    elif file := _imported_file(module) or _imported_file(top):
+    try:
+        parts[f"library {top}"] = metadata.version(top)
+        return
+    except metadata.PackageNotFoundError:
+        file = _imported_file(module) or _imported_file(top)
+    if file and INSTALLED & set(file.parts):
+        parts[f"library {top}"] = _version(top)
+    elif file:
         _collect(file, base, parts)
 
 
-def _version(package: str) -> str | None:
-    """Return the version of the library that a package belongs to; None if it is no installed library."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        distributions = metadata.packages_distributions().get(package, [])
-        return ", ".join(f"{name} {metadata.version(name)}" for name in sorted(set(distributions))) or None
+def _version(package: str) -> str:
+    """Return the version of the library that a package belongs to, such as scikit-learn for sklearn."""
+    return ", ".join(f"{name} {metadata.version(name)}" for name in sorted(set(_distributions().get(package, []))))
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Return the libraries by their packages. It reads the file lists of all of them, which takes seconds."""
+    return metadata.packages_distributions()
 
 
 def _imported_file(module: str) -> Path | None:

@@ -58,7 +58,8 @@ def assess(job: Job) -> Assessment:
                 f"{contest.candidate(model_id).name}: {', '.join(faults)}."
                 for model_id, faults in ranking.refused.items()
             ]
-            raise StepError("No variant meets the promotion limits:", *refused)
+            left_out = [f"{sentence}." for sentence in contest.left_out]
+            raise StepError("No variant meets the promotion limits:", *refused, *left_out)
         if not job.faults(contest.variants[ranking.ranked[0].model_id]):
             decision = gate.decide(ranking, contest.champion, contest.policy, contest.vacancy, contest.reference)
             return Assessment(current, contest, ranking, decision)

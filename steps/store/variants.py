@@ -145,6 +145,13 @@ def artifact_folder(variant: Variant) -> str:
     return redacted(folder)
 
 
+def is_local(location: str) -> bool:
+    """Return True if artifacts are in a folder of this machine."""
+    from mlflow.utils.uri import is_local_uri
+
+    return bool(is_local_uri(location))  # type: ignore[no-untyped-call]
+
+
 def lost_run(client: MlflowClient, variant: Variant) -> str | None:
     """Return a sentence, without its full stop, about the run of a variant if it was deleted; None if it is there."""
     import mlflow

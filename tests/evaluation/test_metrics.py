@@ -181,3 +181,29 @@ def test_a_metric_without_a_finite_result_makes_no_scorecard(result, fault):
     with pytest.raises(StepError) as refusal:
         scores.compute({"chrf": FakeMetric(result)}, rows, [[Answer("t")]])
     assert refusal.value.faults == (fault,)
+
+
+UNANSWERED = [Answer(""), Answer(" \n"), Answer("\u200b"), Answer(error="out of memory")]
+
+
+@pytest.mark.parametrize("unanswered", UNANSWERED, ids=["empty", "spaces", "no width", "error"])
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [({"own": 1.0, "scores": [1.0]}, [1.0, 0.0]), ({"own": 1.0}, None)],
+    ids=["a score for each row", "no scores of rows"],
+)
+def test_an_answer_that_is_empty_or_an_error_has_the_score_0_whatever_the_metric(unanswered, result, expected):
+    rows = PromptSet("set", tuple(Row(name, (("user", "q"),), ("t",), ()) for name in "abc"))
+    answers = [Answer("t"), unanswered, Answer(skipped="too long")]
+    (computed,) = scores.compute({"own": FakeMetric(result)}, rows, [answers])["own"]
+    assert computed.scores == expected
+    card = scores.scorecard(rows, [answers], {"own": [computed]})
+    assert card.metrics["own/mean"] == 0.5
+    assert card.scores.get("own", [None])[-1] is None
+
+
+def test_a_metric_is_not_asked_if_nothing_was_answered():
+    rows = PromptSet("set", (Row("a", (("user", "q"),), ("t",), ()),))
+    metric = FakeMetric(ZeroDivisionError("no words"))
+    (computed,) = scores.compute({"own": metric}, rows, [[Answer("")]])["own"]
+    assert computed == scores.Computed([0.0], {"mean": 0.0})

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steps.errors import StepError
 from steps.evaluation import plots, scorecard, scores
@@ -39,7 +39,14 @@ class Scored:
     metrics: dict[str, float]
 
 
-def compare(client: MlflowClient, rows: PromptSet, ruler: Ruler, left_out: Container[str] = ()) -> list[str]:
+class Unreadable(NamedTuple):
+    """A variant whose scorecard cannot be read, and why."""
+
+    variant: Variant
+    fault: str
+
+
+def compare(client: MlflowClient, rows: PromptSet, ruler: Ruler, left_out: Container[str] = ()) -> list[Unreadable]:
     """Log tables and pictures of all scored variants to the active run.
 
     Args:
@@ -49,11 +56,11 @@ def compare(client: MlflowClient, rows: PromptSet, ruler: Ruler, left_out: Conta
         left_out: Model ids of variants that are known to have lost files.
 
     Returns:
-        A sentence for each other variant that is left out because its scorecard cannot be read.
+        Each other variant whose scorecard cannot be read.
     """
     variants = find_variants(client, runs.experiment_id())
     entries: list[Scored] = []
-    faults: list[str] = []
+    unreadable: list[Unreadable] = []
     for variant in state.scored(variants, rows):
         if not scorecard.is_comparable(scorecard.parts_of(variant, rows.sha256), ruler.parts(variant)):
             echo(f"Not compared: {variant.name} ({variant.uri}) is scored by another ruler. Evaluate without run_id.")
@@ -61,16 +68,17 @@ def compare(client: MlflowClient, rows: PromptSet, ruler: Ruler, left_out: Conta
         try:
             card = scorecard.read(variant, rows.sha256)
         except StepError as error:
-            faults += error.faults if variant.model_id not in left_out else ()
+            if variant.model_id not in left_out:
+                unreadable.append(Unreadable(variant, str(error)))
         else:
             metrics = scorecard.metrics_of(variant, rows.sha256) or {}
             entries.append(Scored(variant.name, variant, card, metrics))
     entries.sort(key=lambda entry: entry.metrics.get(f"{ruler.first}/mean", float("-inf")), reverse=True)
     if entries:
         _log(disambiguate(entries), rows, ruler)
-    if not faults:
+    if not unreadable:
         state.mark_compared(variants, rows, ruler)
-    return faults
+    return unreadable
 
 
 def _log(entries: list[Scored], rows: PromptSet, ruler: Ruler) -> None:
