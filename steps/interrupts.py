@@ -1,12 +1,12 @@
 """What Ctrl-C does: a step ends with one line and exit code 130, wherever it is."""
 
-import _thread
 import contextlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 
 INTERRUPTED = "Interrupted; run it again to go on"
 # What shells call the end of a command by Ctrl-C.
@@ -25,20 +25,38 @@ def report(kind: type[BaseException], error: BaseException, trace: TracebackType
 
 
 @contextlib.contextmanager
-def none_lost() -> Iterator[None]:
-    """Repeat an interrupt that comes while Python cleans an object up, where it ignores every exception."""
-    before = sys.unraisablehook
+def clean_end() -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM raise one KeyboardInterrupt in the block, so that a step leaves its runs in order.
 
-    def hook(ignored: "sys.UnraisableHookArgs") -> None:
+    On Ctrl-C `mlflow run` sends its step a SIGTERM as well, which would end the step while it cleans up. An interrupt
+    that comes while Python cleans an object up, where every exception is ignored, is repeated.
+    """
+    ending = False
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        nonlocal ending
+        # The user may press Ctrl-C again, if the clean-up hangs.
+        if number == signal.SIGINT or not ending:
+            ending = True
+            raise KeyboardInterrupt
+
+    def repeat(ignored: "sys.UnraisableHookArgs") -> None:
         if not issubclass(ignored.exc_type, KeyboardInterrupt):
-            before(ignored)
+            hook(ignored)
             return
-        again = threading.Timer(AGAIN, _thread.interrupt_main)
+        # To that thread, to wake it from a call that waits.
+        again = threading.Timer(AGAIN, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
         again.daemon = True
         again.start()
 
-    sys.unraisablehook = hook
+    hook, sys.unraisablehook = sys.unraisablehook, repeat
+    # Only the main thread may choose what a signal does.
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
-        sys.unraisablehook = before
+        sys.unraisablehook = hook
+        for number, handler in handlers.items():
+            # After an interrupt Python ends at once; another one would only print a traceback of that.
+            signal.signal(number, signal.SIG_IGN if ending else handler)

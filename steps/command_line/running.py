@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from tempfile import TemporaryDirectory
@@ -17,7 +16,7 @@ from steps.command_line.composition import check, store_schemas
 from steps.command_line.overrides import expand, parse
 from steps.config.paths import CONF
 from steps.errors import StepError
-from steps.interrupts import EXIT_CODE, INTERRUPTED, none_lost
+from steps.interrupts import EXIT_CODE, INTERRUPTED, clean_end
 from steps.output import lasting_output
 from steps.redaction import redacted
 from steps.store import connection, orphans, runs
@@ -41,7 +40,7 @@ def exit_on_error(command: Callable[[], Any]) -> None:
 
     HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
-    with lasting_output(), none_lost():
+    with lasting_output(), clean_end():
         try:
             command()
         except (StepError, HydraException, OmegaConfBaseException, KeyboardInterrupt) as error:
@@ -53,8 +52,6 @@ def exit_on_error(command: Callable[[], Any]) -> None:
 def _report(error: BaseException) -> int:
     """Print an error that the user can correct, or that Ctrl-C has ended the step; returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        # Python is about to end: a second Ctrl-C would only print a traceback of its clean-up.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(INTERRUPTED, file=sys.stderr, flush=True)
         return EXIT_CODE
     for line in error.faults if isinstance(error, StepError) else [str(error).strip()]:

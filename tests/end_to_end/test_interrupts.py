@@ -1,0 +1,101 @@
+"""Ctrl-C at several points of a step: one line, exit code 130, and runs and models that read FAILED."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import mlflow
+import pytest
+
+from steps.interrupts import EXIT_CODE, INTERRUPTED
+from tests.conftest import PROJECT
+from tests.support import wait_until
+
+
+def _start(*words):
+    """Start a command in a process group of its own, as a shell does."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, cwd=PROJECT, start_new_session=True, **pipes)
+
+
+def _interrupt(process):
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    return process.returncode, output, errors
+
+
+def _models():
+    return list(mlflow.MlflowClient().search_logged_models(["0"]))
+
+
+def _run_names():
+    return [run.info.run_name for run in mlflow.MlflowClient().search_runs(["0"])]
+
+
+MOMENTS = {
+    "before its run": lambda: False,
+    "with a run": _run_names,
+    "with a model": _models,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
+def test_an_interrupted_build_leaves_nothing_unfinished(checkpoint, moment):
+    process = _start(sys.executable, "-m", "steps.build", "mode=transformers")
+    if moment is MOMENTS["before its run"]:
+        time.sleep(0.5)
+    else:
+        wait_until(moment, 120)
+    assert _interrupt(process) == (EXIT_CODE, "", f"{INTERRUPTED}\n")
+    assert {run.info.status for run in mlflow.MlflowClient().search_runs(["0"])} <= {"FAILED"}
+    assert {str(model.status) for model in _models()} <= {"FAILED"}
+
+
+def test_an_interrupted_sweep_keeps_what_is_built(checkpoint):
+    process = _start(sys.executable, "-m", "steps.build", "mode=onnx,transformers")
+    wait_until(lambda: len(_models()) == 2, 120)
+    code, output, errors = _interrupt(process)
+    assert (code, errors) == (EXIT_CODE, f"{INTERRUPTED}\n")
+    assert output.startswith("Built onnx-fp32-chat")
+    assert {model.name: str(model.status) for model in _models()} == {
+        "onnx-fp32-chat": "READY",
+        "transformers-fp32-chat": "FAILED",
+    }
+
+
+def test_an_interrupted_mlflow_run_leaves_nothing_unfinished(checkpoint):
+    """It sends its step a SIGTERM while the step cleans up after the interrupt."""
+    process = _start("mlflow", "run", ".", "--env-manager", "local", "-e", "build", "-P", "mode=transformers")
+    wait_until(_models, 120)
+    code, _, errors = _interrupt(process)
+    assert code != 0
+    assert INTERRUPTED in errors
+    assert "Traceback" not in errors
+    assert [str(model.status) for model in _models()] == ["FAILED"]
+    assert [run.info.status for run in mlflow.MlflowClient().search_runs(["0"])] == ["FAILED"]
+
+
+LOST = """
+import time
+from steps.command_line import exit_on_error
+
+class Careless:
+    def __del__(self):
+        import os, signal
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+
+def step():
+    Careless()
+    time.sleep(30)
+
+exit_on_error(step)
+"""
+
+
+def test_an_interrupt_that_python_ignores_is_repeated():
+    process = _start(sys.executable, "-c", LOST)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (EXIT_CODE, f"{INTERRUPTED}\n")
