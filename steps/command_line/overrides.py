@@ -11,8 +11,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from steps.config.marks import keys_with
 from steps.config.paths import from_user
-from steps.config.schema import keys_with
 from steps.errors import StepError
 
 # Hydra's own flags; everything else that begins with -- is a parameter of `mlflow run`.

@@ -3,7 +3,7 @@
 No I/O and no heavy import, so that a step that only composes its configuration starts at once.
 """
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 # OmegaConf's mark of a value that must be given. Written out, because a process that measures memory imports this.
@@ -297,15 +297,3 @@ PRECISIONS: dict[str, type[Precision]] = {"int4": Int4Precision}
 def step_config(schema: type, config: MainConfig) -> Any:
     """Return one step's part of the main job's configuration."""
     return schema(**{entry.name: getattr(config, entry.name) for entry in fields(schema)})
-
-
-def keys_with(mark: str, schemas: tuple[type, ...] = (MainConfig,), prefix: str = "") -> frozenset[str]:
-    """Return the dotted keys that are declared with a mark: `free_text`, `is_path`."""
-    keys: set[str] = set()
-    for entry in (entry for schema in schemas for entry in fields(schema)):
-        if entry.metadata.get(mark):
-            keys.add(f"{prefix}{entry.name}")
-        elif isinstance(entry.type, type) and is_dataclass(entry.type):
-            nested: tuple[type, ...] = tuple(SOURCES.values()) if entry.type is Model else (entry.type,)
-            keys |= keys_with(mark, nested, f"{prefix}{entry.name}.")
-    return frozenset(keys)
