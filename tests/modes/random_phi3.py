@@ -80,13 +80,21 @@ def reference(folder, prompt, count):
     return ids[len(prompt) :], logits
 
 
+class _NoText:
+    """A detokenizer that makes no text."""
+
+    def push(self, token):
+        return ""
+
+    def finish(self):
+        return ""
+
+
 class _NoEnd:
     """A tokenizer without end tokens."""
 
     end_tokens = frozenset()
-
-    def decode(self, tokens):
-        return ""
+    detokenizer = _NoText
 
 
 def generate(engine, prompts, count, late=None):

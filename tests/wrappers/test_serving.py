@@ -287,7 +287,7 @@ def test_gzip_body_is_decoded(server, encoding, parts):
     server.released.set()
     body = b"".join(map(gzip.compress, parts))
     assert server.post(body=body, **{"Content-Encoding": encoding}) == {"answered": True}
-    assert server.bodies == [{"inputs": "é"}]
+    assert server.bodies == [{"inputs": {"phi3_request": {"rows": "é", "params": None}}}]
 
 
 def test_body_that_is_not_encoded_may_say_so(server):
