@@ -84,7 +84,7 @@ def verify(client: "MlflowClient", variant: Variant) -> list[str]:
 
 
 def missing(client: "MlflowClient", variant: Variant) -> list[str]:
-    """Return what a variant has lost: its model, files of it, or its manifest. No file but the manifest is read."""
+    """Return what a variant has lost: its model, files of it, or its manifest. Read the files only if sizes differ."""
     model = client.get_logged_model(variant.model_id)
     if not (stored := _stored_files(client, variant.model_id)):
         return [_nothing_stored(model)]
@@ -92,13 +92,15 @@ def missing(client: "MlflowClient", variant: Variant) -> list[str]:
         logged = _read_manifest(model, variant)["files"]
     except StepError as error:
         return list(error.faults)
-    lost = sorted(path for path, entry in logged.items() if stored.get(path) != entry["bytes"])
+    lost = sorted(logged.keys() - stored.keys())
     if not lost:
-        return []
+        # A file of another size was damaged or replaced: find out how.
+        is_changed = any(stored[path] != entry["bytes"] for path, entry in logged.items())
+        return verify(client, variant) if is_changed else []
     more = f" and {len(lost) - SHOWN_FILES} more files" if len(lost) > SHOWN_FILES else ""
     verb = "are" if len(lost) > 1 else "is"
     where = redacted(model.artifact_location)
-    return [f"{', '.join(lost[:SHOWN_FILES])}{more} {verb} missing from {where}, or not as large as when it was built"]
+    return [f"{', '.join(lost[:SHOWN_FILES])}{more} {verb} missing from {where}"]
 
 
 def broken_model(variant: Variant, faults: list[str]) -> str:
