@@ -13,11 +13,12 @@ from steps.store.names import SCORECARD
 from tests.evaluation.test_judge import judge  # noqa: F401  a fixture
 from tests.support import KILLED, die_in, make_row, write_prompt_set
 
+# `evaluate` copies only the helpers that the metric itself imports.
 METRIC = """
 \"""Mine.\"""
 from .row_metric import row_metric
 from .own import value
-from .deeper import RESULT  # `evaluate` copies only what the metric itself imports
+from .deeper import RESULT
 
 
 def score(prediction, accepted):
@@ -143,7 +144,7 @@ def scored(store, evaluate, metrics, tmp_path):
 
 
 @pytest.fixture
-def no_model(monkeypatch):
+def no_model(scored, monkeypatch):
     """No model can be loaded."""
     monkeypatch.setattr(scoring, "loaded", None)
 
