@@ -8,6 +8,7 @@ has written, and repairs until there is nothing left to write.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from steps.errors import StepError
@@ -98,7 +99,14 @@ def settle(job: Job, locked: bool) -> tuple[Assessment, Registry]:
 def log_report(job: Job, assessment: Assessment, current: Registry, decision: Decision) -> None:
     """Log the report of a promotion to the active run."""
     contest = assessment.contest
-    variant_names = {candidate.model_id: candidate.name for candidate in contest.candidates}
+    counts = Counter(candidate.name for candidate in contest.candidates)
+    # Two variants may have the same name: part of the model id tells them apart.
+    variant_names = {
+        candidate.model_id: f"{candidate.name} {candidate.model_id[2:8]}"
+        if counts[candidate.name] > 1
+        else candidate.name
+        for candidate in contest.candidates
+    }
     content = report.as_dict(job, contest.policy, assessment.ranking, variant_names, contest.left_out)
     content["rejected"] = list(job.rejected.values())
     content["reference"] = report.reference_dict(contest.reference, job.rows)
