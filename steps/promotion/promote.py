@@ -59,8 +59,12 @@ def assess(job: Job) -> Assessment:
                 f"{contest.candidate(model_id).name}: {', '.join(faults)}."
                 for model_id, faults in ranking.refused.items()
             ]
-            left_out = [f"{sentence}." for sentence in contest.left_out]
-            raise StepError("No variant meets the promotion limits:", *refused, *left_out)
+            broken = [
+                f"{broken_model(variant, faults)}."
+                for variant in contest.variants.values()
+                if (faults := job.integrity.known_faults(variant))
+            ]
+            raise StepError("No variant meets the promotion limits:", *refused, *broken)
         if not job.faults(contest.variants[ranking.ranked[0].model_id]):
             decision = gate.decide(ranking, contest.champion, contest.policy, contest.vacancy, contest.reference)
             return Assessment(current, contest, ranking, decision)

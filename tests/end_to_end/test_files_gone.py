@@ -27,16 +27,22 @@ def variants():
     return find_variants(mlflow.MlflowClient(), "0")
 
 
+def folder_of(location):
+    return Path(location.removeprefix("file://"))
+
+
 def scorecard_file(variant):
     key = next(key for key in variant.tags if key.startswith("phi3.scorecard."))
-    folder = mlflow.get_run(variant.run_id).info.artifact_uri.removeprefix("file://")
+    folder = folder_of(mlflow.get_run(variant.run_id).info.artifact_uri)
     return Path(folder, scorecard.file(key.rpartition(".")[2]))
 
 
 def test_all_files_are_gone_and_main_builds_again(main, typed, words):
     assert main().returncode == 0
     (old,) = variants()
-    shutil.rmtree("mlruns")
+    # Not the whole of mlruns, which the tests share.
+    shutil.rmtree(folder_of(mlflow.MlflowClient().get_logged_model(old.model_id).artifact_location))
+    shutil.rmtree(folder_of(mlflow.get_run(old.run_id).info.artifact_uri))
     lost = f"{old.name} ({old.uri}) is refused: all files of its model are missing: there is nothing in "
     done = typed("evaluate", *words)
     assert (done.returncode, done.stderr.startswith(f"error: {lost}")) == (1, True)
@@ -67,8 +73,8 @@ def test_a_lost_scorecard_is_asked_for_again(main, typed, words, damage):
 def test_one_lost_file_of_a_model_is_named(main):
     assert main().returncode == 0
     (variant,) = variants()
-    location = mlflow.MlflowClient().get_logged_model(variant.model_id).artifact_location.removeprefix("file://")
-    Path(location, "MLmodel").unlink()
+    location = folder_of(mlflow.MlflowClient().get_logged_model(variant.model_id).artifact_location)
+    (location / "MLmodel").unlink()
     done = main()
     assert done.returncode == 0, done.stderr
     assert f"Not reused: {variant.name} ({variant.uri}): MLmodel is missing from {location}" in done.stdout
