@@ -20,9 +20,18 @@ class StepError(Exception):
 
 
 class RowErrors(StepError):
-    """A step has finished, but some rows of its prompt set failed."""
+    """A step has finished, but some rows of its prompt set, or some variants of the main job, failed."""
 
     exit_code = 3
+
+
+class VariantErrors(StepError):
+    """Some variants failed. The others are done."""
+
+
+def reason(error: Exception) -> str:
+    """Return why something failed, without a traceback: the sentences of a StepError, or type and message."""
+    return "; ".join(error.faults) if isinstance(error, StepError) else f"{type(error).__name__}: {error}"
 
 
 def unknown(kind: str, name: object, available: Iterable[str]) -> str:

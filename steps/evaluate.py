@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from steps import command_line
 from steps.config.schema import EvaluateConfig
-from steps.errors import RowErrors, StepError
+from steps.errors import RowErrors, StepError, VariantErrors, reason
 from steps.evaluation import context_check, journal, prompt_set, scorecard, scores, scoring, speed
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import comparison, state, variant_report
@@ -49,9 +49,9 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raise StepError if there is any fault."""
+        """Raise VariantErrors if there is any fault."""
         if self.faults:
-            raise StepError(*self.faults, *self.row_errors)
+            raise VariantErrors(*self.faults, *self.row_errors)
 
     def check_rows(self) -> None:
         """Raise RowErrors, for exit code 3, if some rows have an error."""
@@ -67,7 +67,8 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
         rows: The prompt set, if it is loaded already.
 
     Raises:
-        StepError: With every variant that could not be scored or reported on.
+        VariantErrors: With every variant that could not be scored or reported on.
+        StepError: No variant can be scored.
     """
     import mlflow
 
@@ -78,6 +79,9 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
     chosen = _choose(client, config, rows, variants)
     scored = [] if config.run_id else [variant for variant in variants if variant not in chosen]
     unfinished = [variant for variant in scored if state.is_unfinished(variant, rows, config)]
+    others = any(variant.config.mode.device_fault is None for variant in variants)
+    absent = _leave_out([*chosen, *unfinished], can_go_on=not config.run_id and others)
+    chosen, unfinished = ([one for one in group if one not in absent] for group in (chosen, unfinished))
     outcome = Outcome()
     _review(scored, rows, outcome)
     if chosen or unfinished or not state.is_compared(client, variants, rows, config):
@@ -96,6 +100,21 @@ def _choose(client: MlflowClient, config: EvaluateConfig, rows: PromptSet, varia
         raise StepError(f"There is no variant to evaluate in this experiment. {BUILD_ONE}")
     metrics = scores.names(config)
     return [variant for variant in variants if not scorecard.has_scorecard(variant, rows, metrics, config)]
+
+
+def _leave_out(needed: list[Variant], can_go_on: bool) -> list[Variant]:
+    """Return the variants that this machine cannot run, and print a sentence about each.
+
+    Raises:
+        StepError: There is such a variant, and the evaluation cannot go on without it.
+    """
+    faults = [(variant, fault) for variant in needed if (fault := variant.config.mode.device_fault)]
+    sentences = [f"{variant.name} ({variant.uri}) cannot run here: {fault}." for variant, fault in faults]
+    if sentences and not can_go_on:
+        raise StepError(*sentences)
+    for sentence in sentences:
+        echo(f"Left out: {sentence}")
+    return [variant for variant, _ in faults]
 
 
 def _review(scored: list[Variant], rows: PromptSet, outcome: Outcome) -> None:
@@ -148,8 +167,7 @@ def _recorded(variant: Variant, what: str, outcome: Outcome) -> Iterator[None]:
         yield
     except Exception as error:
         connection.check_server("went away and has not come back")
-        reason = "; ".join(error.faults) if isinstance(error, StepError) else f"{type(error).__name__}: {error}"
-        outcome.faults.append(f"{variant.name} ({variant.uri}) {what}: {reason}")
+        outcome.faults.append(f"{variant.name} ({variant.uri}) {what}: {reason(error)}")
 
 
 def _row_errors(variant: Variant, card: Scorecard) -> list[str]:

@@ -51,8 +51,14 @@ def compose(step_name: str, overrides: list[str]) -> Any:
         return OmegaConf.to_object(hydra.compose(step_name, overrides))
 
 
-def check(step_name: str, jobs: list[list[str]]) -> None:
-    """Check every key and value of every job; raises StepError with all faults together."""
+def check(step_name: str, jobs: list[list[str]], *, devices: bool = True) -> None:
+    """Check every key and value of every job; raises StepError with all faults together.
+
+    Args:
+        step_name: The step.
+        jobs: The overrides of each job.
+        devices: Whether to refuse a build for a device that this machine does not have.
+    """
     sentences: dict[str, None] = {}  # an ordered set: points of a sweep share most of their faults
     with initialized_hydra():
         for choices, override in _distinct_overrides(step_name, jobs):
@@ -62,6 +68,8 @@ def check(step_name: str, jobs: list[list[str]]) -> None:
             sentences |= dict.fromkeys(faults(config))
             if step_name == "build":
                 sentences |= dict.fromkeys(build_faults(config))
+                if devices and config.mode.device_fault:
+                    sentences |= {f"{config.mode.device_fault}.": None}
     if sentences:
         raise StepError(*sentences)
 

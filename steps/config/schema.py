@@ -78,6 +78,11 @@ class ModeSettings:
         """Whether the mode is set to run on a GPU."""
         return False
 
+    @property
+    def device_fault(self) -> str | None:
+        """Why this machine cannot run the mode as it is set, without a full stop; None if it can."""
+        return None
+
 
 @dataclass
 class Precision:
