@@ -181,7 +181,7 @@ def plan(overrides: list[str]) -> tuple[list[str], list[list[str]]]:
     points = [point for variant in listed for point in command_line.expand([*variant, *shared])]
     points = command_line.without_foreign_keys("build", points, {command_line.key_of(entry) for entry in shared})
     command_line.check("build", points, devices=False)
-    return own, points
+    return jobs[0], points
 
 
 def main() -> None:

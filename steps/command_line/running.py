@@ -12,7 +12,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from steps.command_line.composition import check, store_schemas
+from steps.command_line.composition import check
+from steps.command_line.hydra_schemas import store_schemas
 from steps.command_line.overrides import expand, parse
 from steps.config.paths import CONF
 from steps.errors import StepError
@@ -66,7 +67,7 @@ def _run(step_name: str, step: Callable[[Any], Any]) -> None:
     jobs = expand(overrides)
     check(step_name, jobs)
     if len(jobs) == 1:
-        return run_with_hydra(step_name, step, overrides)
+        return run_with_hydra(step_name, step, jobs[0])
     with connection.plain_errors():
         connection.connect()
     with connection.plain_errors(), runs.start(f"{step_name}-sweep"), TemporaryDirectory(prefix="phi3-") as folder:
