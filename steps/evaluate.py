@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from steps import command_line
 from steps.config.schema import EvaluateConfig
 from steps.errors import RowErrors, StepError, VariantErrors, reason
-from steps.evaluation import context_check, journal, prompt_set, scorecard, scores, scoring, speed
+from steps.evaluation import context_check, journal, leaks, prompt_set, scorecard, scores, scoring, speed
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import comparison, state, variant_report
 from steps.evaluation.scorecard import Scorecard
@@ -81,6 +81,8 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
     unfinished = [variant for variant in scored if state.is_unfinished(variant, rows, config)]
     others = any(variant.config.mode.device_fault is None for variant in variants)
     absent = _leave_out([*chosen, *unfinished], can_go_on=not config.run_id and others)
+    for warning in leaks.warnings([*variants, *chosen], rows):
+        echo(f"Warning: {warning}")
     chosen, unfinished = ([one for one in group if one not in absent] for group in (chosen, unfinished))
     outcome = Outcome()
     _review(scored, rows, outcome)
