@@ -15,12 +15,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from jinja2 import TemplateError
+
 from steps import command_line
 from steps.checkpoints.checkpoint import Checkpoint, resolve
 from steps.checkpoints.disk_space import explain_full_disk
 from steps.config.parameters import to_params
 from steps.config.schema import BuildConfig
 from steps.digests import digest, digest_code
+from steps.errors import StepError
+from steps.evaluation.first_question import ask_first_question, cause
 from steps.interfaces import get_interface
 from steps.modes import get_mode
 from steps.modes.mode import Mode
@@ -58,6 +62,10 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
             model_id = _log_model(mode, config, checkpoint, folder)
         mlflow.log_metrics({names.BYTES.key: size, "build/seconds": perf_counter() - started}, model_id=model_id)
         manifest_sha256 = integrity.seal(client, model_id, manifest)
+        if config.check:
+            # From a server, the model is fetched again.
+            with explain_full_disk(checkpoint.bytes), _without_bytecode():
+                ask_first_question(f"models:/{model_id}", mode, get_interface(config.interface))
         prompts.link(config.prompting, model_id, run.info.run_id)
         # Only these tags make it a variant: a build that is killed before leaves none.
         client.set_logged_model_tags(model_id, {names.FINGERPRINT: identity, names.MANIFEST_SHA256: manifest_sha256})
@@ -68,6 +76,8 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
 def fingerprint(config: BuildConfig, checkpoint: Checkpoint) -> str:
     """Return the sha256 over the resolved configuration, the checkpoint's files, the wrappers and the pins."""
     settings = asdict(config)
+    # The question changes nothing in the variant.
+    del settings["check"]
     # The checkpoint counts by its bytes, not by where they are.
     settings["model"] = {"name": config.model.name, "sha256": checkpoint.sha256}
     return digest([settings, digest_code(WRAPPERS), get_mode(config.mode.name).requirements])
@@ -110,17 +120,21 @@ def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: 
     """Log the staged folder as the mode does; returns the id of the LoggedModel."""
     import mlflow
 
-    with suppress_output(), _without_bytecode():
-        # Created first, because MLflow would replace these parameters by those of the run, which `mlflow run` logs in
-        # the shell's quotes.
-        tags = {names.CHECKPOINT_SHA256: checkpoint.sha256}
-        model = mlflow.initialize_logged_model(variant_name(config), params=to_params(config), tags=tags)
-        common: dict[str, Any] = {
-            "model_id": model.model_id,
-            "input_example": get_interface(config.interface).example,
-            "pip_requirements": mode.requirements,
-        }
-        return str(mode.log(config, folder, common).model_id)
+    try:
+        with suppress_output(), _without_bytecode():
+            # Created first, because MLflow would replace these parameters by those of the run, which `mlflow run` logs
+            # in the shell's quotes.
+            tags = {names.CHECKPOINT_SHA256: checkpoint.sha256}
+            model = mlflow.initialize_logged_model(variant_name(config), params=to_params(config), tags=tags)
+            common: dict[str, Any] = {
+                "model_id": model.model_id,
+                "input_example": get_interface(config.interface).example,
+                "pip_requirements": mode.requirements,
+            }
+            return str(mode.log(config, folder, common).model_id)
+    except (TemplateError, KeyError, ValueError, TypeError) as error:
+        # What a library raises about the checkpoint's files. Errors of the store and of the disk are others.
+        raise StepError(f"The model cannot be logged: {cause(error)}.") from error
 
 
 @contextlib.contextmanager

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# The most characters of a library's error that are shown.
+REASON_CHARACTERS = 300
+
 
 class StepError(Exception):
     """A step cannot continue.
@@ -29,14 +32,20 @@ class VariantErrors(StepError):
     """Some variants failed. The others are done."""
 
 
-def reason(error: Exception) -> str:
-    """Return why something failed, without a traceback: the sentences of a StepError, or type and message."""
-    return "; ".join(error.faults) if isinstance(error, StepError) else f"{type(error).__name__}: {error}"
-
-
 def unknown(kind: str, name: object, available: Iterable[str]) -> str:
     """Return "Unknown <kind> '<name>'." with the closest match, if there is one, and all available names."""
     names = sorted(available)
     matches = get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean '{matches[0]}'?" if matches else ""
     return f"Unknown {kind} '{name}'.{hint} Available: {', '.join(names) or 'none'}."
+
+
+def reason(error: BaseException) -> str:
+    """Return what kind of error it is and its own words, in one line."""
+    words = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split()).rstrip(".")
+    return f"{type(error).__name__}: {words[:REASON_CHARACTERS]}" if words else type(error).__name__
+
+
+def sentences_of(error: Exception) -> str:
+    """Return why something failed: the sentences of a StepError, or what `reason` returns."""
+    return "; ".join(error.faults) if isinstance(error, StepError) else reason(error)

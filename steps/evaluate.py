@@ -16,14 +16,28 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from steps import command_line
-from steps.config.schema import EvaluateConfig
-from steps.errors import RowErrors, StepError, VariantErrors, reason
-from steps.evaluation import context_check, journal, leaks, prompt_set, scorecard, scores, scoring, speed
+from steps.config.schema import EvaluateConfig, Promotion
+from steps.errors import RowErrors, StepError, VariantErrors, sentences_of
+from steps.evaluation import (
+    context_check,
+    journal,
+    kept_answers,
+    leaks,
+    prompt_set,
+    ruler,
+    scorecard,
+    scores,
+    scoring,
+    speed,
+)
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import comparison, state, variant_report
+from steps.evaluation.ruler import Ruler
 from steps.evaluation.scorecard import Scorecard
+from steps.evaluation.statistics import power_sentence
 from steps.output import echo
-from steps.store import connection, runs
+from steps.promotion.missing_scorecard import evaluate_command
+from steps.store import connection, integrity, runs
 from steps.store.names import ERRORS
 from steps.store.variants import Variant, find_variants, variant_of_run
 
@@ -59,6 +73,25 @@ class Outcome:
             raise RowErrors(*self.row_errors)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation has to do.
+
+    Attributes:
+        chosen: The variants to score.
+        asked: Those of them whose model has to be loaded; the others have answers to score.
+        unfinished: Scored variants with an unfinished report.
+        scored: All variants that are scored already.
+        left_out: Model ids of variants whose model has lost files, or needs a device that this machine does not have.
+    """
+
+    chosen: list[Variant]
+    asked: list[Variant]
+    unfinished: list[Variant]
+    scored: list[Variant]
+    left_out: frozenset[str]
+
+
 def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
     """Score every variant without a scorecard, and finish the report of those that have one.
 
@@ -72,51 +105,82 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
     """
     import mlflow
 
+    announced = rows is not None
     rows = rows or prompt_set.load(config.prompt_set)
-    scores.check_rows(rows, config)
+    measure = ruler.make(config)
+    scores.check_rows(rows, measure.metrics)
     client = mlflow.MlflowClient()
     variants = find_variants(client, runs.experiment_id())
-    chosen = _choose(client, config, rows, variants)
-    scored = [] if config.run_id else [variant for variant in variants if variant not in chosen]
-    unfinished = [variant for variant in scored if state.is_unfinished(variant, rows, config)]
-    others = any(variant.config.mode.device_fault is None for variant in variants)
-    absent = _leave_out([*chosen, *unfinished], can_go_on=not config.run_id and others)
-    for warning in leaks.warnings([*variants, *chosen], rows):
+    plan = _plan(client, config, rows, measure, variants)
+    if plan.asked and not announced:
+        # Before anything is asked: a prompt set that is too small wastes the time.
+        echo(power_sentence(len(rows.rows), Promotion().margin, Promotion().alpha, len(variants)))
+    for warning in leaks.warnings([*variants, *plan.chosen], rows):
         echo(f"Warning: {warning}")
-    chosen, unfinished = ([one for one in group if one not in absent] for group in (chosen, unfinished))
     outcome = Outcome()
-    _review(scored, rows, outcome)
-    if chosen or unfinished or not state.is_compared(client, variants, rows, config):
-        _evaluate(client, rows, config, chosen, unfinished, outcome)
+    _review(plan.scored, rows, outcome)
+    if plan.chosen or plan.unfinished or not state.is_compared(client, variants, rows, measure):
+        _evaluate(client, rows, config, measure, plan, outcome)
     else:
         echo(f"All variants are already scored on {rows.name} ({len(rows.rows)} rows).")
         outcome.check()
     return outcome
 
 
-def _choose(client: MlflowClient, config: EvaluateConfig, rows: PromptSet, variants: list[Variant]) -> list[Variant]:
-    """Return the variant of `run_id`, or every variant without a scorecard for these rows."""
+def _plan(
+    client: MlflowClient, config: EvaluateConfig, rows: PromptSet, measure: Ruler, variants: list[Variant]
+) -> Plan:
+    """Decide what to do with each variant, and leave out those that need a model that cannot be run here."""
+    settings = config.evaluate
+    chosen = _choose(client, config, rows, measure, variants)
+    scored = [] if config.run_id else [variant for variant in variants if variant not in chosen]
+    asked = [
+        variant
+        for variant in chosen
+        if kept_answers.needs_model(client, variant, rows, measure)
+        or (config.run_id and scorecard.has_scorecard(variant, rows, measure))
+    ]
+    unfinished = [variant for variant in scored if state.is_unfinished(variant, rows, settings.speed, settings.traces)]
+    untimed = [variant for variant in unfinished if settings.speed and not state.is_timed(variant, rows)]
+    lost = {variant.model_id: refusal for variant in [*asked, *untimed] if (refusal := _refusal(client, variant))}
+    if lost and (config.run_id or len(lost) == len(variants)):
+        raise StepError(*(f"{sentence}." for sentence in lost.values()))
+    for sentence in lost.values():
+        echo(f"Left out: {sentence}.")
+    for variant in chosen if not config.run_id else []:
+        if variant.model_id not in lost and scorecard.has_scorecard(variant, rows, measure):
+            place = scorecard.place(variant, rows.sha256)
+            echo(f"The scorecard of {variant.name} cannot be read, so it is asked again: {place}")
+    return Plan(
+        chosen=[variant for variant in chosen if variant.model_id not in lost],
+        asked=[variant for variant in asked if variant.model_id not in lost],
+        unfinished=[variant for variant in unfinished if variant.model_id not in lost],
+        scored=scored,
+        left_out=frozenset(lost),
+    )
+
+
+def _choose(
+    client: MlflowClient, config: EvaluateConfig, rows: PromptSet, measure: Ruler, variants: list[Variant]
+) -> list[Variant]:
+    """Return the variant of `run_id`, or every variant without a scorecard of this ruler for these rows."""
     if config.run_id:
         return [variant_of_run(client, config.run_id)]
     if not variants:
         raise StepError(f"There is no variant to evaluate in this experiment. {BUILD_ONE}")
-    metrics = scores.names(config)
-    return [variant for variant in variants if not scorecard.has_scorecard(variant, rows, metrics, config)]
+    return [
+        variant
+        for variant in variants
+        if not scorecard.has_scorecard(variant, rows, measure) or not scorecard.is_stored(client, variant, rows.sha256)
+    ]
 
 
-def _leave_out(needed: list[Variant], can_go_on: bool) -> list[Variant]:
-    """Return the variants that this machine cannot run, and print a sentence about each.
-
-    Raises:
-        StepError: There is such a variant, and the evaluation cannot go on without it.
-    """
-    faults = [(variant, fault) for variant in needed if (fault := variant.config.mode.device_fault)]
-    sentences = [f"{variant.name} ({variant.uri}) cannot run here: {fault}." for variant, fault in faults]
-    if sentences and not can_go_on:
-        raise StepError(*sentences)
-    for sentence in sentences:
-        echo(f"Left out: {sentence}")
-    return [variant for variant, _ in faults]
+def _refusal(client: MlflowClient, variant: Variant) -> str | None:
+    """Return why a variant's model cannot be run here, without a full stop: lost files or no device; None if it can."""
+    if lost := integrity.missing(client, variant):
+        return integrity.broken_model(variant, lost)
+    fault = variant.config.mode.device_fault
+    return f"{variant.name} ({variant.uri}) cannot run here: {fault}" if fault else None
 
 
 def _review(scored: list[Variant], rows: PromptSet, outcome: Outcome) -> None:
@@ -129,35 +193,41 @@ def _review(scored: list[Variant], rows: PromptSet, outcome: Outcome) -> None:
 
 
 def _evaluate(
-    client: MlflowClient,
-    rows: PromptSet,
-    config: EvaluateConfig,
-    chosen: list[Variant],
-    unfinished: list[Variant],
-    outcome: Outcome,
+    client: MlflowClient, rows: PromptSet, config: EvaluateConfig, measure: Ruler, plan: Plan, outcome: Outcome
 ) -> None:
     """Score the chosen variants, finish reports and compare all variants, in the evaluation's own run."""
     import mlflow
 
-    checks = context_check.check_variants(chosen, rows, config.prompt_set.over_context)
-    metrics = scores.load_metrics(scores.names(config)) if chosen else {}
-    untimed = [variant for variant in unfinished if state.is_untimed(variant, rows, config)]
-    timed = [*chosen, *untimed] if config.evaluate.speed else []
+    settings, over_context = config.evaluate, config.prompt_set.over_context
+    checks = context_check.check_variants(plan.asked, rows, over_context)
+    unfinished = list(plan.unfinished)
+    untimed = [variant for variant in [*plan.chosen, *unfinished] if not state.is_timed(variant, rows)]
+    timed = [*plan.asked, *untimed] if settings.speed else []
     with runs.start(f"evaluate-{rows.name}"), speed.bench(timed) as bench:
         mlflow.log_params(
-            {"prompt_set.rows": len(rows.rows), "prompt_set.sha256": rows.sha256, "evaluated": len(chosen)}
+            {"prompt_set.rows": len(rows.rows), "prompt_set.sha256": rows.sha256, "evaluated": len(plan.chosen)}
         )
-        for variant in chosen:
+        for variant in plan.chosen:
             with _recorded(variant, NOT_SCORED, outcome):
-                check = checks.get(variant.model_id)
-                card = scoring.score_variant(client, variant, rows, metrics, config, check)
+                card = scoring.score_variant(
+                    client,
+                    variant,
+                    rows,
+                    measure,
+                    settings,
+                    ask_again=config.run_id is not None,
+                    check=checks.get(variant.model_id),
+                    over_context=over_context,
+                )
                 outcome.row_errors.extend(_row_errors(variant, card))
                 outcome.model_ids.append(variant.model_id)
                 unfinished.append(variant)
         for variant in unfinished:
             with _recorded(variant, NOT_REPORTED, outcome):
-                variant_report.finish(client, variant, rows, config, bench)
-        outcome.faults.extend(comparison.compare(client, rows, config))
+                variant_report.finish(client, variant, rows, settings, bench)
+        for variant, fault in comparison.compare(client, rows, measure, plan.left_out):
+            command = evaluate_command(config.prompt_set, measure.metrics, variant.run_id)
+            outcome.faults.append(f"{fault} Score it again: `{command}`.")
         # Inside the run, so that it reads FAILED.
         outcome.check()
 
@@ -169,7 +239,7 @@ def _recorded(variant: Variant, what: str, outcome: Outcome) -> Iterator[None]:
         yield
     except Exception as error:
         connection.check_server("went away and has not come back")
-        outcome.faults.append(f"{variant.name} ({variant.uri}) {what}: {reason(error)}")
+        outcome.faults.append(f"{variant.name} ({variant.uri}) {what}: {sentences_of(error)}")
 
 
 def _row_errors(variant: Variant, card: Scorecard) -> list[str]:

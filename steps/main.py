@@ -22,13 +22,14 @@ from steps import command_line, register
 from steps.build import build, fingerprint, variant_name
 from steps.checkpoints.checkpoint import Checkpoint, resolve
 from steps.config.schema import BuildConfig, EvaluateConfig, MainConfig, Model, RegisterConfig, step_config
-from steps.errors import RowErrors, StepError, VariantErrors, reason
+from steps.errors import RowErrors, StepError, VariantErrors, sentences_of
 from steps.evaluate import evaluate
-from steps.evaluation import prompt_set, scores
+from steps.evaluation import prompt_set, ruler, scores
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import leaderboard
+from steps.evaluation.statistics import power_sentence
 from steps.output import echo
-from steps.store import address, connection, names, runs
+from steps.store import address, connection, integrity, names, runs
 from steps.store.variants import Variant, find_variants
 
 if TYPE_CHECKING:
@@ -42,16 +43,18 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
     client = mlflow.MlflowClient()
     # Its faults are reported before anything is built.
     rows = prompt_set.load(config.prompt_set)
-    scores.check_rows(rows, config)
-    metrics, evaluate_config = scores.names(config), step_config(EvaluateConfig, config)
+    evaluate_config = step_config(EvaluateConfig, config)
+    measure = ruler.make(evaluate_config)
+    scores.check_rows(rows, measure.metrics)
     register_config = step_config(RegisterConfig, config)
     register.check_name(client, register_config)
+    echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
     with runs.start("main") as active:
         model_ids, faults = build_all(client, variants)
         faults += evaluate_all(evaluate_config, rows)
         try:
             # The champion may be of another experiment, or lack what the policy asks for.
-            if missing := register.missing_scorecard(client, register_config, rows):
+            if missing := register.missing_scorecard(client, register_config, rows, measure):
                 evaluate(missing.evaluation(evaluate_config), rows)
             promoted = register.register(register_config, rows)
         except StepError as error:
@@ -62,6 +65,7 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
             variant for variant in find_variants(client, active.info.experiment_id) if variant.model_id in model_ids
         ]
         if promoted:
+            metrics = list(measure.metrics)
             leaderboard.show(chosen, rows, metrics, promoted.standing)
             mlflow.log_dict(leaderboard.as_dict(chosen, rows, metrics, promoted.standing), "leaderboard.json")
     echo_next_commands(chosen, config, active.info.experiment_id)
@@ -80,33 +84,26 @@ def build_all(client: MlflowClient, variants: list[BuildConfig]) -> tuple[list[s
     """
     import mlflow
 
-    ready = {variant.fingerprint: variant.model_id for variant in find_variants(client, runs.experiment_id())}
+    # The newest last: it is the one to reuse.
+    logged = find_variants(client, runs.experiment_id())
+    ready: dict[str, str] = {}
     resolve_once = _resolve_once()
-    model_ids: list[str] = []
     faults: dict[str, str] = {}  # the reason of each sentence
     for config in _runnable(variants):
         try:
-            model_id = _build_if_missing(config, resolve_once(config.model), ready, model_ids)
+            checkpoint = resolve_once(config.model)
+            identity = fingerprint(config, checkpoint)
+            if identity not in ready:
+                twins = [variant for variant in reversed(logged) if variant.fingerprint == identity]
+                ready[identity] = _reusable(client, twins) or build(config, checkpoint)
         except Exception as error:  # whatever a library raises: the others go on
             connection.check_server("went away and has not come back")
-            faults[f"{variant_name(config)} could not be built: {reason(error)}"] = reason(error)
-        else:
-            if model_id not in model_ids:
-                model_ids.append(model_id)
-    if not model_ids:
+            faults[f"{variant_name(config)} could not be built: {sentences_of(error)}"] = sentences_of(error)
+    if not ready:
         raise StepError(*dict.fromkeys(faults.values()))
+    model_ids = list(dict.fromkeys(ready.values()))
     mlflow.log_param("variants.count", len(model_ids))
     return model_ids, list(faults)
-
-
-def _build_if_missing(config: BuildConfig, checkpoint: Checkpoint, ready: dict[str, str], used: list[str]) -> str:
-    """Return the id of a variant's LoggedModel; `ready` has those of all fingerprints, and is added to."""
-    identity = fingerprint(config, checkpoint)
-    if identity not in ready:
-        ready[identity] = build(config, checkpoint)
-    elif ready[identity] not in used:
-        echo(f"Ready already: models:/{ready[identity]} (variant {identity[:12]})")
-    return ready[identity]
 
 
 def _resolve_once() -> Callable[[Model], Checkpoint]:
@@ -133,13 +130,13 @@ def _runnable(variants: list[BuildConfig]) -> list[BuildConfig]:
     Raises:
         StepError: It can run none.
     """
-    faults = [fault for config in variants if (fault := config.mode.device_fault)]
+    faults = [fault for config in variants if (fault := config.device_fault)]
     if len(faults) == len(variants):
         raise StepError(*dict.fromkeys(f"{fault}." for fault in faults))
     for config in variants:
-        if fault := config.mode.device_fault:
+        if fault := config.device_fault:
             echo(f"Left out: {variant_name(config)}: {fault}.")
-    return [config for config in variants if not config.mode.device_fault]
+    return [config for config in variants if not config.device_fault]
 
 
 def evaluate_all(config: EvaluateConfig, rows: PromptSet) -> list[str]:
@@ -148,6 +145,16 @@ def evaluate_all(config: EvaluateConfig, rows: PromptSet) -> list[str]:
         return evaluate(config, rows).row_errors
     except VariantErrors as error:
         return list(error.faults)
+
+
+def _reusable(client: MlflowClient, twins: list[Variant]) -> str | None:
+    """Return the model of the first variant that has lost no file; None if there is none."""
+    for variant in twins:
+        if not (lost := integrity.missing(client, variant)):
+            echo(f"Ready already: {variant.uri} (variant {variant.fingerprint[:12]})")
+            return variant.model_id
+        echo(f"Not reused: {variant.name} ({variant.uri}): {', '.join(lost)}.")
+    return None
 
 
 def echo_next_commands(variants: list[Variant], config: MainConfig, experiment: str) -> None:

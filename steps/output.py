@@ -75,7 +75,7 @@ def lasting_output() -> Iterator[None]:
 
 @contextlib.contextmanager
 def suppress_output() -> Iterator[None]:
-    """Hide what a library prints, logs and warns about. If the block raises, print the last 2,000 characters of it."""
+    """Hide what a library prints, logs and warns about. If the block raises, a traceback ends with 2,000 characters."""
     printed = io.StringIO()
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -83,9 +83,10 @@ def suppress_output() -> Iterator[None]:
         with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             warnings.simplefilter("ignore")
             yield
-    except Exception:
+    except Exception as error:
+        # Only a traceback shows the note: an error that becomes one sentence for the user says enough.
         if printed.getvalue().strip():
-            print(printed.getvalue()[-2000:], file=sys.stderr)
+            error.add_note(printed.getvalue()[-2000:])
         raise
     finally:
         logging.disable(previous)

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from steps.checkpoints.configuration import refuse_adapter, support_faults
 from steps.checkpoints.faults import checkpoint_faults
 from steps.config.schema import Model
 from steps.digests import digest
@@ -71,16 +72,17 @@ def resolve(model: Model) -> Checkpoint:
     """Return the checkpoint that the configuration names, training or downloading it first if necessary.
 
     Raises:
-        StepError: The source is unknown, the checkpoint cannot be fetched, or its files are damaged.
+        StepError: The source is unknown, the checkpoint cannot be fetched, its files are damaged, or no mode takes it.
     """
     if model.source not in SOURCES:
         raise StepError(unknown("model.source", model.source, SOURCES))
     fetch: Callable[[Any], tuple[Path, str | None]] = import_module(SOURCES[model.source]).fetch
     directory, revision = fetch(model)
+    refuse_adapter(directory)
     layout = _detect_layout(directory)
     files = {path.name: path for pattern in FILES for path in directory.glob(pattern)}
     manifest = {name: describe_file(files[name]) for name in sorted(files) if name != MANIFEST}
-    if faults := checkpoint_faults(directory, manifest):
+    if faults := checkpoint_faults(directory, manifest) or [*support_faults(directory)]:
         raise StepError(*faults)
     return Checkpoint(directory, layout, revision, manifest)
 

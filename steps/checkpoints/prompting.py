@@ -9,20 +9,20 @@ from pathlib import Path
 
 from steps.config.schema import Prompting
 from steps.errors import StepError
+from steps.wrappers.chat_template import MARK, ChatTemplate, TemplateRefusal
 from steps.wrappers.tokenizer import ChatTokenizer
 
-# The system prompt applies unless the conversation has one of its own.
+# The system prompt applies unless the conversation has one of its own. Its last line ends with a newline that a block
+# swallows, and nothing more: the template behind it may begin with white space that it writes.
 PRESET = """\
-{%%- set given = messages -%%}
-{%%- if given and given[0]['role'] == 'system' -%%}
-{%%- set opening = [given[0]] -%%}{%%- set given = given[1:] -%%}
+{%%- set preset_turns = messages -%%}
+{%%- if preset_turns and preset_turns[0]['role'] == 'system' -%%}
+{%%- set preset_opening = [preset_turns[0]] -%%}{%%- set preset_turns = preset_turns[1:] -%%}
 {%%- else -%%}
-{%%- set opening = %s -%%}
+{%%- set preset_opening = %s -%%}
 {%%- endif -%%}
-{%%- set messages = opening + %s + given -%%}
+{%%- set messages = preset_opening + %s + preset_turns %%}
 """
-# No template and no tokenizer changes this text.
-MARK = "\x1aprompt\x1a"
 
 
 def system_messages(prompting: Prompting) -> list[dict[str, str]]:
@@ -43,15 +43,22 @@ def example_messages(prompting: Prompting) -> list[dict[str, str]]:
 
 
 def write_prompting(folder: Path, prompting: Prompting) -> None:
-    """Put the prompting into the chat template of a staged folder."""
+    """Put the prompting into the chat template of a staged folder.
+
+    Raises:
+        StepError: The folder has no chat template that can be used, or it does not render the prompting.
+    """
     template = _chat_template(folder)
-    if prompting.system or prompting.examples:
-        opening, examples = _literal(system_messages(prompting)), _literal(example_messages(prompting))
-        template = PRESET % (opening, examples) + template
+    messages = system_messages(prompting) + example_messages(prompting)
+    _refuse_unrendered(template, ["user"], "A chat needs it.")
+    _refuse_unrendered(template, [*(message["role"] for message in messages), "user"], _advice(prompting))
+    source = template.source
+    if messages:
+        source = PRESET % (_literal(system_messages(prompting)), _literal(example_messages(prompting))) + source
     file = folder / "chat_template.jinja"
     # Never through a link into the checkpoint.
     file.unlink(missing_ok=True)
-    file.write_text(template, encoding="utf-8")
+    file.write_text(source, encoding="utf-8")
 
 
 def around_user_message(tokenizer: ChatTokenizer) -> tuple[str, str]:
@@ -60,14 +67,30 @@ def around_user_message(tokenizer: ChatTokenizer) -> tuple[str, str]:
     return before, after
 
 
-def _chat_template(folder: Path) -> str:
-    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
-    if not isinstance(template, str):
-        raise StepError("The checkpoint has no chat template (chat_template.jinja, or in tokenizer_config.json).")
-    return template
+def _chat_template(folder: Path) -> ChatTemplate:
+    try:
+        return ChatTokenizer(folder).template
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise StepError(f"The checkpoint's tokenizer cannot be used: {error}.") from None
+
+
+def _refuse_unrendered(template: ChatTemplate, roles: list[str], advice: str) -> None:
+    """Raise StepError if the template refuses a conversation of these roles or leaves one of its messages out."""
+    try:
+        template.render([{"role": role, "content": MARK} for role in roles])
+    except TemplateRefusal as refusal:
+        shown = ", ".join(roles)
+        raise StepError(
+            f"The checkpoint's chat template refuses a conversation of {shown}: {refusal}. {advice}"
+        ) from None
+    if (index := template.unrendered(roles)) is not None:
+        raise StepError(f"The checkpoint's chat template leaves out a message of role {roles[index]!r}. {advice}")
+
+
+def _advice(prompting: Prompting) -> str:
+    parts = [name for name, value in (("system", prompting.system), ("examples", prompting.examples)) if value]
+    given = " and ".join(f"prompting.{name}" for name in parts)
+    return f"{given} would be lost; use prompting=plain, or a checkpoint whose template renders it."
 
 
 def _literal(messages: list[dict[str, str]]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from steps.checkpoints.checkpoint import FILES
+from steps.checkpoints.configuration import read_config
 from steps.checkpoints.prompting import write_prompting
 from steps.config.schema import Prompting
 from steps.output import suppress_output
@@ -36,11 +37,8 @@ def link_checkpoint(source: Path, target: Path) -> Path:
     for pattern in FILES:
         for file in source.glob(pattern):
             _link(file, target / file.name)
-    for name in ("config.json", "tokenizer_config.json"):
-        file = target / name
-        # transformers has Phi-3's code itself.
-        if file.is_file() and "auto_map" in (content := json.loads(file.read_text(encoding="utf-8"))):
-            del content["auto_map"]
+    for file in (target / "config.json", target / "tokenizer_config.json"):
+        if file.is_file() and (content := read_config(file)) != json.loads(file.read_text(encoding="utf-8")):
             # Never through the link into the checkpoint.
             file.unlink()
             file.write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -15,8 +15,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from steps.command_line.hydra_schemas import initialized_hydra
+from steps.config.marks import keys_with
 from steps.config.paths import from_user
-from steps.config.schema import keys_with
 from steps.errors import StepError
 
 # Hydra's own flags; everything else that begins with -- is a parameter of `mlflow run`.

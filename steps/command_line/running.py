@@ -16,6 +16,7 @@ from steps.command_line.composition import check
 from steps.command_line.hydra_schemas import store_schemas
 from steps.command_line.overrides import expand, parse
 from steps.config.paths import CONF
+from steps.config.schema import MainConfig, RegisterConfig
 from steps.errors import StepError
 from steps.interrupts import EXIT_CODE, INTERRUPTED, clean_end
 from steps.output import lasting_output
@@ -86,7 +87,7 @@ def run_with_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[s
             with connection.plain_errors():
                 typed: Any = OmegaConf.to_object(config)
                 client, experiment = connection.connect(), runs.experiment_id()
-                if not getattr(typed, "only_reads", False):
+                if not _only_reads(typed):
                     connection.check_writable(client, experiment)
                     orphans.fail_orphans(client, experiment)
                 return step(typed)
@@ -103,6 +104,12 @@ def run_with_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[s
     if failures:
         worst = min(failures, key=lambda error: error.exit_code)  # 1 (failed) is worse than 3 (done with row errors)
         raise type(worst)(*(fault for error in failures for fault in error.faults)) from worst
+
+
+def _only_reads(config: Any) -> bool:
+    """Return True if a step leaves the store as it is. In main, even a dry run builds and evaluates."""
+    is_register = isinstance(config, RegisterConfig) and not isinstance(config, MainConfig)
+    return is_register and (config.dry_run or config.action == "history")
 
 
 @contextlib.contextmanager

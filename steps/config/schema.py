@@ -3,7 +3,7 @@
 No I/O and no heavy import, so that a step that only composes its configuration starts at once.
 """
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 # OmegaConf's mark of a value that must be given. Written out, because a process that measures memory imports this.
@@ -134,11 +134,15 @@ class Prompting:
 
 @dataclass
 class Columns:
-    """Dataset column for each row field. Defaults to the column of the same name; null ignores it."""
+    """The column of each field of a row. Defaults to the usual names of such a column; null ignores it.
+
+    `choices` is not a field: its columns are listed below the question.
+    """
 
     id: str | None = key("id", free_text=True)
     messages: str | None = key("messages", free_text=True)
     prompt: str | None = key("prompt", free_text=True)
+    choices: str | None = key("choices", free_text=True)
     target: str | None = key("target", free_text=True)
     tags: str | None = key("tags", free_text=True)
     rules: str | None = key("rules", free_text=True)
@@ -146,9 +150,10 @@ class Columns:
 
 @dataclass
 class PromptSet:
-    """The questions that variants are scored on, with accepted answers: a JSONL file or a dataset of `datasets`.
+    """The questions that variants are scored on, with accepted answers: a file or a dataset of `datasets`.
 
-    `name` defaults to the name of the file or dataset. `subset`, `split` and `columns` apply to a dataset. `metrics`
+    `name` defaults to the name of the file or dataset. `encoding` is that of a file that is not UTF-8. `subset` and
+    `split` apply to a dataset. `target_pattern` is a regular expression whose group is the accepted answer. `metrics`
     are computed in addition to those of `evaluate`.
     """
 
@@ -157,7 +162,9 @@ class PromptSet:
     source: str = key("jsonl", one_of=("jsonl", "datasets"))
     subset: str | None = key(None, free_text=True)
     split: str = key("test", free_text=True)
+    encoding: str | None = key(None, free_text=True)
     columns: Columns = field(default_factory=Columns)
+    target_pattern: str | None = key(None, free_text=True)
     over_context: str = key("refuse", one_of=("refuse", "skip"))
     metrics: list[str] = key([])
 
@@ -195,17 +202,28 @@ class Evaluation:
 
 @dataclass
 class Promotion:
-    """Which variant is best: hard limits (`min`, `max` of any metric), then the metric, then the cost.
+    """Which variant is best: hard limits (`min`, `max` of any metric), the contract, the metric, then the cost.
 
-    `alpha` is the significance level of a difference. The smoke test serves the version and asks `smoke_rows` rows (at
-    most 8: those that evaluate asks one by one). The server must be up within `smoke_seconds`. `retry_rejected` gives
-    rejected versions another chance.
+    A cheaper candidate may take the place of a better one if it is shown to be worse by less than `margin`, which is in
+    the metric's unit. `direction` says whether a higher or a lower metric is better. `alpha` is the chance of a wrong
+    decision that is accepted. `contract_first` sets those aside that fail more checks of their own contract than
+    another. Costs within `timed_tolerance` (what is timed) or `size_tolerance` (bytes) of each other are equal.
+    A variant is refused if it answered no row, or if more than `max_errors` of its rows have an error.
+
+    The smoke test serves the version and asks `smoke_rows` rows (at most 8: those that evaluate asks one by one). The
+    server must be up within `smoke_seconds`. `retry_rejected` gives rejected versions another chance.
     """
 
     name: str = MISSING
     metric: str = "answer_match"
+    direction: str = key("higher", one_of=("higher", "lower"))
+    margin: float = key(0.05, at_least=0)
     limits: dict[str, Any] = key({})
+    contract_first: bool = True
     prefer: list[str] = key([])
+    timed_tolerance: float = key(0.15, at_least=0, at_most=1)
+    size_tolerance: float = key(0.05, at_least=0, at_most=1)
+    max_errors: int = key(10, at_least=0)
     alpha: float = key(0.05, above=0, at_most=0.5)
     smoke: bool = True
     smoke_rows: int = key(8, at_least=1, at_most=8)
@@ -213,10 +231,15 @@ class Promotion:
     retry_rejected: bool = False
     lock_seconds: float = key(900, at_least=0)
 
+    @property
+    def less_is_better(self) -> bool:
+        """Whether a lower value of the metric is better."""
+        return self.direction == "lower"
+
 
 @dataclass
 class BuildConfig:
-    """Everything that makes a variant."""
+    """Everything that makes a variant. `check`: load the new model and ask it one question before it becomes one."""
 
     model: Model = field(default_factory=Model)
     mode: ModeSettings = field(default_factory=ModeSettings)
@@ -224,6 +247,12 @@ class BuildConfig:
     interface: str = "chat"
     prompting: Prompting = field(default_factory=Prompting)
     generation: Generation = field(default_factory=Generation)
+    check: bool = True
+
+    @property
+    def device_fault(self) -> str | None:
+        """Why this machine cannot run what it builds, without a full stop; None if it can, or does not have to."""
+        return self.mode.device_fault if self.check else None
 
 
 @dataclass
@@ -246,22 +275,12 @@ class RegisterConfig:
     version: int | None = key(None, at_least=1)
     dry_run: bool = False
 
-    @property
-    def only_reads(self) -> bool:
-        """Whether the step leaves the store as it is."""
-        return self.dry_run or self.action == "history"
-
 
 @dataclass
 class MainConfig(BuildConfig, EvaluateConfig, RegisterConfig):
     """All three steps. Each of `variants` is a list of overrides of build's configuration."""
 
     variants: list[list[str]] = key([])
-
-    @property
-    def only_reads(self) -> bool:
-        """Whether the step leaves the store as it is. Even a dry run builds and evaluates."""
-        return False
 
 
 STEPS: dict[str, type] = {
@@ -278,15 +297,3 @@ PRECISIONS: dict[str, type[Precision]] = {"int4": Int4Precision}
 def step_config(schema: type, config: MainConfig) -> Any:
     """Return one step's part of the main job's configuration."""
     return schema(**{entry.name: getattr(config, entry.name) for entry in fields(schema)})
-
-
-def keys_with(mark: str, schemas: tuple[type, ...] = (MainConfig,), prefix: str = "") -> frozenset[str]:
-    """Return the dotted keys that are declared with a mark: `free_text`, `is_path`."""
-    keys: set[str] = set()
-    for entry in (entry for schema in schemas for entry in fields(schema)):
-        if entry.metadata.get(mark):
-            keys.add(f"{prefix}{entry.name}")
-        elif isinstance(entry.type, type) and is_dataclass(entry.type):
-            nested: tuple[type, ...] = tuple(SOURCES.values()) if entry.type is Model else (entry.type,)
-            keys |= keys_with(mark, nested, f"{prefix}{entry.name}.")
-    return frozenset(keys)

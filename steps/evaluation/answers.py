@@ -6,6 +6,7 @@ the rounding of its numbers. The journal knows a batch by what it asks: if a row
 batch is asked again.
 """
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
@@ -22,6 +23,8 @@ from steps.store.variants import Variant
 SHOWN_ERRORS = 3
 # Few, because a row alone takes as long as several in a batch.
 ALONE = 8
+# Unicode's categories of spaces, controls and format characters.
+INVISIBLE = {"Zs", "Zl", "Zp", "Cc", "Cf"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Answer:
     skipped: str | None = None
     latency_ms: float | None = None
     finish_reason: str | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer at all: no error, not skipped, and something to read."""
+        return self.error is None and self.skipped is None and is_readable(self.text)
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,11 @@ def answer_rows(
         [not_asked(check, index) or by_place[repeat, index] for index in range(len(prompt_set.rows))]
         for repeat in range(_repeats(variant, settings))
     ]
+
+
+def is_readable(text: str) -> bool:
+    """Return True if a text holds more than spaces, control characters and characters of no width."""
+    return any(unicodedata.category(character) not in INVISIBLE for character in text)
 
 
 def rows_asked_alone(rows: int) -> list[int]:

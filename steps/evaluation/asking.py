@@ -7,9 +7,10 @@ the contract suite finds out what a model does with them.
 import contextlib
 import gc
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
+from types import ModuleType
 from typing import Any, Protocol
 
 from steps.interfaces.interface import Interface, Question, Reply
@@ -26,26 +27,40 @@ class Model(Protocol):
 
 @contextlib.contextmanager
 def loaded(uri: str) -> Iterator[Any]:
-    """Load a model with the code that it was logged with, and forget both at the end of the block."""
+    """Load a model, and forget it at the end of the block."""
     import mlflow
 
-    path = list(sys.path)
-    _forget_wrappers()
     # The memory of the model before is free when this one is loaded.
     gc.collect()
     try:
-        with suppress_output():
-            model = mlflow.pyfunc.load_model(uri)
-        yield model
+        with _importable_code():
+            with suppress_output():
+                model = mlflow.pyfunc.load_model(uri)
+            yield model
     finally:
-        sys.path[:] = path
-        _forget_wrappers()
         # MLflow keeps the model that was loaded last.
         mlflow.models.model.__mlflow_model__ = None
 
 
-def _forget_wrappers() -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "wrappers"]:
+@contextlib.contextmanager
+def _importable_code() -> Iterator[None]:
+    """Let a model import its own code, if it was built when the code of every model was a package `wrappers`."""
+    path, modules = list(sys.path), _wrappers()
+    _forget(modules)
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        _forget(_wrappers())
+        sys.modules.update(modules)
+
+
+def _wrappers() -> dict[str, ModuleType]:
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "wrappers"}
+
+
+def _forget(names: Iterable[str]) -> None:
+    for name in names:
         del sys.modules[name]
 
 

@@ -1,4 +1,6 @@
-"""Check whether the rows of a prompt set fit a variant: no control token in a text, no prompt beyond the context.
+"""Check whether a variant can be asked the rows of a prompt set.
+
+Its chat template must render them, no text may hold a control token, and no prompt may be beyond the context.
 
 Reads the tokenizer and the configuration of the logged model, never its weights, so that a fault is known before any
 model is loaded.
@@ -16,11 +18,13 @@ from steps.evaluation.prompt_set import PromptSet, shortened
 from steps.evaluation.prompt_set.row import Row
 from steps.output import suppress_output
 from steps.store.variants import Variant
+from steps.wrappers.chat_template import TemplateRefusal
 from steps.wrappers.tokenizer import ChatTokenizer
 
 TOKENIZER_FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
     "config.json",
     "genai_config.json",
@@ -81,6 +85,7 @@ def context_check(variant: Variant, prompt_set: PromptSet, reserve: int = 1) -> 
         for index, row in enumerate(prompt_set.rows):
             if fault := _control_token_fault(tokenizer, row):
                 check.control_tokens[index] = fault
+        _check_roles(check, tokenizer, prompt_set.rows)
         _check_lengths(check, tokenizer, variant.name, prompt_set.rows, reserve)
         if not variant.interface.takes_conversations:
             _join_turns(check, tokenizer, variant, prompt_set.rows)
@@ -109,10 +114,32 @@ def tokenizer_of(variant: Variant) -> Iterator[ChatTokenizer]:
 
 
 def _control_token_fault(tokenizer: ChatTokenizer, row: Row) -> str | None:
-    for number, (_, content) in enumerate(row.messages):
-        if token := tokenizer.control_token_in(content):
+    for number, (role, content) in enumerate(row.messages):
+        if token := tokenizer.control_token_in(content, role == "assistant"):
             return f"messages[{number}].content holds the control token {token}."
     return None
+
+
+def _check_roles(check: ContextCheck, tokenizer: ChatTokenizer, rows: Sequence[Row]) -> None:
+    """Note the rows whose conversation the chat template refuses, or of which it leaves out a message."""
+    faults: dict[tuple[str, ...], str | None] = {}
+    for index, row in enumerate(rows):
+        roles = tuple(role for role, _ in row.messages)
+        if roles not in faults:
+            faults[roles] = _role_fault(tokenizer, roles)
+        if (fault := faults[roles]) is not None:
+            check.unaskable[index] = fault
+
+
+def _role_fault(tokenizer: ChatTokenizer, roles: tuple[str, ...]) -> str | None:
+    try:
+        tokenizer.render([{"role": role, "content": "a"} for role in roles])
+    except TemplateRefusal as refusal:
+        return f"the chat template refuses its conversation: {refusal}"
+    number = tokenizer.template.unrendered(roles)
+    if number is None:
+        return None
+    return f"the chat template leaves out messages[{number}], whose role is {roles[number]!r}"
 
 
 def _check_lengths(
@@ -128,7 +155,8 @@ def _check_lengths(
         most = around + sum(len(content.encode()) + AROUND_A_MESSAGE for _, content in row.messages)
         return most + reserve > context
 
-    long = [index for index, row in enumerate(rows) if index not in check.control_tokens and may_be_too_long(row)]
+    fine = [index for index in range(len(rows)) if index not in check.control_tokens and index not in check.unaskable]
+    long = [index for index in fine if may_be_too_long(rows[index])]
     lengths = tokenizer.count_tokens(tokenizer.render(rows[index].conversation) for index in long)
     for index, length in zip(long, lengths, strict=True):
         if length + reserve > context:
@@ -142,7 +170,7 @@ def _join_turns(check: ContextCheck, tokenizer: ChatTokenizer, variant: Variant,
     """
     before, after = around_user_message(tokenizer)
     for index, row in enumerate(rows):
-        if row.is_plain:
+        if row.is_plain or index in check.unaskable:
             continue
         rendered = tokenizer.render(row.conversation)
         if variant.mode.takes_whole_prompts:

@@ -6,12 +6,12 @@ a row.
 
 import re
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from steps.digests import digest, digest_file
 from steps.evaluation.asking import Asker
 from steps.interfaces.interface import Question, Reply
 from steps.modes.mode import Mode
@@ -33,7 +33,11 @@ class Result:
     fault: str | None
 
 
-@cache
+def digest_of(interface: str) -> str:
+    """Return a digest of the checks of an interface, and of the code that runs them."""
+    return digest([checks(interface), digest_file(Path(__file__))])[:16]
+
+
 def checks(interface: str) -> list[dict[str, Any]]:
     """Return the rows of the table that apply to an interface."""
     rows: list[dict[str, Any]] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))

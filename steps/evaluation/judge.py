@@ -98,7 +98,7 @@ def _judge_batch(
 
 
 def _judge_answer(ask: Callable[..., Any], row: Row, answer: Answer) -> float:
-    if answer.error:
+    if not answer.answered:
         return 0.0  # there is no text to judge
     expectations = {"accepted": list(row.targets)}
     try:

@@ -1,20 +1,28 @@
 """The scorecard of a variant on a prompt set: a mark and metrics on the LoggedModel, and two files of its run.
 
-The mark (a tag) is written last. It says how the variant was asked, and MLflow's digest of the dataset, which tells
-the metrics of several prompt sets on one model apart. Reading aggregates needs no artifact.
+The mark (a tag) is written last. It says how the variant was asked, by which ruler its answers were scored (ruler.py),
+and MLflow's digest of the dataset, which tells the metrics of several prompt sets on one model apart. Reading
+aggregates needs no artifact. An older mark without a ruler is read as one of an unknown ruler.
 `scorecards/<first 16 of the prompt set's sha256>.json` is the scorecard: the same bytes however often the evaluation
 was interrupted. How long the answers took is in `latencies/`.
 """
 
+from __future__ import annotations
+
+import contextlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from steps.config.schema import EvaluateConfig
 from steps.errors import StepError
 from steps.evaluation.prompt_set import PromptSet
 from steps.store import names
-from steps.store.variants import Variant, load_artifact
+from steps.store.variants import Variant, artifact_folder, is_local, load_artifact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from steps.evaluation.ruler import Ruler
 
 
 @dataclass(frozen=True)
@@ -56,10 +64,31 @@ def read(variant: Variant, sha256: str) -> Scorecard:
     return Scorecard(**_artifact(variant, file(sha256)))
 
 
-def read_latencies(variant: Variant, sha256: str) -> list[float | None]:
-    """Return the milliseconds that each row's answer took: its share of its batch."""
-    latencies: list[float | None] = _artifact(variant, latency_file(sha256))["latency_ms"]
+def read_latencies(variant: Variant, sha256: str, rows: int = 0) -> list[float | None]:
+    """Return the milliseconds of each row's answer, its share of its batch; None for each of `rows` if lost."""
+    try:
+        latencies: list[float | None] = _artifact(variant, latency_file(sha256))["latency_ms"]
+    except StepError:
+        return [None] * rows
     return latencies
+
+
+def is_stored(client: MlflowClient, variant: Variant, sha256: str) -> bool:
+    """Return True if the file of a scorecard is there. A local one is read too; a server's would take too long."""
+    path = file(sha256)
+    if path not in {entry.path for entry in client.list_artifacts(variant.run_id, path.partition("/")[0])}:
+        return False
+    if not is_local(artifact_folder(variant)):
+        return True
+    with contextlib.suppress(StepError, TypeError):
+        read(variant, sha256)
+        return True
+    return False
+
+
+def place(variant: Variant, sha256: str) -> str:
+    """Return where the file of a scorecard belongs, for the user."""
+    return f"{artifact_folder(variant)}/{file(sha256)}"
 
 
 def file(prompt_set_sha256: str) -> str:
@@ -77,18 +106,44 @@ def tag(prompt_set_sha256: str) -> str:
     return names.of_prompt_set(names.SCORECARD, prompt_set_sha256)
 
 
-def mark(rows: PromptSet, digest: str, metrics: list[str], config: EvaluateConfig) -> str:
-    """Return the value of the mark of a complete scorecard."""
-    return json.dumps(
-        {"prompt_set_sha256": rows.sha256, "digest": digest, "metrics": sorted(metrics)} | _how_asked(config)
-    )
+def mark(rows: PromptSet, digest: str, asked: dict[str, int], parts: dict[str, str]) -> str:
+    """Return the value of the mark of a complete scorecard.
+
+    Args:
+        rows: The prompt set.
+        digest: MLflow's digest of it.
+        asked: How the variant was asked (`Ruler.asked`).
+        parts: The ruler: a digest for each metric, and for the contract.
+    """
+    return json.dumps({"prompt_set_sha256": rows.sha256, "digest": digest} | asked | {"ruler": parts})
 
 
-def has_scorecard(variant: Variant, rows: PromptSet, metrics: list[str], config: EvaluateConfig) -> bool:
-    """Return True if a variant was asked these rows in this way, and scored with at least these metrics."""
-    marked = _mark_of(variant, rows.sha256)
-    asked = {"prompt_set_sha256": rows.sha256} | _how_asked(config)
-    return all(marked.get(key) == value for key, value in asked.items()) and set(metrics) <= set(marked["metrics"])
+def has_scorecard(variant: Variant, rows: PromptSet, ruler: Ruler) -> bool:
+    """Return True if a variant was asked these rows in this way, and scored by this ruler or more."""
+    return is_asked(variant, rows, ruler) and not outdated(parts_of(variant, rows.sha256), ruler.parts(variant))
+
+
+def is_asked(variant: Variant, rows: PromptSet, ruler: Ruler) -> bool:
+    """Return True if a variant has answers to these rows that were asked for in this way, whatever their scores."""
+    marked = mark_of(variant, rows.sha256)
+    asked = {"prompt_set_sha256": rows.sha256} | ruler.asked(variant)
+    return all(marked.get(key) == value for key, value in asked.items())
+
+
+def outdated(marked: dict[str, str], parts: dict[str, str]) -> list[str]:
+    """Return the parts of a ruler that a scorecard lacks or has of another ruler."""
+    return [name for name, digest in parts.items() if marked.get(name) != digest]
+
+
+def is_comparable(ours: dict[str, str], theirs: dict[str, str]) -> bool:
+    """Return True if two scorecards have no part of different rulers. An unknown ruler is like no other."""
+    return bool(ours) == bool(theirs) and all(theirs.get(name, digest) == digest for name, digest in ours.items())
+
+
+def parts_of(variant: Variant, sha256: str) -> dict[str, str]:
+    """Return the digests of the ruler that a variant's scorecard was made by; empty if it does not say."""
+    parts: dict[str, str] = mark_of(variant, sha256).get("ruler", {})
+    return parts
 
 
 def is_scored_at_all(variant: Variant) -> bool:
@@ -98,20 +153,14 @@ def is_scored_at_all(variant: Variant) -> bool:
 
 def metrics_of(variant: Variant, sha256: str) -> dict[str, float] | None:
     """Return the variant's metrics on these rows, and those that belong to no dataset (size); None if not scored."""
-    marked = _mark_of(variant, sha256)
+    marked = mark_of(variant, sha256)
     if marked.get("prompt_set_sha256") != sha256:
         return None
     return {key: value for key, digest, value in variant.metrics if digest in (None, marked["digest"])}
 
 
-def _how_asked(config: EvaluateConfig) -> dict[str, Any]:
-    """Return what decides over answers and scores, in addition to the variant, the rows and the metrics' names."""
-    asked: dict[str, Any] = {"seed": config.evaluate.seed, "repeats": config.evaluate.repeats}
-    judge = config.evaluate.judge
-    return asked | ({"judge": [judge.model, judge.instructions]} if judge.model else {})
-
-
-def _mark_of(variant: Variant, sha256: str) -> dict[str, Any]:
+def mark_of(variant: Variant, sha256: str) -> dict[str, Any]:
+    """Return the mark of a variant's scorecard; empty if it has none, or none that is complete."""
     marked: dict[str, Any] = json.loads(variant.tags.get(tag(sha256), "{}"))
     return marked
 
@@ -121,7 +170,7 @@ def _artifact(variant: Variant, path: str) -> dict[str, Any]:
         content: dict[str, Any] = load_artifact(variant, path)
     except Exception as error:  # a store, a server or a folder may each lose a file in its own way
         raise StepError(
-            f"{path} of {variant.name} (run {variant.run_id}) cannot be read ({type(error).__name__}). "
-            f"Score it again: `python -m steps.evaluate run_id={variant.run_id}`."
+            f"{path} of {variant.name} (run {variant.run_id}) cannot be read from {artifact_folder(variant)} "
+            f"({type(error).__name__})."
         ) from error
     return content

@@ -1,7 +1,8 @@
 """Score answers with metrics of the `evaluate` library, and put answers and scores together as a scorecard.
 
-A skipped row has no score. The answer of a row with an error is empty. The score of a row is its mean over all
-repeats, so that rows stay independent of each other.
+A skipped row has no score of its own and counts as 0 in every mean, because variants are compared on the same rows. An
+answer that is empty or an error has the score 0, whatever the metric. The score of a row is its mean over all repeats,
+so that rows stay independent of each other.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steps.config.schema import EvaluateConfig
 from steps.errors import StepError, unknown
 from steps.evaluation.answers import Answer
 from steps.evaluation.prompt_set import PromptSet, shortened
@@ -35,20 +35,26 @@ class Computed:
     aggregates: dict[str, float]
 
 
-def names(config: EvaluateConfig) -> list[str]:
-    """Return the metrics to compute: those of `evaluate`, the prompt set's own, and the judge."""
-    judge = [JUDGE] if config.evaluate.judge.model else []
-    return list(dict.fromkeys([*config.evaluate.metrics, *config.prompt_set.metrics, *judge]))
+def metric_name(source: str) -> str:
+    """Return the name of a metric that is given by its name, its address on the hub, or the path of its file."""
+    return source.rstrip("/").rpartition("/")[2].removesuffix(".py")
 
 
-def first(config: EvaluateConfig) -> str:
-    """Return the metric that variants are compared by: the prompt set's own if it has one."""
-    return [*config.prompt_set.metrics, *config.evaluate.metrics][0]
+def metric_file(source: str) -> Path | None:
+    """Return the file of a shipped metric or of one given by a path; None for a metric of the hub."""
+    path = Path(source)
+    files = [METRICS / f"{source}.py"] if source in local_metrics() else [path, path / f"{path.name}.py"]
+    return next((file for file in files if file.suffix == ".py" and file.is_file()), None)
 
 
-def check_rows(prompt_set: PromptSet, config: EvaluateConfig) -> None:
+def loaded_folder(metric: Any) -> Path:
+    """Return the folder with the files of a loaded metric."""
+    return Path(str(sys.modules[type(metric).__module__].__file__)).parent
+
+
+def check_rows(prompt_set: PromptSet, metrics: Iterable[str]) -> None:
     """Raise StepError with every row that lacks what a metric needs, before any model loads."""
-    if RULES_METRIC not in names(config):
+    if RULES_METRIC not in metrics:
         return
     lacking = [prompt_set.place(index) for index, row in enumerate(prompt_set.rows) if not row.rules]
     if lacking:
@@ -61,30 +67,28 @@ def local_metrics() -> list[str]:
     return sorted(file.stem for file in METRICS.glob("*.py") if file.stem not in HELPERS)
 
 
-def load_metrics(metrics: list[str]) -> dict[str, Any]:
-    """Load metrics of the `evaluate` library by name, except the judge; raises StepError with all that fail."""
+def load_metrics(sources: Iterable[str]) -> dict[str, Any]:
+    """Load metrics of the `evaluate` library and return them by name; raises StepError with all that fail."""
     loaded: dict[str, Any] = {}
     faults: list[str] = []
-    for name in metrics:
-        if name == JUDGE:
-            continue
+    for source in sources:
         try:
-            loaded[name] = _load(name)
+            loaded[metric_name(source)] = _load(source)
         except Exception as error:  # whatever a module of the user's own or the hub's client raises
-            faults.append(_load_fault(name, error))
+            faults.append(_load_fault(source, error))
     if faults:
         raise StepError(*faults)
     return loaded
 
 
-def _load(name: str) -> Any:
+def _load(source: str) -> Any:
     with _hidden("transformers"):
         import evaluate
 
-    if name in local_metrics():
-        return evaluate.load(str(METRICS / f"{name}.py"))
+    if file := metric_file(source):
+        return evaluate.load(str(file))
     with suppress_output():
-        return evaluate.load(name)
+        return evaluate.load(source)
 
 
 @contextlib.contextmanager
@@ -103,7 +107,7 @@ def _hidden(package: str) -> Iterator[None]:
 
 def _load_fault(name: str, error: Exception) -> str:
     reason = type(error).__name__
-    if name in local_metrics():
+    if metric_file(name):
         return f"metric {name} cannot be loaded: {reason}: {error}"
     return f"{unknown('metric', name, local_metrics())} Others are loaded from the hub, which gave: {reason}."
 
@@ -128,18 +132,29 @@ def compute(metrics: dict[str, Any], prompt_set: PromptSet, repeats: list[list[A
 
 
 def _compute(name: str, metric: Any, prompt_set: PromptSet, answers: list[Answer]) -> Computed:
+    """Compute a metric over the rows that were answered. The others count as 0, whatever the metric makes of them."""
     asked = [(row, answer) for row, answer in zip(prompt_set.rows, answers, strict=True) if not answer.skipped]
+    answered = [(row, answer) for row, answer in asked if answer.answered]
+    if not answered:
+        return Computed([0.0] * len(asked), {"mean": 0.0})
     inputs = {
-        "predictions": [answer.text for _, answer in asked],
-        "references": [list(row.targets) for row, _ in asked],
+        "predictions": [answer.text for _, answer in answered],
+        "references": [list(row.targets) for row, _ in answered],
     }
     if "rules" in metric.features:
-        inputs["rules"] = [list(row.rules) for row, _ in asked]
+        inputs["rules"] = [list(row.rules) for row, _ in answered]
     values = metric.compute(**inputs)
     scores = values.pop("scores", None)
-    numbers = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+    # A metric that scores no rows counts the others as 0 through its mean.
+    share = len(answered) / len(asked)
+    numbers = {key: float(value) * share for key, value in values.items() if isinstance(value, int | float)}
     aggregates = {"mean" if key == name else key: value for key, value in numbers.items()}
-    return Computed(None if scores is None else [float(score) for score in scores], aggregates)
+    if scores is None:
+        return Computed(None, aggregates)
+    if len(scores) != len(answered):
+        raise ValueError(f"it gave {len(scores)} scores for {len(answered)} rows")
+    each = (float(score) for score in scores)
+    return Computed([next(each) if answer.answered else 0.0 for _, answer in asked], aggregates)
 
 
 def _faults(name: str, repeats: list[Computed], prompt_set: PromptSet, answers: list[Answer]) -> Iterator[str]:
@@ -152,9 +167,6 @@ def _faults(name: str, repeats: list[Computed], prompt_set: PromptSet, answers: 
             if not math.isfinite(value):
                 yield f"metric {name}/{key} is {value}."
         scores = computed.scores or []
-        if computed.scores is not None and len(scores) != len(asked):
-            yield f"metric {name} gave {len(scores)} scores for {len(asked)} rows."
-            continue
         broken = [place for place, score in enumerate(scores) if not math.isfinite(score)]
         if broken:
             yield f"metric {name} gave row {asked[broken[0]]!r} the score {scores[broken[0]]}."
@@ -181,6 +193,15 @@ def scorecard(prompt_set: PromptSet, repeats: list[list[Answer]], computed: dict
     )
 
 
+def carried(card: Scorecard, name: str) -> list[Computed]:
+    """Return the values of a metric that a scorecard holds already, as one repeat that has the means of all."""
+    rows = card.scores.get(name)
+    derived = (f"{name}/ci_low", f"{name}/ci_high") if rows else ()
+    own = {key: value for key, value in card.metrics.items() if key.startswith(f"{name}/") and key not in derived}
+    aggregates = {key.removeprefix(f"{name}/"): value for key, value in own.items()}
+    return [Computed(None if rows is None else [score for score in rows if score is not None], aggregates)]
+
+
 def _texts(answers: list[Answer]) -> list[str | None]:
     return [None if answer.skipped else answer.text for answer in answers]
 
@@ -197,16 +218,20 @@ def _mean_aggregates(repeats: list[Computed]) -> dict[str, float]:
 
 
 def _summaries(scores: dict[str, list[float | None]], indices: Iterable[int]) -> dict[str, float]:
-    """Return the mean and 95 % interval of every metric over those of the rows that were not skipped."""
+    """Return the mean and 95 % interval of every metric over these rows; a skipped row counts as 0."""
     places = list(indices)
     summaries: dict[str, float] = {}
     for name, rows in scores.items():
-        asked = [score for index in places if (score := rows[index]) is not None]
-        if asked:
-            low, high = interval(asked)
-            mean = math.fsum(asked) / len(asked)
+        if counts := counted([rows[index] for index in places]):
+            low, high = interval(counts)
+            mean = math.fsum(counts) / len(counts)
             summaries |= {f"{name}/mean": mean, f"{name}/ci_low": low, f"{name}/ci_high": high}
     return summaries
+
+
+def counted(scores: list[float | None]) -> list[float]:
+    """Return the scores of rows as every mean counts them: a skipped row as 0."""
+    return [0.0 if score is None else score for score in scores]
 
 
 def _by_tag(prompt_set: PromptSet, scores: dict[str, list[float | None]]) -> dict[str, dict[str, float]]:

@@ -1,19 +1,27 @@
-"""Score one variant: ask it, compute the metrics, log the scorecard."""
+"""Score one variant: ask it, compute the metrics, log the scorecard.
+
+If the variant has answers already and only the ruler differs, its answers are kept: no model is loaded, and only what
+differs is computed again. A changed contract suite is run again, because it has no answers to keep.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from steps.config.schema import EvaluateConfig
+from steps.config.schema import Evaluation
 from steps.errors import StepError
-from steps.evaluation import context_check, contract_suite, journal, judge, scorecard, scores, scores_log
+from steps.evaluation import context_check, contract_suite, journal, judge, kept_answers, scorecard, scores, scores_log
 from steps.evaluation.answers import Answer, answer_rows
 from steps.evaluation.asking import Asker, loaded
 from steps.evaluation.context_check import ContextCheck
+from steps.evaluation.journal import Journal
+from steps.evaluation.kept_answers import Kept
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import state
+from steps.evaluation.ruler import CONTRACT, Ruler
 from steps.evaluation.scorecard import Scorecard
+from steps.evaluation.scores import Computed
 from steps.output import echo, suppress_output
 from steps.store import integrity, names, runs
 from steps.store.environment import package_versions
@@ -27,10 +35,10 @@ SHOWN_ROWS = 5
 
 @dataclass(frozen=True)
 class Findings:
-    """What asking a variant gave: answers of every repeat, and the results of the contract suite."""
+    """What asking a variant gave: answers of every repeat, and the results of the contract suite if it was run."""
 
     repeats: list[list[Answer]]
-    contract: list[contract_suite.Result]
+    contract: list[contract_suite.Result] | None
 
     @property
     def seconds(self) -> float:
@@ -42,9 +50,12 @@ def score_variant(
     client: MlflowClient,
     variant: Variant,
     rows: PromptSet,
-    metrics: dict[str, Any],
-    config: EvaluateConfig,
+    ruler: Ruler,
+    settings: Evaluation,
+    *,
+    ask_again: bool = False,
     check: ContextCheck | None = None,
+    over_context: str = "refuse",
 ) -> Scorecard:
     """Ask, score and log one variant. Its scorecard counts only when all of it is logged.
 
@@ -52,37 +63,31 @@ def score_variant(
         client: The store.
         variant: What to score.
         rows: The prompt set.
-        metrics: Loaded metrics by name.
-        config: How to ask and score.
+        ruler: What to score it by.
+        settings: How to ask.
+        ask_again: Ask a variant again that has a scorecard by this ruler.
         check: The variant's context check, if it was made before.
+        over_context: What to do with rows beyond the context.
     """
-    if check is None:
-        check = context_check.context_check(variant, rows)
-        context_check.refuse([check], rows, config.prompt_set.over_context)
     current = read_variant(client, variant.model_id)
-    # A scored variant that is named by its run is asked again.
-    again = config.run_id is not None and scorecard.metrics_of(current, rows.sha256) is not None
+    again = ask_again and scorecard.has_scorecard(current, rows, ruler)
     with journal.opened(journal_key(variant), rows.sha256, lambda: _echo_waiting(variant), again) as entries:
         # Another process may have scored it while this one waited.
         current = read_variant(client, variant.model_id)
-        if not config.run_id and scorecard.has_scorecard(current, rows, scores.names(config), config):
+        if not ask_again and _is_complete(client, current, rows, ruler):
             entries.remove()
             return scorecard.read(current, rows.sha256)
-        # Before anything of it is loaded: a changed model could run anything.
-        if changed := integrity.verify(client, variant):
-            raise StepError(f"it is not what build logged: {'; '.join(changed)}.")
-        with integrity.local_copy(client, variant) as folder, loaded(folder) as model:
-            asker = Asker(model, variant.mode, variant.interface)
-            repeats = answer_rows(asker, variant, rows, check, config.evaluate, entries)
-            with suppress_output():
-                contract = contract_suite.run_checks(asker, contract_suite.checks(variant.interface.name))
-        computed = scores.compute(metrics, rows, repeats)
-        if config.evaluate.judge.model:
-            computed[scores.JUDGE] = judge.compute(config.evaluate.judge, rows, repeats, entries)
-        card, findings = scores.scorecard(rows, repeats, computed), Findings(repeats, contract)
-        _log(client, variant, rows, card, findings, config)
+        kept = None if again else kept_answers.keep(current, rows, ruler, entries)
+        if kept and CONTRACT not in scorecard.outdated(kept.parts, ruler.parts(variant)):
+            findings = Findings(kept.repeats, None)
+        else:
+            findings = _ask(client, variant, rows, settings, entries, kept, check, over_context)
+        card = scores.scorecard(rows, findings.repeats, _compute(rows, ruler, variant, findings, kept, entries))
+        parts = (kept.parts if kept else {}) | ruler.parts(variant)
+        mark = {"asked": ruler.asked(variant), "parts": parts}
+        _log(client, variant, rows, card, findings, kept, mark)
         entries.remove()
-    _echo_scored(variant, card, config, findings.seconds)
+    _echo_scored(variant, card, ruler.first, findings.seconds, kept is not None)
     return card
 
 
@@ -95,56 +100,117 @@ def journal_key(variant: Variant) -> dict[str, Any]:
     }
 
 
+def _is_complete(client: MlflowClient, variant: Variant, rows: PromptSet, ruler: Ruler) -> bool:
+    return scorecard.has_scorecard(variant, rows, ruler) and scorecard.is_stored(client, variant, rows.sha256)
+
+
+def _ask(
+    client: MlflowClient,
+    variant: Variant,
+    rows: PromptSet,
+    settings: Evaluation,
+    entries: Journal,
+    kept: Kept | None,
+    check: ContextCheck | None,
+    over_context: str,
+) -> Findings:
+    """Load the variant's model, ask it the rows unless its answers are kept, and run the contract suite."""
+    if check is None and kept is None:
+        check = context_check.context_check(variant, rows)
+        context_check.refuse([check], rows, over_context)
+    # Before anything of it is loaded: a changed model could run anything.
+    if changed := integrity.verify(client, variant):
+        raise StepError(f"it is not what build logged: {'; '.join(changed)}.")
+    with integrity.local_copy(client, variant) as folder, loaded(folder) as model:
+        asker = Asker(model, variant.mode, variant.interface)
+        if kept:
+            repeats = kept.repeats
+        else:
+            repeats = answer_rows(asker, variant, rows, check or ContextCheck(), settings, entries)
+        with suppress_output():
+            contract = contract_suite.run_checks(asker, contract_suite.checks(variant.interface.name))
+    return Findings(repeats, contract)
+
+
+def _compute(
+    rows: PromptSet, ruler: Ruler, variant: Variant, findings: Findings, kept: Kept | None, entries: Journal
+) -> dict[str, list[Computed]]:
+    """Return the values of every metric of the ruler, and of those that the kept scorecard has besides."""
+    outdated = scorecard.outdated(kept.parts, ruler.parts(variant)) if kept else ruler.metrics
+    stale = [name for name in ruler.metrics if name in outdated]
+    metrics = scores.load_metrics(ruler.sources[name] for name in stale if name in ruler.sources)
+    computed = scores.compute(metrics, rows, findings.repeats)
+    if ruler.judge and scores.JUDGE in stale:
+        computed[scores.JUDGE] = judge.compute(ruler.judge, rows, findings.repeats, entries)
+    if kept:
+        others = [name for name in kept.parts if name not in computed and name != CONTRACT]
+        computed |= {name: scores.carried(kept.card, name) for name in others}
+    names = dict.fromkeys([*ruler.metrics, *computed])
+    return {name: computed[name] for name in names}
+
+
 def _log(
     client: MlflowClient,
     variant: Variant,
     rows: PromptSet,
     card: Scorecard,
     findings: Findings,
-    config: EvaluateConfig,
+    kept: Kept | None,
+    mark: dict[str, Any],
 ) -> None:
     """Log everything to the variant's run and LoggedModel, and last the mark that says that it is complete."""
     import mlflow
 
-    data, first = scores_log.dataset(rows), findings.repeats[0]
-    latencies = [answer.latency_ms for answer in first]
-    state.invalidate(client, variant, rows)
+    data = scores_log.dataset(rows)
+    latencies = [answer.latency_ms for answer in findings.repeats[0]]
+    state.invalidate(client, variant, rows, keep_speed=kept is not None)
     with runs.reopen(variant.run_id):
         scores_log.log(card, data, latencies, variant.model_id)
         # With the dataset, so that what was measured on two prompt sets can be told apart.
-        mlflow.log_metrics(_counts(card, findings), dataset=data, model_id=variant.model_id)
-        # log_table would append to the table of an earlier evaluation of this run.
-        results = [[result.name, result.fault is None, result.fault or ""] for result in findings.contract]
-        mlflow.log_dict({"columns": ["check", "passed", "fault"], "data": results}, "contract.json")
+        counts = _contract_counts(findings) | ({} if kept else _answer_counts(card, findings))
+        if counts:
+            mlflow.log_metrics(counts, dataset=data, model_id=variant.model_id)
+        if findings.contract is not None:
+            # log_table would append to the table of an earlier evaluation of this run.
+            results = [[result.name, result.fault is None, result.fault or ""] for result in findings.contract]
+            mlflow.log_dict({"columns": ["check", "passed", "fault"], "data": results}, "contract.json")
         scorecard.log(card, latencies)
         mlflow.set_tag(names.PROMPT_SET_SHA256, rows.sha256)
-    mark = scorecard.mark(rows, data.digest, scores.names(config), config)
-    client.set_logged_model_tags(variant.model_id, {scorecard.tag(rows.sha256): mark})
+    value = scorecard.mark(rows, data.digest, mark["asked"], mark["parts"])
+    client.set_logged_model_tags(variant.model_id, {scorecard.tag(rows.sha256): value})
 
 
-def _counts(card: Scorecard, findings: Findings) -> dict[str, float]:
-    """Return the metrics that are no scores: time, errors, skipped rows, contract."""
+def _answer_counts(card: Scorecard, findings: Findings) -> dict[str, float]:
+    """Return the metrics of the answers that are no scores: time, errors, skipped rows."""
     first = findings.repeats[0]
     counts: dict[str, float] = {
         "answers/seconds": findings.seconds,
         names.ERRORS.key: sum(error is not None for error in card.errors),
         names.SKIPPED.key: sum(skipped is not None for skipped in card.skipped),
-        names.CONTRACT_PASSED.key: sum(result.fault is None for result in findings.contract),
-        names.CONTRACT_TOTAL.key: len(findings.contract),
     }
     if any(answer.finish_reason for answer in first):
         counts[names.TRUNCATED.key] = sum(answer.finish_reason == "length" for answer in first)
     return counts
 
 
+def _contract_counts(findings: Findings) -> dict[str, float]:
+    """Return the metrics of the contract suite; empty if it was not run."""
+    if findings.contract is None:
+        return {}
+    return {
+        names.CONTRACT_PASSED.key: sum(result.fault is None for result in findings.contract),
+        names.CONTRACT_TOTAL.key: len(findings.contract),
+    }
+
+
 def _echo_waiting(variant: Variant) -> None:
     echo(f"Waiting for another process that is asking {variant.name} these rows.")
 
 
-def _echo_scored(variant: Variant, card: Scorecard, config: EvaluateConfig, seconds: float) -> None:
-    metric = scores.first(config)
+def _echo_scored(variant: Variant, card: Scorecard, metric: str, seconds: float, kept: bool) -> None:
     score = f"{metric} {card.metrics[f'{metric}/mean']:.3f}" if f"{metric}/mean" in card.metrics else "scored"
-    echo(f"Scored {variant.name}: {score} ({seconds:.1f} s{_skipped(card)})")
+    how = "from its kept answers" if kept else f"{seconds:.1f} s"
+    echo(f"Scored {variant.name}: {score} ({how}{_skipped(card)})")
 
 
 def _skipped(card: Scorecard) -> str:

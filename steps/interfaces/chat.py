@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from steps.interfaces.interface import Interface, Question, Reply
+from steps.interfaces.settings import setting_columns, setting_params
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
+    from mlflow.types import Schema
 
     from steps.config.schema import Generation
 
@@ -16,13 +18,32 @@ CUSTOM_INPUTS = ("seed",)
 
 
 def _signature(generation: Generation | None) -> ModelSignature:
-    """Return MLflow's own chat schemas, with the seed, which they do not have, as a param."""
+    """Return MLflow's chat schemas. A model that takes settings has all of them, and the reply that it really gives."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ParamSchema, ParamSpec
+    from mlflow.types import Schema
     from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
-    params: Any = ParamSchema([ParamSpec("seed", "long", None)]) if generation else None
-    return ModelSignature(inputs=CHAT_MODEL_INPUT_SCHEMA, outputs=CHAT_MODEL_OUTPUT_SCHEMA, params=params)
+    if generation is None:
+        return ModelSignature(inputs=CHAT_MODEL_INPUT_SCHEMA, outputs=CHAT_MODEL_OUTPUT_SCHEMA)
+    named = CHAT_MODEL_INPUT_SCHEMA.input_names()
+    more = [column for column in setting_columns() if column.name not in named]
+    inputs = Schema([*CHAT_MODEL_INPUT_SCHEMA.inputs, *more])
+    return ModelSignature(inputs=inputs, outputs=_reply_schema(), params=setting_params())
+
+
+def _reply_schema() -> Schema:
+    """Return MLflow's schema of a reply without the fields that ours never has: Spark asks every reply for each."""
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.llm import CHAT_MODEL_OUTPUT_SCHEMA
+    from mlflow.types.schema import Array, DataType, Object, Property
+
+    message = Object([Property("role", DataType.string), Property("content", DataType.string)])
+    choice = Object(
+        [Property("index", DataType.long), Property("message", message), Property("finish_reason", DataType.string)]
+    )
+    columns = CHAT_MODEL_OUTPUT_SCHEMA.input_dict() | {"choices": ColSpec(Array(choice), "choices")}
+    del columns["custom_outputs"]
+    return Schema(list(columns.values()))
 
 
 def _row(question: Question) -> dict[str, Any]:

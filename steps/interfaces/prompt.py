@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from steps.interfaces.interface import Interface, Reply
+from steps.interfaces.settings import setting_columns, setting_params
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -13,25 +14,14 @@ if TYPE_CHECKING:
 
 
 def _signature(generation: Generation | None) -> ModelSignature:
-    """Return prompt: string → string; the settings, if the model takes any, are params."""
+    """Return prompt: string → string, with the settings if the model takes any."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types import ColSpec, Schema
 
-    params: Any = None
-    if generation is not None:
-        params = ParamSchema(
-            [
-                ParamSpec("temperature", "double", generation.temperature),
-                ParamSpec("top_p", "double", generation.top_p),
-                ParamSpec("top_k", "long", generation.top_k),
-                ParamSpec("max_tokens", "long", None),
-                ParamSpec("stop", "string", [], shape=(-1,)),
-                ParamSpec("n", "long", 1),
-                ParamSpec("seed", "long", None),
-            ]
-        )
-    inputs, outputs = Schema([ColSpec("string", "prompt")]), Schema([ColSpec("string")])
-    return ModelSignature(inputs=inputs, outputs=outputs, params=params)
+    prompt, outputs = ColSpec("string", "prompt"), Schema([ColSpec("string")])
+    if generation is None:
+        return ModelSignature(inputs=Schema([prompt]), outputs=outputs)
+    return ModelSignature(inputs=Schema([prompt, *setting_columns()]), outputs=outputs, params=setting_params())
 
 
 def _reply(content: Any) -> Reply:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,11 +14,12 @@ from steps.checkpoints.cache import cached
 from steps.checkpoints.checkpoint import Checkpoint
 from steps.checkpoints.staging import link_checkpoint, staged
 from steps.config.schema import BuildConfig, Int4Precision, Precision, key
-from steps.digests import digest
+from steps.digests import digest, digest_files
 from steps.errors import StepError
 from steps.modes.mode import Mode
+from steps.modes.onnx_export import export_to_onnx
+from steps.modes.onnx_graph import correct_graph, exported_precision, folder_faults
 from steps.modes.wrapper import MODULES, PACKAGES, WEIGHTS_FOLDER, WrapperSettings, log_wrapper
-from steps.output import suppress_output
 from steps.wrappers.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 
 # Their versions decide what an export looks like, together with the checkpoint and the precision.
 EXPORTERS = ("onnxruntime-genai", "onnx", "onnx-ir", "torch", "transformers")
+EXPORT_CODE = [Path(__file__).with_name(name) for name in ("onnx_export.py", "onnx_graph.py")]
 
 
 @dataclass
@@ -62,39 +61,41 @@ class OnnxSettings(WrapperSettings):
 @contextlib.contextmanager
 def _stage(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Path]:
     """Stage a checkpoint in ONNX GenAI layout, exporting it first if it has Hugging Face layout."""
-    source = checkpoint.directory
-    if checkpoint.layout == "huggingface":
-        source = _exported(checkpoint, config.precision)
-    elif (stored := exported_precision(source)) != config.precision.name:
-        # An export keeps its precision, and a variant must not carry another one's name.
-        raise StepError(
-            f"The weights of '{source}' are {stored}, got precision={config.precision.name}. Give "
-            f"precision={stored} if the mode has it, or the checkpoint in Hugging Face layout."
-        )
-    with staged(source, config.prompting) as folder:
-        yield folder
+    with contextlib.ExitStack() as stack:
+        if checkpoint.layout == "huggingface":
+            source = _exported(checkpoint, config.precision)
+        else:
+            source = stack.enter_context(_corrected(checkpoint.directory, config))
+        yield stack.enter_context(staged(source, config.prompting))
 
 
 def _exported(checkpoint: Checkpoint, precision: Precision) -> Path:
     """Return the cached export of a checkpoint. Variants that differ in other keys share it."""
     options = _builder_options(precision)
-    made_of = [checkpoint.sha256, options, [version(package) for package in EXPORTERS], MANIFEST]
+    packages = [version(package) for package in EXPORTERS]
+    made_of = [checkpoint.sha256, options, packages, digest_files(EXPORT_CODE), MANIFEST]
 
     def export(target: Path) -> None:
-        with TemporaryDirectory(prefix="phi3-") as temporary:
-            source = link_checkpoint(checkpoint.directory, Path(temporary) / "checkpoint")
-            export_to_onnx(source, target, precision.name, options)
+        export_to_onnx(checkpoint.directory, target, precision.name, options)
 
     return cached(f"onnx-{precision.name}-{digest(made_of)[:16]}", export)
 
 
-def export_to_onnx(source: Path, target: Path, precision: str, options: list[str]) -> None:
-    """Export a checkpoint with ONNX Runtime GenAI's model builder."""
-    with suppress_output(), TemporaryDirectory(prefix="phi3-") as cache:
-        from onnxruntime_genai.models import builder
-
-        arguments = ("", str(source), str(target), precision, "cpu", cache)
-        builder.create_model(*arguments, **builder.parse_extra_options(*arguments, options))
+@contextlib.contextmanager
+def _corrected(directory: Path, config: BuildConfig) -> Iterator[Path]:
+    """Yield a temporary copy of a folder in ONNX GenAI layout with its graph corrected; refuse what cannot run."""
+    if faults := folder_faults(directory, config.mode.on_gpu):
+        raise StepError(*faults)
+    if (stored := exported_precision(directory)) != config.precision.name:
+        # An export keeps its precision, and a variant must not carry another one's name.
+        raise StepError(
+            f"The weights of '{directory}' are {stored}, got precision={config.precision.name}. Give "
+            f"precision={stored} if the mode has it, or the checkpoint in Hugging Face layout."
+        )
+    with TemporaryDirectory(prefix="phi3-") as temporary:
+        copy = link_checkpoint(directory, Path(temporary) / "corrected")
+        correct_graph(copy)
+        yield copy
 
 
 def _builder_options(precision: Precision) -> list[str]:
@@ -105,27 +106,13 @@ def _builder_options(precision: Precision) -> list[str]:
     return options
 
 
-def exported_precision(directory: Path) -> str:
-    """Return the precision of an exported checkpoint by its graph: int4, int8, fp32, fp16, … Reads no weights."""
-    import onnx
-
-    config = json.loads((directory / "genai_config.json").read_text(encoding="utf-8"))
-    decoder = directory / config.get("model", {}).get("decoder", {}).get("filename", "model.onnx")
-    graph = onnx.load(decoder, load_external_data=False).graph
-    quantized = [node for node in graph.node if node.op_type == "MatMulNBits"]
-    bits = {attribute.i for node in quantized for attribute in node.attribute if attribute.name == "bits"}
-    if bits:
-        return f"int{min(bits)}"
-    sizes: Counter[int] = Counter()
-    for tensor in graph.initializer:
-        sizes[tensor.data_type] += math.prod(tensor.dims)
-    kind: str = onnx.TensorProto.DataType.Name(sizes.most_common(1)[0][0]) if sizes else "no numbers"
-    return {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}.get(kind, kind.lower())
-
-
 def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo:
     settings = cast(OnnxSettings, config.mode)
-    engine = {"max_batch_size": settings.max_batch_size, "execution_provider": settings.execution_provider}
+    engine = {
+        "name": "onnxruntime",
+        "max_batch_size": settings.max_batch_size,
+        "execution_provider": settings.execution_provider,
+    }
     return log_wrapper(config, folder, common, engine)
 
 

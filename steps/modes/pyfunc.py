@@ -45,6 +45,7 @@ class PyfuncSettings(WrapperSettings):
 def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo:
     settings = cast(PyfuncSettings, config.mode)
     engine = {
+        "name": "torch",
         "max_batch_size": settings.max_batch_size,
         "precision": config.precision.name,
         "device": settings.device,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from steps.checkpoints.checkpoint import Checkpoint
 from steps.checkpoints.staging import staged
+from steps.checkpoints.weights import check_weights
 from steps.config.schema import BuildConfig
 from steps.errors import StepError
 
@@ -22,10 +23,11 @@ TORCH_MODULES = (
 
 @contextlib.contextmanager
 def stage_for_torch(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Path]:
-    """Stage a checkpoint in Hugging Face layout; raises StepError for any other layout."""
+    """Stage a checkpoint in Hugging Face layout; raises StepError for any other layout, or weights that do not fit."""
     if checkpoint.layout != "huggingface":
         raise StepError(
             f"'{checkpoint.directory}' has ONNX GenAI layout, which is for mode=onnx, got mode={config.mode.name}."
         )
+    check_weights(checkpoint.directory)
     with staged(checkpoint.directory, config.prompting, as_bf16=config.precision.name == "bf16") as folder:
         yield folder

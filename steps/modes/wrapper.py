@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from steps.config.schema import BuildConfig, ModeSettings, key
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
 WRAPPERS = Path(__file__).parents[1] / "wrappers"
+# Where they are inside a logged model.
+CODE_FOLDER = "code/phi3_wrappers"
 WEIGHTS_FOLDER = "artifacts/checkpoint"
 # What every wrapper imports when it is loaded.
 PACKAGES = ("mlflow", "tokenizers", "jinja2", "numpy", "pandas")
@@ -38,19 +41,21 @@ class WrapperSettings(ModeSettings):
 def log_wrapper(config: BuildConfig, folder: Path, common: dict[str, Any], engine: dict[str, Any]) -> ModelInfo:
     """Log our PythonModel from code. The wrappers travel with it, and nothing is pickled.
 
+    No model shares its code with another one: see wrappers/logged_model.py.
+
     Args:
         config: The variant.
         folder: The staged checkpoint.
         common: Keyword arguments of MLflow that all modes share.
-        engine: What the engine is started with.
+        engine: The name of the engine, and what it is started with.
     """
     import mlflow
 
     interface = get_interface(config.interface)
-    with _importable(WRAPPERS.parent):
+    with _staged_code(config.mode.name) as code:
         info: ModelInfo = mlflow.pyfunc.log_model(
-            python_model=str(WRAPPERS / f"{config.mode.name}_model.py"),
-            code_paths=[str(WRAPPERS)],
+            python_model=str(code / f"{config.mode.name}_model.py"),
+            code_paths=[str(code / CODE_FOLDER)],
             artifacts={"checkpoint": str(folder)},
             model_config={
                 "name": config.model.name,
@@ -76,10 +81,10 @@ def _unchecked(signature: ModelSignature) -> ModelSignature:
 
 
 @contextlib.contextmanager
-def _importable(directory: Path) -> Iterator[None]:
-    """Let MLflow run a model's code, which imports its package by the name that it has inside the model."""
-    sys.path.insert(0, str(directory))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(directory))
+def _staged_code(mode: str) -> Iterator[Path]:
+    """Yield a temporary folder with the wrappers and the file that loads them, arranged as inside the model."""
+    with TemporaryDirectory(prefix="phi3-") as temporary:
+        folder = Path(temporary)
+        shutil.copytree(WRAPPERS, folder / CODE_FOLDER, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(WRAPPERS / "logged_model.py", folder / f"{mode}_model.py")
+        yield folder

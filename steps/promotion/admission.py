@@ -8,8 +8,8 @@ from steps.errors import StepError
 from steps.evaluation import scorecard
 from steps.output import echo
 from steps.promotion import history, registry, smoke
+from steps.promotion.candidate import Candidate
 from steps.promotion.job import Job
-from steps.promotion.rank import Candidate
 from steps.promotion.registry import Registry, Version
 from steps.promotion.serving import NotServed
 from steps.promotion.version_tags import version_description, version_tags
@@ -20,6 +20,10 @@ from steps.store.variants import Variant
 
 class Rejected(StepError):
     """The version failed the smoke test, and is tagged as rejected."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def ensure_registered(job: Job, current: Registry, candidate: Candidate, reason: str) -> Version:
@@ -52,20 +56,24 @@ def ensure_smoke_tested(job: Job, version: Version, variant: Variant) -> None:
             reason = f"smoke test: {fault}"
             job.client.set_model_version_tag(job.name, number, REJECTED, reason)
             raise Rejected(
-                f"{variant.name} (version {number} of {job.name}) is rejected: {reason}. The champion stays. "
-                "The next register leaves it out; promotion.retry_rejected=true gives it another chance."
+                f"{variant.name} (version {number} of {job.name}) is rejected: {reason}. "
+                "The next register leaves it out; promotion.retry_rejected=true gives it another chance.",
+                reason,
             )
         job.client.set_model_version_tag(job.name, number, SMOKE, f"passed {job.rows.sha256[:16]}")
     if version.rejected:
         job.client.delete_model_version_tag(job.name, number, REJECTED)
 
 
-def set_champion(job: Job, version: Version, candidate: Candidate, reason: str) -> None:
+def set_champion(
+    job: Job, version: Version, candidate: Candidate, reason: str, more_tags: dict[str, str] | None = None
+) -> None:
     """Write the change to the version's tags, then move the alias. That one write makes it the champion."""
     # Read again: without a lock, another process may have changed the champion.
     current = registry.read(job.client, job.name)
     replaced = current.champion.number if current.champion else None
     tags = version_tags(job, candidate, replaced, reason)
     change = history.change_tag(job.config.action, replaced, reason, runs.active_run_id())
-    registry.describe(job.client, current, version, tags | change, version_description(candidate, tags))
+    every_tag = tags | change | (more_tags or {})
+    registry.describe(job.client, current, version, every_tag, version_description(candidate, tags))
     registry.set_alias(job.client, current, CHAMPION, version)

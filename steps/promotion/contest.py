@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from steps.config.schema import Promotion
 from steps.errors import StepError
 from steps.evaluation import scorecard
-from steps.promotion.candidates import to_candidate
+from steps.promotion import history, reference, rulers
+from steps.promotion.candidate import Candidate
+from steps.promotion.candidates import find_variant, measured_policy, scored_candidate, to_candidate
 from steps.promotion.incumbent import missing_in, read_incumbent
 from steps.promotion.job import Job, broken_model
-from steps.promotion.rank import Candidate, lacking_metrics, policy_faults
+from steps.promotion.rank import faults_of, lacking_metrics, policy_faults
+from steps.promotion.reference import NO_REFERENCE, Reference
 from steps.promotion.registry import Registry
 from steps.store import runs
 from steps.store.names import FINGERPRINT, SMOKE, is_timed
@@ -30,6 +33,8 @@ class Contest:
         left_out: A sentence, without its full stop, for each variant that does not compete.
         champion: The candidate that is champion now.
         vacancy: Why there is no champion; "" if there is one.
+        policy: The policy, without costs that nobody was timed for.
+        reference: The best score of a champion on these rows.
     """
 
     candidates: list[Candidate]
@@ -37,6 +42,8 @@ class Contest:
     left_out: list[str]
     champion: Candidate | None
     vacancy: str
+    policy: Promotion
+    reference: Reference = NO_REFERENCE
 
     def candidate(self, model_id: str) -> Candidate:
         """Return the candidate with this model."""
@@ -61,34 +68,48 @@ def gather(job: Job, registry: Registry) -> Contest:
     allowed, rejected = _without_rejected(job, intact, registry, champion_id)
     allowed, absent = _without_device(job, allowed, registry, champion_id)
     scored = [variant for variant in allowed if scorecard.metrics_of(variant, job.rows.sha256) is not None]
+    policy = measured_policy(job, scored)
+    read = {variant.model_id: to_candidate(variant, job.rows, policy) for variant in scored}
+    unusable = {model_id for model_id, candidate in read.items() if candidate.faults}
     competing = {
-        variant.model_id: to_candidate(variant, job.rows, job.policy)
-        for variant in _one_of_each(scored, registry, champion_id)
+        variant.model_id: read[variant.model_id] for variant in _one_of_each(scored, registry, champion_id, unusable)
     }
-    _refuse_incomparable(job, registry, incumbent.champion, competing)
-    left_out += [*rejected, *absent]
+    _refuse_incomparable(job, policy, registry, incumbent.champion, competing)
+    competing, lost = rulers.without_lost(job, competing, variants)
+    left_out += [*rejected, *absent, *lost]
     if not competing:
         raise StepError(*_no_candidate(job, allowed, left_out))
     left_out += [f"{variant.name} has no scorecard for these rows" for variant in allowed if variant not in scored]
-    champion = competing[champion_id] if champion_id else None
-    return Contest(list(competing.values()), variants, left_out, champion, incumbent.vacancy)
+    champion = competing.get(champion_id) if champion_id else None
+    best = _reference(job, registry, policy) if champion else NO_REFERENCE
+    return Contest(list(competing.values()), variants, left_out, champion, incumbent.vacancy, policy, best)
+
+
+def _reference(job: Job, registry: Registry, policy: Promotion) -> Reference:
+    """Return the best score of the champions so far on these rows."""
+    numbers = dict.fromkeys(change.version for change in history.changes(registry))
+    models = dict.fromkeys(version.model_id for number in numbers if (version := registry.version(number)))
+    variants = [variant for model_id in models if (variant := find_variant(job.client, model_id))]
+    champions = [one for variant in variants if (one := scored_candidate(job, variant))]
+    usable = [one for one in champions if not faults_of(one, replace(policy, limits={}, prefer=[]))]
+    return reference.choose(usable, registry.versions, job.rows.sha256, policy)
 
 
 def _refuse_incomparable(
-    job: Job, registry: Registry, champion: Variant | None, competing: dict[str, Candidate]
+    job: Job, promotion: Promotion, registry: Registry, champion: Variant | None, competing: dict[str, Candidate]
 ) -> None:
     """Raise StepError if the policy names a metric that no candidate has, or that the champion lacks."""
     version, candidate, missing = registry.champion, None, None
     if champion and version:
         candidate = competing.get(champion.model_id)
-        missing = missing_in(job, version, champion, candidate)
+        missing = missing_in(job, version, champion, candidate, promotion)
     # If nobody has been timed, the sentence about the champion says what to do.
-    policy = _without_timed(job.policy) if missing else job.policy
+    policy = _without_timed(promotion) if missing else promotion
     if competing and (unknown := policy_faults(list(competing.values()), policy)):
         raise StepError(*unknown)
     if missing:
         raise StepError(missing.sentence)
-    if candidate and version and (lacking := lacking_metrics(candidate, job.policy)):
+    if candidate and version and (lacking := lacking_metrics(candidate, promotion)):
         raise StepError(
             f"{candidate.name} is the champion (version {version.number}) and cannot be compared: "
             f"it has no {', '.join(lacking)}."
@@ -114,7 +135,9 @@ def _without_rejected(
     allowed, sentences = [], []
     for variant in variants:
         version = rejected.get(variant.fingerprint)
-        if version is None or variant.model_id == champion_id or job.policy.retry_rejected:
+        if variant.fingerprint in job.rejected:
+            sentences.append(job.rejected[variant.fingerprint])
+        elif version is None or variant.model_id == champion_id or job.policy.retry_rejected:
             allowed.append(variant)
         else:
             sentences.append(f"{variant.name} (version {version.number}) was rejected: {version.rejected}")
@@ -136,11 +159,17 @@ def _without_device(
     return allowed, sentences
 
 
-def _one_of_each(variants: list[Variant], registry: Registry, champion_id: str | None) -> list[Variant]:
-    """Return one variant of each fingerprint, oldest first: the champion, or a registered one, or the newest."""
+def _one_of_each(
+    variants: list[Variant], registry: Registry, champion_id: str | None, unusable: set[str]
+) -> list[Variant]:
+    """Return one variant of each fingerprint, oldest first: the champion, or a registered one, or the newest.
 
-    def preference(variant: Variant) -> tuple[bool, bool]:
-        return variant.model_id == champion_id, bool(registry.of_model(variant.model_id))
+    One that has lost its scorecard comes after those that have not.
+    """
+
+    def preference(variant: Variant) -> tuple[bool, bool, bool]:
+        is_registered = bool(registry.of_model(variant.model_id))
+        return variant.model_id == champion_id, variant.model_id not in unusable, is_registered
 
     chosen: dict[str, Variant] = {}
     for variant in variants:

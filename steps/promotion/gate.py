@@ -1,10 +1,19 @@
-"""Decide whether the best candidate replaces the champion. Pure functions."""
+"""Decide whether the best candidate replaces the champion. Pure functions.
+
+It does if it is superior to the champion, or if it is non-inferior and cheaper. In the second case it must also be
+non-inferior to every other candidate and to the reference, the best score that a champion ever had on this prompt set:
+otherwise ten promotions, each within the margin, could lose ten margins.
+"""
 
 from dataclasses import dataclass
 
 from steps.config.schema import Promotion
 from steps.evaluation.statistics import Difference
-from steps.promotion.rank import Candidate, Ranking, costs, score, score_difference
+from steps.promotion.candidate import Candidate, score
+from steps.promotion.costs import deciding_cost
+from steps.promotion.rank import Ranking
+from steps.promotion.reference import NO_REFERENCE, Reference
+from steps.promotion.verdicts import INFERIOR, SUPERIOR, UNDECIDED, Verdict, against_one, needed_rows
 from steps.store.names import metric_key
 
 NO_CHAMPION = "there was no champion"
@@ -16,22 +25,31 @@ class Decision:
 
     Attributes:
         reason: Why, in one sentence without its full stop.
+        verdict: How the candidate compares with the champion; None if they were not compared.
         difference: Candidate minus champion in the policy's metric; None if they were not compared.
     """
 
     promote: bool
     reason: str
+    verdict: Verdict | None = None
     difference: Difference | None = None
 
 
-def decide(ranking: Ranking, champion: Candidate | None, promotion: Promotion, vacancy: str = NO_CHAMPION) -> Decision:
-    """Promote the best candidate, unless the champion is it, is significantly better, or is as good in every respect.
+def decide(
+    ranking: Ranking,
+    champion: Candidate | None,
+    promotion: Promotion,
+    vacancy: str = NO_CHAMPION,
+    reference: Reference = NO_REFERENCE,
+) -> Decision:
+    """Promote the best candidate, if it is superior to the champion, or non-inferior and cheaper.
 
     Args:
         ranking: At least one ranked candidate.
         champion: The champion as a candidate; None if no champion can be compared.
         promotion: The policy.
         vacancy: Why there is no champion to compare with.
+        reference: The best score of a champion.
     """
     best = ranking.ranked[0]
     if champion is None:
@@ -40,18 +58,13 @@ def decide(ranking: Ranking, champion: Candidate | None, promotion: Promotion, v
         return Decision(False, f"the champion {champion.name} is already the best: {_show_score(champion, promotion)}")
     if faults := ranking.refused.get(champion.model_id):
         return Decision(True, f"the champion {champion.name} no longer meets the policy: {', '.join(faults)}")
-    gap = score_difference(best, champion, promotion)
-    if gap.worse:
-        reason = f"{best.name} is significantly worse than the champion {champion.name}: {format_difference(gap)}"
-        return Decision(False, reason, gap)
-    if champion.model_id in ranking.tied:
-        return _decide_by_cost(best, champion, promotion, gap)
-    if gap.better:
-        why = f"{promotion.metric} {format_difference(gap)}"
-    else:
-        behind = format_difference(ranking.differences[champion.model_id])
-        why = f"it is tied with the highest score, and the champion is not ({behind})"
-    return Decision(True, f"{best.name} is better than the champion {champion.name}: {why}", gap)
+    challengers = [candidate for candidate in ranking.ranked if candidate.model_id != champion.model_id]
+    verdict = against_one(challengers, champion, promotion)[best.model_id]
+    promote, why = _compare(best, champion, verdict, promotion)
+    if promote and verdict.word != SUPERIOR and (fault := _loss_fault(ranking, challengers, promotion, reference)):
+        promote, why = False, f"{why}, but {fault}"
+    reason = f"{best.name} is {_relation(verdict)} the champion {champion.name}: {why}"
+    return Decision(promote, reason, verdict, verdict.difference)
 
 
 def format_difference(gap: Difference) -> str:
@@ -59,24 +72,58 @@ def format_difference(gap: Difference) -> str:
     return f"{gap.mean:+.4f}, interval {gap.low:+.4f} to {gap.high:+.4f}"
 
 
-def _decide_by_cost(best: Candidate, champion: Candidate, promotion: Promotion, gap: Difference) -> Decision:
-    """Decide between two that are tied in the metric: the first cost of `prefer` in which they differ counts."""
-    tie = f"they are tied in {promotion.metric} ({format_difference(gap)})"
-    ours, theirs = costs(best, promotion), costs(champion, promotion)
-    for name, our, their in zip(promotion.prefer, ours, theirs, strict=True):
-        if our != their:
-            values = f"{name} {_show(best, name)} against {_show(champion, name)}"
-            return Decision(True, f"{best.name} is better than the champion {champion.name}: {tie}, {values}", gap)
-    reason = f"{best.name} is not better than the champion {champion.name}: {tie}, and their costs are equal"
-    return Decision(False, reason, gap)
+def _compare(best: Candidate, champion: Candidate, verdict: Verdict, promotion: Promotion) -> tuple[bool, str]:
+    """Return whether the best candidate may replace the champion, and why."""
+    gap = f"{promotion.metric} {format_difference(verdict.difference)}"
+    if verdict.word == SUPERIOR:
+        return True, gap
+    if verdict.word == INFERIOR:
+        return False, gap
+    if verdict.word == UNDECIDED:
+        return False, f"{gap}; {needed_rows(verdict, promotion)}"
+    decided = deciding_cost(best, champion, promotion)
+    if decided is None:
+        return False, f"{gap}, and it is not cheaper"
+    name, cheaper = decided
+    values = f"{name} {_show(best, name)} against {_show(champion, name)}"
+    return cheaper, f"{gap}, and {'cheaper' if cheaper else 'dearer'}: {values}"
+
+
+def _loss_fault(
+    ranking: Ranking, challengers: list[Candidate], promotion: Promotion, reference: Reference
+) -> str | None:
+    """Return to what the best candidate is not shown to be non-inferior: another candidate, or the reference.
+
+    The champion may be worse than another candidate, which is not shown to be superior yet.
+    """
+    best = ranking.ranked[0]
+    if not ranking.verdicts[best.model_id].acceptable:
+        return "it is not shown to be non-inferior to all other candidates"
+    return reference.fault(best, challengers, promotion)
+
+
+def _relation(verdict: Verdict) -> str:
+    return {UNDECIDED: "undecided against"}.get(verdict.word, f"{verdict.word} to")
 
 
 def _why_best(ranking: Ranking, promotion: Promotion) -> str:
-    best, others = ranking.ranked[0], len(ranking.tied) - 1
-    if not others or not promotion.prefer:
-        return f"the highest score, {_show_score(best, promotion)}"
-    cost = f"{promotion.prefer[0]} {_show(best, promotion.prefer[0])}"
-    return f"{_show_score(best, promotion)}, tied with {others} for the highest score, and the least cost, {cost}"
+    best, highest = ranking.ranked[0], ranking.highest
+    if highest is None or best is highest:
+        equal = sum(score(one, promotion) == score(best, promotion) for one in ranking.ranked) - 1
+        extreme = "lowest" if promotion.less_is_better else "highest"
+        shared = f", like {equal} more, and is the better made or the cheaper of them" if equal else ""
+        return f"the {extreme} score, {_show_score(best, promotion)}{shared}{_undecided(ranking, promotion)}"
+    decided = deciding_cost(best, highest, promotion)
+    cost = f": {decided[0]} {_show(best, decided[0])} against {_show(highest, decided[0])}" if decided else ""
+    return f"{_show_score(best, promotion)}, is non-inferior to {highest.name} and cheaper{cost}"
+
+
+def _undecided(ranking: Ranking, promotion: Promotion) -> str:
+    """Return that the rows do not show the best candidate to be the best, if that is so."""
+    verdict = ranking.verdicts.get(ranking.ranked[0].model_id)
+    if verdict is None or verdict.word != UNDECIDED:
+        return ""
+    return f" (undecided against {verdict.rival}: {needed_rows(verdict, promotion)})"
 
 
 def _show_score(candidate: Candidate, promotion: Promotion) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from steps.config.schema import RegisterConfig
+from steps.config.schema import Promotion, RegisterConfig
 from steps.evaluation.prompt_set import PromptSet
-from steps.promotion import candidates, registry
+from steps.evaluation.ruler import Ruler
+from steps.promotion import candidates, registry, rulers
+from steps.promotion.candidate import Candidate
 from steps.promotion.gate import NO_CHAMPION
 from steps.promotion.job import Job
 from steps.promotion.missing_scorecard import MissingScorecard, find_missing
-from steps.promotion.rank import Candidate
 from steps.promotion.registry import Registry, Version
-from steps.store.variants import Variant
+from steps.store import runs
+from steps.store.variants import Variant, find_variants, lost_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,7 +40,7 @@ class Incumbent:
 
 
 def read_incumbent(job: Job, current: Registry) -> Incumbent:
-    """Return the variant that is champion, with why it cannot compete if its model is deleted or broken."""
+    """Return the variant that is champion, with why it cannot compete if its model or its run is lost or broken."""
     version = current.champion
     if version is None:
         return Incumbent(None, NO_CHAMPION)
@@ -49,26 +51,53 @@ def read_incumbent(job: Job, current: Registry) -> Incumbent:
         return Incumbent(
             variant, f"the champion {variant.name} (version {version.number}) is broken: {', '.join(faults)}"
         )
+    if lost := _unscorable(job, variant):
+        return Incumbent(
+            variant,
+            f"the champion {variant.name} (version {version.number}) has no scorecard on {job.rows.name} and cannot "
+            f"get one: {lost}",
+        )
     return Incumbent(variant)
 
 
-def missing_scorecard(client: MlflowClient, config: RegisterConfig, rows: PromptSet) -> MissingScorecard | None:
+def _unscorable(job: Job, champion: Variant) -> str | None:
+    """Return why the champion lacks a usable scorecard and no evaluation can make one; None if it can compete."""
+    candidate = candidates.scored_candidate(job, champion)
+    return lost_run(job.client, champion) if candidate is None or candidate.faults else None
+
+
+def missing_scorecard(
+    client: MlflowClient, config: RegisterConfig, rows: PromptSet, ruler: Ruler | None = None
+) -> MissingScorecard | None:
     """Return what to evaluate before the champion can be compared on a prompt set.
 
+    Args:
+        client: The store.
+        config: What to register.
+        rows: The prompt set.
+        ruler: What the other variants are scored by, if that is known.
+
     Returns:
-        None if its scorecard is usable, or if there is no champion, or its model was deleted or is broken.
+        None if its scorecard is usable, or if there is no champion, or its model or run was deleted or is broken.
     """
     job = Job(client, config, rows)
     version = registry.read(client, config.registered_model).champion
     champion = candidates.find_variant(client, version.model_id) if version else None
     if version is None or champion is None:
         return None
-    missing = missing_in(job, version, champion, candidates.scored_candidate(job, champion))
+    variants = [*find_variants(client, runs.experiment_id()), champion]
+    policy = candidates.measured_policy(job, variants)
+    candidate = candidates.scored_candidate(job, champion)
+    missing = missing_in(job, version, champion, candidate, policy)
+    if missing is None and ruler and candidate and rulers.differs(job, champion, candidate, ruler):
+        missing = missing_in(job, version, champion, None, policy)
     # Last, because reading all files of a model takes long.
-    return None if missing is None or job.faults(champion) else missing
+    return None if missing is None or _unscorable(job, champion) or job.faults(champion) else missing
 
 
-def missing_in(job: Job, version: Version, champion: Variant, candidate: Candidate | None) -> MissingScorecard | None:
+def missing_in(
+    job: Job, version: Version, champion: Variant, candidate: Candidate | None, policy: Promotion
+) -> MissingScorecard | None:
     """Return what the champion lacks to be compared by the policy; None if nothing."""
     role = f"the champion (version {version.number})"
-    return find_missing(champion, candidate, role, job.config.prompt_set, job.rows.name, job.policy)
+    return find_missing(champion, candidate, role, job.config.prompt_set, job.rows.name, policy)

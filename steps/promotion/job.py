@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from steps.config.schema import Promotion, RegisterConfig
 from steps.evaluation.prompt_set import PromptSet
 from steps.store import integrity
+from steps.store.integrity import broken_model
 from steps.store.variants import Variant
+
+__all__ = ["IntegrityCache", "Job", "broken_model"]
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,12 +36,14 @@ class IntegrityCache:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of `register`: the store, the configuration, the prompt set, and what is known about models' files."""
+    """One run of `register`: the store, the configuration, the prompt set, and what it found out so far."""
 
     client: MlflowClient
     config: RegisterConfig
     rows: PromptSet
     integrity: IntegrityCache = field(default_factory=IntegrityCache)
+    # By fingerprint, what this run has rejected, as a sentence without its full stop.
+    rejected: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -53,11 +58,3 @@ class Job:
     def faults(self, variant: Variant) -> list[str]:
         """Return what is wrong with a variant's files."""
         return self.integrity.faults(self.client, variant)
-
-
-def broken_model(variant: Variant, faults: list[str]) -> str:
-    """Return a sentence, without its full stop, about a model that is not what `build` logged."""
-    return (
-        f"{variant.name} ({variant.uri}) is refused: {', '.join(faults)}. Build and evaluate it again, or delete "
-        f"it: `python -c \"import mlflow; mlflow.MlflowClient().delete_logged_model('{variant.model_id}')\"`"
-    )

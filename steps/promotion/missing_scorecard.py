@@ -7,13 +7,14 @@ itself.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from steps.config.schema import DEFAULT_METRICS, EvaluateConfig, Promotion, PromptSet
 from steps.evaluation.scores import JUDGE
-from steps.promotion.rank import Candidate, asked_metrics, lacking_metrics
+from steps.promotion.candidate import Candidate
+from steps.promotion.rank import asked_metrics, lacking_metrics
 from steps.store.names import COSTS, is_timed, metric_key
 from steps.store.variants import Variant
 
@@ -49,13 +50,7 @@ class MissingScorecard:
     @property
     def command(self) -> str:
         """The command that makes the scorecard."""
-        overrides = [f"run_id={self.variant.run_id}", *_overrides(self.prompt_set, PromptSet(), "prompt_set.")]
-        computed = [*DEFAULT_METRICS, *self.prompt_set.metrics, JUDGE]
-        if added := [name for name in self.metrics if name not in computed]:
-            overrides.append(f"evaluate.metrics=[{','.join([*DEFAULT_METRICS, *added])}]")
-        if JUDGE in self.metrics:
-            overrides += ["evaluate.judge.model=…", "evaluate.judge.address=…"]
-        return " ".join(["mlflow run . -e evaluate", *(f"-P {shlex.quote(override)}" for override in overrides)])
+        return evaluate_command(self.prompt_set, self.metrics, self.variant.run_id)
 
     @property
     def sentence(self) -> str:
@@ -86,11 +81,26 @@ def find_missing(
         problem = f"its scorecard on {name} has no {', '.join(lacking)}"
     else:
         return None
-    asked = asked_metrics(promotion)
+    timed = any(map(is_timed, asked_metrics(promotion)))
+    return MissingScorecard(variant, role, problem, prompt_set, quality_metrics(promotion), timed)
+
+
+def quality_metrics(promotion: Promotion) -> tuple[str, ...]:
+    """Return the metrics that the policy names and `evaluate.metrics` can compute."""
     costs = {_family(cost.key) for cost in COSTS}
-    quality = dict.fromkeys(_family(metric_key(name)) for name in asked)
-    metrics = tuple(name for name in quality if name not in costs)
-    return MissingScorecard(variant, role, problem, prompt_set, metrics, any(map(is_timed, asked)))
+    quality = dict.fromkeys(_family(metric_key(name)) for name in asked_metrics(promotion))
+    return tuple(name for name in quality if name not in costs)
+
+
+def evaluate_command(prompt_set: PromptSet, metrics: Sequence[str], run_id: str | None = None) -> str:
+    """Return the command that scores variants, or the variant of a run, with these metrics besides the usual ones."""
+    overrides = [*([f"run_id={run_id}"] if run_id else []), *_overrides(prompt_set, PromptSet(), "prompt_set.")]
+    computed = [*DEFAULT_METRICS, *prompt_set.metrics, JUDGE]
+    if added := [name for name in metrics if name not in computed]:
+        overrides.append(f"evaluate.metrics=[{','.join([*DEFAULT_METRICS, *added])}]")
+    if JUDGE in metrics:
+        overrides += ["evaluate.judge.model=…", "evaluate.judge.address=…"]
+    return " ".join(["mlflow run . -e evaluate", *(f"-P {shlex.quote(override)}" for override in overrides)])
 
 
 def _addable_metrics(candidate: Candidate, promotion: Promotion) -> list[str]:

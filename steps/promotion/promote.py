@@ -1,22 +1,27 @@
 """Promote the best variant, and name the challenger.
 
+A version that fails the smoke test is rejected, and the next best takes its place until one passes.
+
 With a lock, one round is enough. Without one, others may write at the same time: each register reads again after it
 has written, and repairs until there is nothing left to write.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 from steps.errors import StepError
+from steps.output import echo
 from steps.promotion import gate, registry, report
 from steps.promotion.admission import Rejected, ensure_registered, ensure_smoke_tested, set_champion
+from steps.promotion.candidate import Candidate
 from steps.promotion.contest import Contest, gather
 from steps.promotion.gate import Decision
 from steps.promotion.job import Job, broken_model
-from steps.promotion.rank import Candidate, Ranking, rank
+from steps.promotion.rank import Ranking, rank
 from steps.promotion.registry import Registry
-from steps.store.names import CHALLENGER
+from steps.store.names import CHALLENGER, VERDICT
 
 # Without a lock: how often to read again before giving up.
 ROUNDS = 10
@@ -48,15 +53,16 @@ def assess(job: Job) -> Assessment:
     current = registry.read(job.client, job.name)
     while True:
         contest = gather(job, current)
-        ranking = rank(contest.candidates, job.policy)
+        ranking = rank(contest.candidates, contest.policy, contest.champion.model_id if contest.champion else None)
         if not ranking.ranked:
             refused = [
                 f"{contest.candidate(model_id).name}: {', '.join(faults)}."
                 for model_id, faults in ranking.refused.items()
             ]
-            raise StepError("No variant meets the promotion limits:", *refused)
+            left_out = [f"{sentence}." for sentence in contest.left_out]
+            raise StepError("No variant meets the promotion limits:", *refused, *left_out)
         if not job.faults(contest.variants[ranking.ranked[0].model_id]):
-            decision = gate.decide(ranking, contest.champion, job.policy, contest.vacancy)
+            decision = gate.decide(ranking, contest.champion, contest.policy, contest.vacancy, contest.reference)
             return Assessment(current, contest, ranking, decision)
 
 
@@ -75,10 +81,8 @@ def settle(job: Job, locked: bool) -> tuple[Assessment, Registry]:
     """
     promoted = None
     for _ in range(ROUNDS):
-        assessment = assess(job)
-        current = assessment.registry
-        if assessment.decision.promote:
-            current, promoted = _promote_best(job, assessment), assessment
+        assessment, current = _promote_next_best(job)
+        promoted = assessment if assessment.decision.promote else promoted
         wrote = _name_challenger(job, assessment, current) or assessment.decision.promote
         if locked or not wrote:
             current = registry.read(job.client, job.name) if wrote else current
@@ -95,22 +99,59 @@ def settle(job: Job, locked: bool) -> tuple[Assessment, Registry]:
 def log_report(job: Job, assessment: Assessment, current: Registry, decision: Decision) -> None:
     """Log the report of a promotion to the active run."""
     contest = assessment.contest
-    variant_names = {candidate.model_id: candidate.name for candidate in contest.candidates}
-    content = report.as_dict(job, assessment.ranking, variant_names, contest.left_out)
+    counts = Counter(candidate.name for candidate in contest.candidates)
+    # Two variants may have the same name: part of the model id tells them apart.
+    variant_names = {
+        candidate.model_id: f"{candidate.name} {candidate.model_id[2:8]}"
+        if counts[candidate.name] > 1
+        else candidate.name
+        for candidate in contest.candidates
+    }
+    content = report.as_dict(job, contest.policy, assessment.ranking, variant_names, contest.left_out)
+    content["rejected"] = list(job.rejected.values())
+    content["reference"] = report.reference_dict(contest.reference, job.rows)
     report.log(content | {"decision": report.decision_dict(decision, contest.champion, assessment.best)}, current)
+
+
+def _promote_next_best(job: Job) -> tuple[Assessment, Registry]:
+    """Promote the best candidate that passes the smoke test, if any is to be promoted.
+
+    Returns:
+        The assessment that was acted on; the registry afterwards.
+
+    Raises:
+        StepError: Every candidate was rejected, and there is no champion.
+    """
+    rejected: Assessment | None = None
+    while True:
+        try:
+            assessment = assess(job)
+        except StepError:
+            if rejected:
+                reason = f"no candidate is left: {'; '.join(job.rejected.values())}"
+                log_report(job, rejected, rejected.registry, replace(rejected.decision, promote=False, reason=reason))
+            raise
+        if not assessment.decision.promote:
+            return assessment, assessment.registry
+        try:
+            return assessment, _promote_best(job, assessment)
+        except Rejected as rejection:
+            echo(f"{rejection} Going on with the next best.")
+            rejected = assessment
 
 
 def _promote_best(job: Job, assessment: Assessment) -> Registry:
     """Register the best candidate, smoke-test it, move the alias; returns the registry afterwards."""
-    best, decision = assessment.best, assessment.decision
+    best, decision, contest = assessment.best, assessment.decision, assessment.contest
     version = ensure_registered(job, assessment.registry, best, decision.reason)
     try:
-        ensure_smoke_tested(job, version, assessment.contest.variants[best.model_id])
+        ensure_smoke_tested(job, version, contest.variants[best.model_id])
     except Rejected as rejection:
-        rejected = Decision(False, str(rejection).rstrip("."), decision.difference)
-        log_report(job, assessment, assessment.registry, rejected)
+        job.rejected[best.fingerprint] = f"{best.name} (version {version.number}) was rejected: {rejection.reason}"
         raise
-    set_champion(job, version, best, decision.reason)
+    verdict = {VERDICT: decision.verdict.word} if decision.verdict else {}
+    reference = contest.reference.tag(best, job.rows.sha256, contest.policy)
+    set_champion(job, version, best, decision.reason, verdict | reference)
     return registry.read(job.client, job.name)
 
 

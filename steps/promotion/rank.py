@@ -1,35 +1,19 @@
-"""Rank variants by a promotion policy: hard limits, then the metric, then the cost of those that tie. Pure functions.
+"""Rank variants by a promotion policy: limits, contract, metric with margin, cost. Pure functions.
 
-Variants that are not significantly worse than the highest score count as tied: a paired bootstrap over the same rows
-at level `alpha`.
+The best score wins, unless a cheaper candidate is shown to be worse by less than the margin (`verdicts.py`,
+`costs.py`). The decision is the same on every run: nothing is drawn, and a draw goes to the older candidate.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from steps.config.schema import Promotion
 from steps.errors import unknown
-from steps.evaluation.statistics import Difference, difference
-from steps.store.names import MEASURED, metric_key, more_is_better, row_metric
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A variant that competes.
-
-    Attributes:
-        metrics: Its metrics on the prompt set, by full key.
-        rows: By metric, the score of every row. A row that the variant could not take has the score 0.
-        faults: Why its scorecard cannot be used.
-    """
-
-    name: str
-    model_id: str
-    fingerprint: str
-    metrics: dict[str, float]
-    rows: dict[str, list[float]] = field(default_factory=dict)
-    faults: tuple[str, ...] = ()
+from steps.promotion.candidate import Candidate, merit
+from steps.promotion.costs import broken_checks, cheapest, is_cheaper, tie_break
+from steps.promotion.verdicts import Verdict, against_each_other
+from steps.store.names import MEASURED, metric_key, row_metric
 
 
 @dataclass(frozen=True)
@@ -39,46 +23,58 @@ class Ranking:
     Attributes:
         ranked: The candidates that the policy allows, the best first.
         refused: By model id, why each of the others is refused.
-        tied: The model ids of those that tie with the highest score.
-        differences: By model id, the score of each ranked candidate minus the highest score.
+        highest: The candidate with the best score; None if none is allowed.
+        verdicts: By model id, how each ranked candidate compares with all other ranked ones.
     """
 
     ranked: list[Candidate]
     refused: dict[str, list[str]]
-    tied: tuple[str, ...] = ()
-    differences: dict[str, Difference] = field(default_factory=dict)
+    highest: Candidate | None = None
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
 
 
-def rank(candidates: list[Candidate], promotion: Promotion) -> Ranking:
-    """Rank candidates: the tied ones first, by `prefer` in order, then the others by score; older ones win a draw."""
+def rank(candidates: list[Candidate], promotion: Promotion, champion_id: str | None = None) -> Ranking:
+    """Rank candidates: the best score and those that may take its place by cost, then the others by score.
+
+    Args:
+        candidates: Oldest first.
+        promotion: The policy.
+        champion_id: The model of the champion, which wins a draw of costs.
+    """
     faults = {candidate.model_id: faults_of(candidate, promotion) for candidate in candidates}
+    allowed = [candidate for candidate in candidates if not faults[candidate.model_id]]
+    faults |= {model_id: [fault] for model_id, fault in contract_faults(allowed, promotion).items()}
     refused = {model_id: sentences for model_id, sentences in faults.items() if sentences}
-    allowed = [candidate for candidate in candidates if candidate.model_id not in refused]
+    allowed = [candidate for candidate in allowed if candidate.model_id not in refused]
     if not allowed:
         return Ranking([], refused)
-    highest = max(allowed, key=lambda candidate: score(candidate, promotion))
-    differences = {candidate.model_id: score_difference(candidate, highest, promotion) for candidate in allowed}
-    tied = [candidate for candidate in allowed if not differences[candidate.model_id].worse]
-    others = [candidate for candidate in allowed if candidate not in tied]
-    ranked = sorted(tied, key=_by_cost(promotion)) + sorted(others, key=_by_score(promotion))
-    return Ranking(ranked, refused, tuple(candidate.model_id for candidate in tied), differences)
+    verdicts, highest = against_each_other(allowed, promotion), _highest(allowed, promotion)
+    contenders = [
+        candidate
+        for candidate in allowed
+        if candidate is highest
+        or (verdicts[candidate.model_id].acceptable and is_cheaper(candidate, highest, promotion))
+    ]
+    others = [candidate for candidate in allowed if candidate not in contenders]
+    ranked = _by_cost(contenders, promotion, champion_id) + sorted(others, key=lambda one: tie_break(one, promotion))
+    return Ranking(ranked, refused, highest, verdicts)
 
 
-def score(candidate: Candidate, promotion: Promotion) -> float:
-    """Return the value of the policy's metric."""
-    return candidate.metrics[metric_key(promotion.metric)]
+def contract_faults(candidates: list[Candidate], promotion: Promotion) -> dict[str, str]:
+    """Return, by model id, why a candidate is set aside: another one fails fewer checks of its own contract.
 
-
-def costs(candidate: Candidate, promotion: Promotion) -> list[float]:
-    """Return the values of the metrics in `prefer`, in order, with their sign set so that smaller is better."""
-    keys = map(metric_key, promotion.prefer)
-    return [-candidate.metrics[key] if more_is_better(key) else candidate.metrics[key] for key in keys]
-
-
-def score_difference(ours: Candidate, theirs: Candidate, promotion: Promotion) -> Difference:
-    """Return ours minus theirs in the policy's metric, paired by row."""
-    name = row_metric(promotion.metric)
-    return difference(ours.rows[name], theirs.rows[name], promotion.alpha)
+    A candidate whose contract was not checked is not set aside.
+    """
+    broken = {one.model_id: count for one in candidates if (count := broken_checks(one)) is not None}
+    if not promotion.contract_first or not broken:
+        return {}
+    best = next(one for one in candidates if broken.get(one.model_id) == min(broken.values()))
+    return {
+        model_id: f"it fails {count} checks of its own contract, and {best.name} fails {broken[best.model_id]} "
+        "(promotion.contract_first=false lets it compete)"
+        for model_id, count in broken.items()
+        if count > broken[best.model_id]
+    }
 
 
 def asked_metrics(promotion: Promotion) -> list[str]:
@@ -93,7 +89,7 @@ def lacking_metrics(candidate: Candidate, promotion: Promotion) -> list[str]:
 
 def faults_of(candidate: Candidate, promotion: Promotion) -> list[str]:
     """Return every reason to refuse a candidate: an unusable scorecard, a missing value, a limit that it breaks."""
-    faults = list(candidate.faults)
+    faults = [*candidate.faults, *candidate.refusals]
     for name in asked_metrics(promotion):
         value = candidate.metrics.get(metric_key(name))
         if value is None:
@@ -143,9 +139,19 @@ def _limit_faults(candidate: Candidate, limits: dict[str, dict[str, float]]) -> 
             yield f"{name} {value:g} is above {limit['max']:g}"
 
 
-def _by_cost(promotion: Promotion) -> Callable[[Candidate], list[float]]:
-    return lambda candidate: [*costs(candidate, promotion), -score(candidate, promotion)]
+def _highest(candidates: list[Candidate], promotion: Promotion) -> Candidate:
+    """Return the candidate with the best score. Among equal scores the better made wins, then the cheapest."""
+    top = max(merit(candidate, promotion) for candidate in candidates)
+    equal = [candidate for candidate in candidates if merit(candidate, promotion) == top]
+    fewest = min(broken_checks(candidate) or 0 for candidate in equal)
+    made = [candidate for candidate in equal if (broken_checks(candidate) or 0) == fewest]
+    return min(cheapest(made, promotion), key=lambda one: tie_break(one, promotion))
 
 
-def _by_score(promotion: Promotion) -> Callable[[Candidate], list[float]]:
-    return lambda candidate: [-score(candidate, promotion), *costs(candidate, promotion)]
+def _by_cost(candidates: list[Candidate], promotion: Promotion, champion_id: str | None) -> list[Candidate]:
+    """Return candidates by cost. If the costs do not decide, the champion wins, then the best score."""
+    ranked: list[Candidate] = []
+    while left := [candidate for candidate in candidates if candidate not in ranked]:
+        equal = cheapest(left, promotion)
+        ranked.append(min(equal, key=lambda one: (one.model_id != champion_id, tie_break(one, promotion))))
+    return ranked

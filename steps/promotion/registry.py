@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from steps.errors import StepError
 from steps.output import suppress_output
-from steps.promotion.rank import Candidate
+from steps.promotion.candidate import Candidate
 from steps.store import prompts
 from steps.store.names import CHALLENGER, CHAMPION, FINGERPRINT, MODEL_ID, REJECTED, VARIANT
 

@@ -3,20 +3,27 @@
 from typing import Any
 
 from steps.config.schema import Promotion
-from steps.evaluation.statistics import interval
+from steps.evaluation.prompt_set import PromptSet
+from steps.evaluation.statistics import Difference, interval
+from steps.promotion.candidate import Candidate, score
 from steps.promotion.gate import Decision
 from steps.promotion.job import Job
-from steps.promotion.rank import Candidate, Ranking, score
+from steps.promotion.rank import Ranking
+from steps.promotion.reference import Reference
 from steps.promotion.registry import Registry
+from steps.promotion.verdicts import needed_rows
 from steps.store import names
 from steps.store.names import metric_key, row_metric
 
 
-def as_dict(job: Job, ranking: Ranking, variant_names: dict[str, str], left_out: list[str]) -> dict[str, Any]:
+def as_dict(
+    job: Job, promotion: Promotion, ranking: Ranking, variant_names: dict[str, str], left_out: list[str]
+) -> dict[str, Any]:
     """Return the policy, the ranking, and why the other variants were refused or left out.
 
     Args:
         job: The active register.
+        promotion: The policy that was applied.
         ranking: The candidates in order.
         variant_names: The names of the candidates, by model id.
         left_out: A sentence for each variant that did not compete.
@@ -25,8 +32,8 @@ def as_dict(job: Job, ranking: Ranking, variant_names: dict[str, str], left_out:
         "action": job.config.action,
         "registered_model": job.name,
         "prompt_set": {"name": job.rows.name, "sha256": job.rows.sha256, "rows": len(job.rows.rows)},
-        "policy": _policy(job.policy),
-        "ranking": [_row(place, candidate, ranking, job.policy) for place, candidate in enumerate(ranking.ranked, 1)],
+        "policy": _policy(promotion, job.policy),
+        "ranking": [_row(place, candidate, ranking, promotion) for place, candidate in enumerate(ranking.ranked, 1)],
         "refused": {variant_names[model_id]: faults for model_id, faults in ranking.refused.items()},
         "left_out": left_out,
     }
@@ -34,14 +41,28 @@ def as_dict(job: Job, ranking: Ranking, variant_names: dict[str, str], left_out:
 
 def decision_dict(decision: Decision, champion: Candidate | None, candidate: Candidate) -> dict[str, Any]:
     """Return the decision, with the champion and the candidate that were compared and their difference."""
-    gap = decision.difference
+    verdict = decision.verdict
     return {
         "candidate": candidate.name,
         "champion": champion.name if champion else None,
-        "difference": {"mean": gap.mean, "low": gap.low, "high": gap.high} if gap else None,
+        "verdict": verdict.word if verdict else None,
+        "at_worst": verdict.at_worst if verdict else None,
+        "rows_needed": verdict.rows_needed if verdict else None,
+        "difference": _numbers(decision.difference),
         "promoted": decision.promote,
         "reason": decision.reason,
     }
+
+
+def reference_dict(reference: Reference, rows: PromptSet) -> dict[str, Any]:
+    """Return the reference, and in `note` what people should know about it."""
+    if reference.score is None:
+        note = f"no champion so far has a score on these rows of {rows.name}, so nothing can be held against one"
+    elif reference.candidate is None:
+        note = "its rows can no longer be read, so only the scores are compared, not row by row"
+    else:
+        note = "compared row by row"
+    return {"score": reference.score, "variant": reference.name or None, "note": note}
 
 
 def log(content: dict[str, Any], registry: Registry) -> None:
@@ -60,6 +81,7 @@ def log(content: dict[str, Any], registry: Registry) -> None:
             names.REASON: decision["reason"],
             names.CHAMPION_VERSION: content["champion_version"] or "none",
         }
+        | ({names.VERDICT: decision["verdict"]} if decision["verdict"] else {})
     )
 
 
@@ -76,14 +98,20 @@ def markdown(content: dict[str, Any]) -> str:
         f"{versus}",
         "",
         f"Prompt set {content['prompt_set']['name']}: {content['prompt_set']['rows']} rows, "
-        f"sha256 `{content['prompt_set']['sha256']}`. Policy {policy['name']}: {policy['metric']} at alpha "
+        f"sha256 `{content['prompt_set']['sha256']}`. Policy {policy['name']}: {policy['metric']}"
+        f"{' (less is better)' if policy['direction'] == 'lower' else ''} with margin {policy['margin']:g} at alpha "
         f"{policy['alpha']:g}, then {', '.join(policy['prefer']) or 'nothing else'}; "
-        f"limits {policy['limits'] or 'none'}.",
+        f"limits {policy['limits'] or 'none'}."
+        f"{' Not measured, so not compared: ' + ', '.join(policy['unmeasured']) + '.' if policy['unmeasured'] else ''}",
         "",
         *_table(content),
         "",
+        "The intervals of the scores hold for all of these variants at once, so also for the one that was chosen as "
+        "the best of them. A difference has its own interval; the verdict counts all comparisons.",
+        "",
+        *_reference_lines(content),
         *[f"- {name} is refused: {', '.join(faults)}" for name, faults in content["refused"].items()],
-        *[f"- {sentence}" for sentence in content["left_out"]],
+        *[f"- {sentence}" for sentence in dict.fromkeys([*content.get("rejected", []), *content["left_out"]])],
         "",
         "Next:",
         "",
@@ -101,27 +129,39 @@ def next_commands(registered_model: str) -> list[str]:
     ]
 
 
-def _policy(promotion: Promotion) -> dict[str, Any]:
+def _policy(promotion: Promotion, configured: Promotion) -> dict[str, Any]:
     return {
         "name": promotion.name,
         "metric": promotion.metric,
+        "direction": promotion.direction,
+        "margin": promotion.margin,
         "alpha": promotion.alpha,
+        "contract_first": promotion.contract_first,
+        "timed_tolerance": promotion.timed_tolerance,
+        "size_tolerance": promotion.size_tolerance,
+        "unmeasured": [name for name in configured.prefer if name not in promotion.prefer],
         "limits": promotion.limits,
         "prefer": promotion.prefer,
     }
 
 
 def _row(place: int, candidate: Candidate, ranking: Ranking, promotion: Promotion) -> dict[str, Any]:
-    low, high = interval(candidate.rows[row_metric(promotion.metric)], promotion.alpha)
-    gap = ranking.differences[candidate.model_id]
+    # Divided by their number, the intervals hold for all candidates at once, so also for the one that was chosen.
+    alpha = promotion.alpha / len(ranking.ranked)
+    low, high = interval(candidate.rows[row_metric(promotion.metric)], alpha)
+    verdict = ranking.verdicts.get(candidate.model_id)
     return {
         "place": place,
         "variant": candidate.name,
         "model_id": candidate.model_id,
         "score": score(candidate, promotion),
         "interval": [low, high],
-        "below_highest": {"mean": gap.mean, "low": gap.low, "high": gap.high},
-        "tied": candidate.model_id in ranking.tied,
+        "verdict": verdict.word if verdict else None,
+        "against": verdict.rival if verdict else None,
+        "difference": _numbers(verdict.difference if verdict else None),
+        "at_worst": verdict.at_worst if verdict else None,
+        "rows_needed": verdict.rows_needed if verdict else None,
+        "note": needed_rows(verdict, promotion) if verdict else "",
         "costs": {name: candidate.metrics[metric_key(name)] for name in promotion.prefer},
         "metrics": candidate.metrics,
     }
@@ -129,7 +169,7 @@ def _row(place: int, candidate: Candidate, ranking: Ranking, promotion: Promotio
 
 def _table(content: dict[str, Any]) -> list[str]:
     prefer, metric = content["policy"]["prefer"], content["policy"]["metric"]
-    heads = ["", "variant", metric, "interval", "against the highest", "tied", *prefer]
+    heads = ["", "variant", metric, "interval", "against the best other", "at worst", "verdict", *prefer]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for row in content["ranking"]:
         cells = [
@@ -137,12 +177,33 @@ def _table(content: dict[str, Any]) -> list[str]:
             row["variant"],
             f"{row['score']:.4f}",
             f"{row['interval'][0]:.4f} to {row['interval'][1]:.4f}",
-            _show_difference(row["below_highest"]),
-            "yes" if row["tied"] else "no",
+            f"{_show_difference(row['difference'])} {row['against']}" if row["difference"] else "-",
+            f"{row['at_worst']:+.4f}" if row["difference"] else "-",
+            _show_verdict(row),
             *[f"{row['costs'][name]:g}" for name in prefer],
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _numbers(gap: Difference | None) -> dict[str, float] | None:
+    return {"mean": gap.mean, "low": gap.low, "high": gap.high} if gap else None
+
+
+def _reference_lines(content: dict[str, Any]) -> list[str]:
+    """Return a line about the reference, if a report has one."""
+    reference = content.get("reference")
+    if not reference:
+        return []
+    if reference["score"] is None:
+        return [f"- Reference: {reference['note']}"]
+    return [f"- Reference: {reference['variant']} {reference['score']:.4f}, {reference['note']}"]
+
+
+def _show_verdict(row: dict[str, Any]) -> str:
+    if row["verdict"] is None:
+        return "alone"
+    return f"{row['verdict']} ({row['note']})" if row["note"] else str(row["verdict"])
 
 
 def _show_difference(gap: dict[str, float]) -> str:

@@ -7,26 +7,31 @@ rejected, because the next register would promote it again.
 
 from dataclasses import replace
 
-from steps.config.schema import RegisterConfig
+from steps.config.schema import Promotion, RegisterConfig
 from steps.errors import StepError
 from steps.output import echo
-from steps.promotion import candidates, history, lock, registry, report
+from steps.promotion import candidates, history, lock, registry, report, rulers
 from steps.promotion.admission import ensure_smoke_tested, set_champion
+from steps.promotion.candidate import Candidate
 from steps.promotion.gate import Decision
 from steps.promotion.history import Change
 from steps.promotion.job import Job, broken_model
 from steps.promotion.missing_scorecard import find_missing
-from steps.promotion.rank import Candidate, Ranking, faults_of, score_difference
+from steps.promotion.rank import Ranking, faults_of
 from steps.promotion.registry import Registry, Version
+from steps.promotion.verdicts import against_one
 from steps.store import runs
+from steps.store.connection import safe_tracking_uri
 from steps.store.names import CHALLENGER, FINISHED_BY, REJECTED
-from steps.store.variants import Variant, read_variant
+from steps.store.variants import Variant, find_variants, lost_run, read_variant
 
 
 def rollback(job: Job) -> None:
     """Roll back, or with `dry_run` only report the version to roll back to."""
     if job.config.dry_run:
-        target = _choose_target(registry.read(job.client, job.name), job.config)
+        current = registry.read(job.client, job.name)
+        target = _choose_target(current, job.config)
+        _variant_of(job, current, target)
         echo(f"Dry run: would roll back to version {target.number}.")
         return
     with lock.held(job.name, job.policy.lock_seconds), runs.start(f"rollback-{job.name}"):
@@ -43,11 +48,11 @@ def _roll_back(job: Job, current: Registry, target: Version) -> None:
     replaced = current.champion
     if replaced is None:
         raise StepError(f"{job.name} has no champion, so there is nothing to roll back.")
-    variant = read_variant(job.client, target.model_id)
+    variant = _variant_of(job, current, target)
     if faults := job.faults(variant):
         raise StepError(f"{broken_model(variant, faults)}.")
     candidate = _comparable(job, variant, target)
-    if faults := faults_of(candidate, job.policy):
+    if faults := faults_of(candidate, _policy(job, variant)):
         raise StepError(f"Cannot roll back to version {target.number} ({variant.name}): {', '.join(faults)}.")
     ensure_smoke_tested(job, target, variant)
     reason = f"rolled back from version {replaced.number} on request"
@@ -72,7 +77,7 @@ def _finish(job: Job, current: Registry, change: Change) -> None:
     target = current.version(change.version)
     if target is None:
         raise StepError(f"Version {change.version} of {job.name} was deleted after the rollback to it.")
-    variant = read_variant(job.client, target.model_id)
+    variant = _variant_of(job, current, target)
     _report(job, target, _comparable(job, variant, target), current.version(change.replaced), change.reason)
     job.client.set_tag(change.run_id, FINISHED_BY, runs.active_run_id())
     echo(
@@ -106,14 +111,39 @@ def _choose_target(current: Registry, config: RegisterConfig) -> Version:
     return target
 
 
+def _variant_of(job: Job, current: Registry, target: Version) -> Variant:
+    """Return the variant of the version to roll back to; raises StepError if its model was deleted."""
+    if variant := candidates.find_variant(job.client, target.model_id):
+        return variant
+    others = [
+        version.number
+        for version in current.versions
+        if version not in (target, current.champion) and candidates.find_variant(job.client, version.model_id)
+    ]
+    command = f"mlflow run . -e register -P action=rollback -P registered_model={job.name} -P version="
+    remedy = f"Choose another version: `{command}{others[-1]}`" if others else "No other version has its model either."
+    raise StepError(
+        f"Cannot roll back to version {target.number} of {job.name}: its model {target.model_id} was deleted from "
+        f"{safe_tracking_uri()}. {remedy}"
+    )
+
+
 def _comparable(job: Job, variant: Variant, target: Version) -> Candidate:
     """Return the target as a candidate; raises StepError if its scorecard is missing or cannot be used."""
     candidate = candidates.scored_candidate(job, variant)
     role = f"version {target.number} of {job.name}"
-    missing = find_missing(variant, candidate, role, job.config.prompt_set, job.rows.name, job.policy)
+    policy = _policy(job, variant)
+    missing = find_missing(variant, candidate, role, job.config.prompt_set, job.rows.name, policy)
+    if missing and (lost := lost_run(job.client, variant)):
+        raise StepError(f"{variant.name} is {role} and {missing.problem}, and cannot be scored: {lost}.")
     if missing or candidate is None:
         raise StepError(missing.sentence if missing else f"{variant.name} has no scorecard on {job.rows.name}.")
     return candidate
+
+
+def _policy(job: Job, variant: Variant) -> Promotion:
+    """Return the policy without costs that nobody was timed for."""
+    return candidates.measured_policy(job, [*find_variants(job.client, runs.experiment_id()), variant])
 
 
 def _report(job: Job, target: Version, candidate: Candidate, replaced: Version | None, reason: str) -> None:
@@ -121,16 +151,20 @@ def _report(job: Job, target: Version, candidate: Candidate, replaced: Version |
     current = registry.read(job.client, job.name)
     if current.challenger == target:
         registry.set_alias(job.client, current, CHALLENGER, None)
-    opponent = _replaced_candidate(job, replaced)
-    gap = score_difference(candidate, opponent, job.policy) if opponent else None
-    itself = {candidate.model_id: score_difference(candidate, candidate, job.policy)}
-    content = report.as_dict(job, Ranking([candidate], {}, (candidate.model_id,), itself), {}, [])
-    decision = report.decision_dict(Decision(True, reason, gap), opponent, candidate)
+    opponent = _replaced_candidate(job, replaced, target, candidate)
+    policy = _policy(job, read_variant(job.client, candidate.model_id))
+    verdict = against_one([candidate], opponent, policy)[candidate.model_id] if opponent else None
+    content = report.as_dict(job, policy, Ranking([candidate], {}, candidate), {}, [])
+    gap = verdict.difference if verdict else None
+    decision = report.decision_dict(Decision(True, reason, verdict, gap), opponent, candidate)
     report.log(content | {"decision": decision}, registry.read(job.client, job.name))
 
 
-def _replaced_candidate(job: Job, replaced: Version | None) -> Candidate | None:
+def _replaced_candidate(job: Job, replaced: Version | None, target: Version, ours: Candidate) -> Candidate | None:
     """Return the replaced version as a candidate; None if it is gone, or cannot be compared on these rows."""
     variant = candidates.find_variant(job.client, replaced.model_id) if replaced else None
     candidate = candidates.scored_candidate(job, variant) if variant else None
-    return None if candidate is None or faults_of(candidate, replace(job.policy, limits={})) else candidate
+    if variant is None or candidate is None or faults_of(candidate, replace(job.policy, limits={}, prefer=[])):
+        return None
+    pairs = [(read_variant(job.client, target.model_id), ours), (variant, candidate)]
+    return candidate if rulers.are_comparable(job, pairs) else None

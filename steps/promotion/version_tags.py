@@ -1,7 +1,7 @@
 """What a registered version says about itself: the same facts as tags and as a description."""
 
+from steps.promotion.candidate import Candidate
 from steps.promotion.job import Job
-from steps.promotion.rank import Candidate
 from steps.store import names, runs
 from steps.store.environment import git_commit
 from steps.store.names import metric_key
@@ -18,7 +18,7 @@ def version_tags(job: Job, candidate: Candidate, replaced: str | None, reason: s
     """
     means = {key: value for key, value in sorted(candidate.metrics.items()) if key.endswith("/mean")}
     asked = map(metric_key, [job.policy.metric, *job.policy.prefer])
-    scores = means | {key: candidate.metrics[key] for key in asked}
+    scores = means | {key: candidate.metrics[key] for key in asked if key in candidate.metrics}
     return {
         names.REASON: reason,
         names.POLICY: job.policy.name,

@@ -64,7 +64,7 @@ def connect() -> "MlflowClient":
         raise
     except Exception as error:  # whatever SQLAlchemy, Alembic or the driver of a database raises
         raise StepError(
-            f"The store {_safe_tracking_uri()} cannot be opened: {str(error).strip().splitlines()[0]}. "
+            f"The store {safe_tracking_uri()} cannot be opened: {str(error).strip().splitlines()[0]}. "
             "Set MLFLOW_TRACKING_URI to a store that can be opened, or unset it to use ./mlflow.db. If a process was "
             "killed while it made this store, delete the file."
         ) from None
@@ -90,7 +90,7 @@ def _claim_project_run(client: "MlflowClient", run_id: str) -> None:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise StepError(
-            f"The run {run_id} that `mlflow run` started is not in {_safe_tracking_uri()} (current directory: "
+            f"The run {run_id} that `mlflow run` started is not in {safe_tracking_uri()} (current directory: "
             f"{Path.cwd()}). Set MLFLOW_TRACKING_URI to an absolute path (sqlite:////…/mlflow.db) or a server."
         ) from None
 
@@ -120,16 +120,16 @@ def plain_errors() -> Iterator[None]:
     except (MlflowException, RequestException) as error:
         check_server("went away and has not come back")
         if "attempt to write a readonly database" in str(error):
-            raise StepError(READ_ONLY.format(_safe_tracking_uri())) from error
+            raise StepError(READ_ONLY.format(safe_tracking_uri())) from error
         message = str(error).strip().splitlines()[0][:500]
         if re.match("API request to .* failed with exception", message):
             raise StepError(
-                f"The tracking server {_safe_tracking_uri()} went away and did not come back in time. "
+                f"The tracking server {safe_tracking_uri()} went away and did not come back in time. "
                 "Finished work is kept: start the server, and run the same command again."
             ) from error
         if status := re.match(r"API request to .* failed with error code (40[13])\b", message):
             raise StepError(
-                f"The tracking server {_safe_tracking_uri()} refused the request (HTTP {status[1]}): set "
+                f"The tracking server {safe_tracking_uri()} refused the request (HTTP {status[1]}): set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to credentials "
                 "that it accepts."
             ) from error
@@ -161,12 +161,12 @@ def check_server(problem: str = "does not answer") -> None:
         http_request(credentials, "/health", "GET", max_retries=0, timeout=10)  # type: ignore[no-untyped-call]
     except MlflowException as error:
         raise StepError(
-            f"The tracking server {_safe_tracking_uri()} {problem} ({_root_cause(error)}). Start it, set "
+            f"The tracking server {safe_tracking_uri()} {problem} ({_root_cause(error)}). Start it, set "
             "MLFLOW_TRACKING_URI to a running one, or unset it to use ./mlflow.db."
         ) from None
 
 
-def _safe_tracking_uri() -> str:
+def safe_tracking_uri() -> str:
     """Return the tracking URI without credentials."""
     import mlflow
 

@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, Any
 from steps.digests import digest, digest_file
 from steps.errors import StepError
 from steps.output import suppress_output
+from steps.redaction import redacted
 from steps.store import names
-from steps.store.variants import Variant, load_artifact
+from steps.store.variants import Variant, artifact_folder, load_artifact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
+SHOWN_FILES = 3
 MANIFEST = "model_manifest.json"
-CODE = "code/wrappers"
+# The folder with the folder of the wrappers, whose name has changed once.
+CODE = "code"
 # MLflow writes this file into a model when it is registered.
 REGISTRY_FILE = "registered_model_meta"
 PICKLES = (".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".cloudpickle")
@@ -68,6 +71,8 @@ def verify(client: "MlflowClient", variant: Variant) -> list[str]:
         return [f"its model is {model.status}"]
     _remove_bytecode(model.artifact_location)
     stored = _stored_files(client, variant.model_id)
+    if not stored:
+        return [_nothing_stored(model)]
     # Before the manifest is read, because anyone who can plant a pickle can also change the manifest.
     if pickles := [path for path in stored if _is_named_as_pickle(path)]:
         return [f"{path} is a pickle, which is never loaded" for path in pickles]
@@ -76,6 +81,38 @@ def verify(client: "MlflowClient", variant: Variant) -> list[str]:
     except StepError as error:
         faults = list(error.faults)
     return faults + _loader_faults(model.artifact_location, stored)
+
+
+def missing(client: "MlflowClient", variant: Variant) -> list[str]:
+    """Return what a variant has lost: its model, files of it, or its manifest. Read the files only if sizes differ."""
+    model = client.get_logged_model(variant.model_id)
+    if not (stored := _stored_files(client, variant.model_id)):
+        return [_nothing_stored(model)]
+    try:
+        logged = _read_manifest(model, variant)["files"]
+    except StepError as error:
+        return list(error.faults)
+    lost = sorted(logged.keys() - stored.keys())
+    if not lost:
+        # A file of another size was damaged or replaced: find out how.
+        is_changed = any(stored[path] != entry["bytes"] for path, entry in logged.items())
+        return verify(client, variant) if is_changed else []
+    more = f" and {len(lost) - SHOWN_FILES} more files" if len(lost) > SHOWN_FILES else ""
+    verb = "are" if len(lost) > 1 else "is"
+    where = redacted(model.artifact_location)
+    return [f"{', '.join(lost[:SHOWN_FILES])}{more} {verb} missing from {where}"]
+
+
+def broken_model(variant: Variant, faults: list[str]) -> str:
+    """Return a sentence, without its full stop, about a model that is not what `build` logged."""
+    return (
+        f"{variant.name} ({variant.uri}) is refused: {', '.join(faults)}. Build and evaluate it again, or delete "
+        f"it: `python -c \"import mlflow; mlflow.MlflowClient().delete_logged_model('{variant.model_id}')\"`"
+    )
+
+
+def _nothing_stored(model: "LoggedModel") -> str:
+    return f"all files of its model are missing: there is nothing in {redacted(model.artifact_location)}"
 
 
 def _read_manifest(model: "LoggedModel", variant: Variant) -> dict[str, Any]:
@@ -89,8 +126,8 @@ def _read_manifest(model: "LoggedModel", variant: Variant) -> dict[str, Any]:
         manifest: dict[str, Any] = load_artifact(variant, MANIFEST)
     except Exception as error:  # every kind of store fails in its own way
         raise StepError(
-            f"{MANIFEST} of run {model.source_run_id} cannot be read ({type(error).__name__}), so the model cannot be "
-            "checked"
+            f"{MANIFEST} of run {model.source_run_id} cannot be read ({type(error).__name__}) from "
+            f"{artifact_folder(variant)}, so the model cannot be checked"
         ) from error
     if digest(manifest) != expected:
         raise StepError(f"{MANIFEST} of run {model.source_run_id} was changed")
@@ -152,10 +189,8 @@ def _loader_faults(location: str, stored: dict[str, int]) -> list[str]:
 
 def _code_sha256(files: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the same digest as `digest_code` does for the project's wrappers."""
-    prefix = f"{CODE}/"
-    return digest(
-        {path.removeprefix(prefix): entry["sha256"] for path, entry in files.items() if path.startswith(prefix)}
-    )
+    paths = {path: PurePosixPath(path).parts for path in files}
+    return digest({"/".join(parts[2:]): files[path]["sha256"] for path, parts in paths.items() if parts[0] == CODE})
 
 
 def _stored_files(client: "MlflowClient", model_id: str, folder: str | None = None) -> dict[str, int]:

@@ -30,6 +30,9 @@ REASON = "phi3.reason"
 POLICY = "phi3.policy"
 SCORES = "phi3.scores"
 REPLACED_VERSION = "phi3.replaced_version"
+VERDICT = "phi3.verdict"
+# The best score that a champion had on the prompt set, when this version became champion.
+REFERENCE = "phi3.reference"
 RUN_ID = "phi3.run_id"
 GIT_COMMIT = "phi3.git_commit"
 # Each time that a version becomes champion adds a tag: this and the UTC time.
@@ -103,6 +106,7 @@ COSTS = (
 )
 # The names that a policy may use for the metrics that it is usually about.
 POLICY_NAMES = {
+    "throughput": "speed/batch_tokens_per_second",
     "latency": "speed/latency_p95_ms",
     "memory": PEAK_MEMORY.key,
     "bytes": BYTES.key,
@@ -132,3 +136,8 @@ def more_is_better(key: str) -> bool:
 def is_timed(name: str) -> bool:
     """Return True if a metric is measured by `evaluate.speed`."""
     return metric_key(name).startswith(TIMED)
+
+
+def is_known(name: str) -> bool:
+    """Return True if a metric is one that `evaluate.speed` measures on every variant."""
+    return is_timed(name) and metric_key(name) in {cost.key for cost in COSTS}

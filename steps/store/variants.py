@@ -14,6 +14,7 @@ from steps.interfaces.interface import Interface
 from steps.modes import MODES, get_mode
 from steps.modes.mode import Mode
 from steps.output import suppress_output
+from steps.redaction import redacted
 from steps.store import names
 
 if TYPE_CHECKING:
@@ -86,10 +87,15 @@ def variant_of_run(client: MlflowClient, run_id: str) -> Variant:
     from mlflow.exceptions import MlflowException
 
     try:
-        experiment = client.get_run(run_id).info.experiment_id
-        return next(variant for variant in find_variants(client, experiment) if variant.run_id == run_id)
-    except (MlflowException, StopIteration):
+        info = client.get_run(run_id).info
+    except MlflowException:
         raise StepError(f"run_id must be the run of a READY variant, got '{run_id}'.") from None
+    if info.lifecycle_stage != "active":
+        raise StepError(f"The run {run_id} was deleted: `mlflow runs restore --run-id {run_id}` brings it back.")
+    variants = [variant for variant in find_variants(client, info.experiment_id) if variant.run_id == run_id]
+    if not variants:
+        raise StepError(f"run_id must be the run of a READY variant, got '{run_id}': it has no READY model.")
+    return variants[-1]
 
 
 def logged_models(client: MlflowClient, experiment: str, condition: str | None = None) -> Iterator[LoggedModel]:
@@ -125,6 +131,39 @@ def load_artifact(variant: Variant, path: str) -> Any:
     folder = variant.run_artifacts or mlflow.MlflowClient().get_run(variant.run_id).info.artifact_uri
     with suppress_output():
         return mlflow.artifacts.load_dict(f"{folder}/{path}")
+
+
+def artifact_folder(variant: Variant) -> str:
+    """Return where the artifacts of a variant's run are, for the user."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        folder = variant.run_artifacts or mlflow.MlflowClient().get_run(variant.run_id).info.artifact_uri
+    except MlflowException:
+        return f"its run, which is not in {redacted(mlflow.get_tracking_uri())}"
+    return redacted(folder)
+
+
+def is_local(location: str) -> bool:
+    """Return True if artifacts are in a folder of this machine."""
+    from mlflow.utils.uri import is_local_uri
+
+    return bool(is_local_uri(location))  # type: ignore[no-untyped-call]
+
+
+def lost_run(client: MlflowClient, variant: Variant) -> str | None:
+    """Return a sentence, without its full stop, about the run of a variant if it was deleted; None if it is there."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(variant.run_id)
+    except MlflowException:
+        return f"its run {variant.run_id} is gone from {redacted(mlflow.get_tracking_uri())}"
+    if run.info.lifecycle_stage == "active":
+        return None
+    return f"its run {variant.run_id} was deleted (`mlflow runs restore --run-id {variant.run_id}` brings it back)"
 
 
 def _config(params: dict[str, str]) -> BuildConfig:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # tokenizers would start its own threads in addition to the engine's.
@@ -10,27 +11,30 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from .answering import Choices, answer
+from .configuration import complete_config
+from .contract.body import opened
 from .contract.errors import RequestError
+from .contract.forms import read_form
 from .contract.interfaces import INTERFACES
 from .contract.requests import Contract
+from .contract.size import check_size
 from .engines import load_engine
 from .engines.scheduler import Scheduler
 from .manifest import DamagedCheckpoint, check
 from .serving.app import extend_server
 from .serving.client import CLIENT
+from .serving.health import health_check
+from .serving.prediction import extend_prediction
 from .tokenizer import ChatTokenizer
 
 
 class Phi3Model(PythonModel):
     """Answer conversations (interface chat) or prompts (interface prompt) with one engine.
 
-    `model_config` holds `name`, `interface`, `generation` (the default settings) and `engine` (its arguments). The
-    artifact `checkpoint` is the folder with the tokenizer and the weights.
+    `model_config` holds `name`, `interface`, `generation` (the default settings) and `engine` (its name and its
+    arguments). The artifact `checkpoint` is the folder with the tokenizer and the weights.
     """
-
-    def __init__(self, engine: str) -> None:
-        """Remember the name of the engine, a key of `engines.ENGINES`."""
-        self._engine_name = engine
 
     @property
     def scheduler(self) -> Scheduler:
@@ -39,38 +43,43 @@ class Phi3Model(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Check the checkpoint, load the tokenizer and start the engine."""
-        config, directory = context.model_config, context.artifacts["checkpoint"]
+        directory = context.artifacts["checkpoint"]
+        config = complete_config(context.model_config, Path(directory).parents[1])
         _refuse_damage(directory)
         self._name, self._interface = config["name"], INTERFACES[config["interface"]]
         self._tokenizer = ChatTokenizer(directory)
         self._contract = Contract(
             self._interface, self._tokenizer, self._tokenizer.context_length, config["generation"]
         )
-        self._scheduler = Scheduler(load_engine(self._engine_name, directory, config["engine"]))
-        extend_server(self._contract.frame_rows, self._scheduler.is_healthy)
+        self._scheduler = Scheduler(load_engine(directory, **config["engine"]))
+        extend_server(self._contract.frame_rows, health_check(self._contract, self._scheduler))
+        extend_prediction(self._contract.frame_rows)
 
-    # MLflow passes on objects and lists of objects too, but it warns on every load about a hint that says so.
+    # MLflow passes on every type of input, but it warns on every load about a hint that says so.
     def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> Any:
-        """Return one reply for one row, or a list of replies for several.
+        """Return one reply for a text or an object, and a list of replies for anything that can hold several.
 
         Args:
             context: MLflow's context; not used.
-            model_input: Rows as a frame, an object or a list of objects.
+            model_input: A text or an object, or a frame, Series, array or list of them.
             params: Settings for rows that do not have their own.
         """
-        requests = self._contract.requests(self._contract.rows(model_input), params)
-        choices = [request.sequences(self._tokenizer) for request in requests]
-        sequences = [sequence for row in choices for sequence in row]
-        if client := CLIENT.get():
-            client.wait_for(sequences)
-        self._scheduler.run(sequences)
-        replies = [self._interface.reply(self._name, row) for row in choices]
-        return replies[0] if len(replies) == 1 else replies
+        rows, params = opened(model_input, params)
+        form = read_form(self._contract, rows)
+        if CLIENT.get():
+            check_size(form.items)
+        replies = [self._reply(choices) for choices in answer(form, params, self._scheduler)]
+        return replies[0] if form.is_one else replies
+
+    def _reply(self, choices: Choices) -> Any:
+        if isinstance(choices, RequestError):
+            return self._interface.error_reply(self._name, choices.message)
+        return self._interface.reply(self._name, choices)
 
     def predict_stream(
         self,
@@ -79,14 +88,18 @@ class Phi3Model(PythonModel):
         params: dict[str, Any] | None = None,
     ) -> Iterator[Any]:
         """Return the reply to one row in pieces: OpenAI's chunks (chat) or strings (prompt)."""
-        rows = self._contract.rows(model_input)
-        rows = [{key: value for key, value in row.items() if key != "stream"} for row in rows]
+        rows = [row for piece in read_form(self._contract, model_input).pieces() for row in piece]
+        rows, params = [_without_stream(row) for row in rows], _without_stream(params or {})
         requests = self._contract.requests(rows, params)
         if len(requests) != 1 or requests[0].n != 1:
-            got = f"{len(requests)} row(s) with n = {requests[0].n}"
+            got = f"{len(requests)} row(s) with n = {requests[0].n}" if requests else "no row"
             raise RequestError("stream", f"predict_stream answers one row with n = 1, got {got}")
         (sequence,) = requests[0].sequences(self._tokenizer)
         return self._interface.stream(self._name, sequence, self._scheduler.stream(sequence))
+
+
+def _without_stream(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name != "stream"}
 
 
 def _refuse_damage(directory: str) -> None:

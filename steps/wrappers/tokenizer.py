@@ -4,6 +4,7 @@ Reads tokenizer.json, the chat template and the end tokens from a folder in Hugg
 neither transformers nor torch, so the ONNX wrapper starts without them. Safe to call from several threads.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable
 from functools import cached_property
@@ -11,21 +12,42 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
+
+from .added_tokens import add_configured_tokens, is_marker, named_tokens, special_tokens
+from .chat_template import ChatTemplate, TemplateRefusal, template_source
+from .detokenizer import Detokenizer, decoder_parts
+
+# Conversations that show which tokens a template writes. A template may refuse some of them.
+CONVERSATIONS = (("system", "user", "assistant", "user"), ("user", "assistant", "user"), ("user",))
+# What transformers takes for each of Phi-3's two lengths that config.json does not have.
+DEFAULT_LENGTH = 4096
 
 
 class ChatTokenizer:
-    """Render, encode and decode, with the same results as transformers' `apply_chat_template` and `decode`."""
+    """Render, encode and decode, with the same results as transformers' `apply_chat_template` and `decode`.
+
+    One thing is decoded otherwise: a run of byte tokens that is not UTF-8 as a whole keeps its whole characters.
+    """
 
     def __init__(self, directory: str | Path) -> None:
         self._directory = Path(directory)
         self._tokenizer = Tokenizer.from_file(str(self._directory / "tokenizer.json"))
+        self._config = self._read("tokenizer_config.json")
+        if "added_tokens_decoder" not in self._config:
+            # In the older layout this file comes first.
+            self._config |= self._read("special_tokens_map.json")
+        self._named_tokens = named_tokens(self._config, self._tokenizer.padding)
+        self._undecoded = add_configured_tokens(self._tokenizer, self._config, self._named_tokens)
+        self._tokenizer.encode_special_tokens = bool(self._config.get("split_special_tokens"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._config = self._read("tokenizer_config.json")
+        self._decoder = decoder_parts(self._tokenizer.decoder)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """Return the chat template; raise ValueError if the checkpoint has none that can be used."""
+        return ChatTemplate(template_source(self._directory, self._config), self._named_tokens)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text; control tokens in it are encoded as control tokens."""
@@ -37,14 +59,17 @@ class ChatTokenizer:
         return self.encode(self.render(messages))
 
     def render(self, messages: list[dict[str, str]]) -> str:
-        """Return a conversation as text in the format of the checkpoint's chat template."""
-        tokens = {name: self._special(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-        return self._template.render(messages=messages, add_generation_prompt=True, **tokens)
+        """Return a conversation as text in the format of the checkpoint's chat template, or raise TemplateRefusal."""
+        return self.template.render(messages)
 
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of token ids, without control tokens."""
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
+        """Return the text of token ids, without special tokens."""
+        detokenizer = self.detokenizer()
+        return "".join([*map(detokenizer.push, tokens), detokenizer.finish()])
+
+    def detokenizer(self) -> Detokenizer:
+        """Return a new decoder for the tokens of one completion, one after the other."""
+        return Detokenizer(self._form, *self._decoder)
 
     def count_tokens(self, texts: Iterable[str]) -> list[int]:
         """Return how many tokens each text has, in batches of 1,000 texts."""
@@ -56,9 +81,20 @@ class ChatTokenizer:
             ]
         return counts
 
-    def control_token_in(self, text: str) -> str | None:
-        """Return the first control token that a text contains, or None."""
-        return next((token for token in self._control_tokens if token in text), None)
+    def control_token_in(self, text: str, by_assistant: bool = False) -> str | None:
+        """Return the first control token that a text contains, or None.
+
+        Control tokens are the special ones and those that the chat template writes around messages. In a text by the
+        assistant only those count that its own replies never hold: decoding leaves special tokens out.
+        """
+        return next(
+            (
+                token
+                for token in self._control_tokens
+                if token in text and (token in self._undecoded or not by_assistant)
+            ),
+            None,
+        )
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
@@ -83,25 +119,35 @@ class ChatTokenizer:
         """
         config = self._read("config.json")
         length = self._read("genai_config.json").get("model", {}).get("context_length")
-        length = int(length or config["max_position_embeddings"])
-        return min(length, int(config.get("original_max_position_embeddings") or length))
+        length = int(length or config.get("max_position_embeddings", DEFAULT_LENGTH))
+        rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        # transformers looks for the limit outside of the rotary embedding's parameters only.
+        default = DEFAULT_LENGTH if "short_factor" in rope else length
+        return min(length, int(config.get("original_max_position_embeddings") or default))
 
     @cached_property
     def _control_tokens(self) -> list[str]:
-        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        special = {*self._undecoded, *special_tokens(self._config, self._named_tokens)}
+        written = self._written_by_template()
+        return [content for content in added if content in special or (is_marker(content) and content in written)]
 
-    @cached_property
-    def _template(self) -> Template:
-        file = self._directory / "chat_template.jinja"
-        text = file.read_text(encoding="utf-8") if file.is_file() else self._config.get("chat_template")
-        if not text:
-            raise ValueError(f"{self._directory.name} has no chat template: chat_template.jinja is missing")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        return environment.from_string(text)
+    def _written_by_template(self) -> str:
+        """Return what the chat template writes: its source, and conversations, because it may put tokens together."""
+        try:
+            template = self.template
+        except ValueError:
+            return ""
+        rendered = [template.source]
+        for roles in CONVERSATIONS:
+            with contextlib.suppress(TemplateRefusal):
+                rendered.append(template.render([{"role": role, "content": "a"} for role in roles]))
+        return "\n".join(rendered)
 
-    def _special(self, name: str) -> str:
-        token = self._config.get(name) or ""
-        return str(token["content"] if isinstance(token, dict) else token)
+    def _form(self, token: int) -> str | None:
+        """Return how the vocabulary writes a token, or None if decoding leaves it out."""
+        form: str | None = self._tokenizer.id_to_token(token)
+        return None if form in self._undecoded else form
 
     def _read(self, name: str) -> dict[str, Any]:
         """Return the content of a JSON file of the checkpoint, or nothing if it has no such file."""

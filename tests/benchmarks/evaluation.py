@@ -29,7 +29,7 @@ from steps.build import build
 from steps.checkpoints.checkpoint import resolve
 from steps.config.schema import Evaluation, FolderModel
 from steps.config.schema import PromptSet as PromptSetConfig
-from steps.evaluation import prompt_set, scores
+from steps.evaluation import prompt_set, ruler, scores
 from steps.evaluation.answers import answer_rows
 from steps.evaluation.asking import Asker, loaded
 from steps.evaluation.context_check import ContextCheck, context_check
@@ -155,9 +155,10 @@ def scored_seconds(variant: Variant) -> float:
     client = mlflow.MlflowClient()
     config = command_line.compose("evaluate", [])
     rows = benchmark_set()
-    metrics = scores.load_metrics(scores.names(config))
+    measure = ruler.make(config)
+    scores.load_metrics(measure.sources.values())
     started = time.perf_counter()
-    card = score_variant(client, variant, rows, metrics, config)
+    card = score_variant(client, variant, rows, measure, config.evaluate)
     seconds = time.perf_counter() - started
     assert not any(card.errors)
     return seconds

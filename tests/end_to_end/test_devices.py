@@ -12,6 +12,7 @@ from steps.modes.onnx import OnnxSettings, export_to_onnx
 from steps.modes.pyfunc import PyfuncSettings
 from steps.promotion import registry
 from steps.store.variants import find_variants
+from steps.wrappers.manifest import MANIFEST
 
 NO_GPU = "mode.device=cuda needs a GPU that torch can use, and this machine has none"
 SHORT = ("evaluate.speed=false", "evaluate.metrics=[answer_match]", "prompt_set.metrics=[]")
@@ -25,11 +26,12 @@ def no_gpu(monkeypatch):
 
 
 @pytest.fixture
-def built_elsewhere(checkpoint, monkeypatch):
-    """A variant for a GPU, as another machine has built it in the same store."""
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: True)
-        return build(command_line.compose("build", ["mode=pyfunc", "mode.device=cuda"]), checkpoint)
+def built_elsewhere(typed, checkpoint):
+    """A variant for a GPU, as another machine would have built it in the same store."""
+    done = typed("build", "mode=pyfunc", "mode.device=cuda", "check=false")
+    assert done.returncode == 0, done.stderr
+    (variant,) = find_variants(mlflow.MlflowClient(), "0")
+    return variant.model_id
 
 
 @pytest.fixture
@@ -123,10 +125,10 @@ def test_a_variant_that_cannot_be_smoke_tested_here_does_not_become_champion(typ
 def test_main_ranks_the_others_if_one_fails(typed, checkpoint, questions, monkeypatch):
     score = scoring.score_variant
 
-    def fail_for_prompt(client, variant, *rest):
+    def fail_for_prompt(client, variant, *rest, **named):
         if variant.interface.name == "prompt":
             raise RuntimeError("out of memory")
-        return score(client, variant, *rest)
+        return score(client, variant, *rest, **named)
 
     monkeypatch.setattr(evaluate.scoring, "score_variant", fail_for_prompt)
     words = ("variants=[[mode=onnx], [mode=onnx, interface=prompt]]", questions, *SHORT, "promotion.smoke=false")
@@ -148,6 +150,7 @@ def test_main_ranks_the_others_if_one_cannot_be_built(typed, checkpoint, questio
     exported = tmp_path / "exported"
     exported.mkdir()
     export_to_onnx(checkpoint.directory, exported, "fp32", ["hf_remote=false", "hf_token=false"])
+    (exported / MANIFEST).unlink(missing_ok=True)
     words = ("model=local", f"model.path={exported}", "variants=[[mode=onnx], [mode=pyfunc]]", questions, *SHORT)
     done = typed("main", *words, "promotion.smoke=false")
     assert done.returncode == 3, done.stderr

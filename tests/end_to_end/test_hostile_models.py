@@ -74,9 +74,9 @@ def plant_pickled_model(folder, mark):
 
 def plant_code_in_wrapper(folder, mark):
     """Append code that leaves a mark to the wrapper."""
-    with (folder / "code/wrappers/model.py").open("a") as code:
+    with (folder / "code/phi3_wrappers/model.py").open("a") as code:
         code.write(f"\nimport os\nos.mkdir({str(mark)!r})\n")
-    return "code/wrappers/model.py is too long: "
+    return "code/phi3_wrappers/model.py is too long: "
 
 
 def plant_module(folder, mark):
@@ -91,7 +91,7 @@ def test_a_hostile_model_is_refused_before_any_of_it_runs(variant, folder, typed
     reason = plant(folder, mark)
     done = typed("evaluate", "evaluate.speed=false")
     assert done.returncode == 1
-    assert f"is not what build logged: {reason}" in done.stderr
+    assert re.search(rf"is (not what build logged|refused): {re.escape(reason)}", done.stderr)
     (fault,) = integrity.verify(mlflow.MlflowClient(), variant)[:1]
     assert fault.startswith(reason)
     assert not mark.exists()

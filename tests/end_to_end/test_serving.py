@@ -245,7 +245,7 @@ def served_prompts(tmp_path_factory, checkpoint, empty_store):
         yield server
 
 
-@pytest.mark.parametrize("params", [{"temperature": "hot"}, {"temperature": 3.0}, {"n": 100}, {"stop": "x"}], ids=str)
+@pytest.mark.parametrize("params", [{"temperature": "hot"}, {"temperature": 3.0}, {"n": 100}, {"stop": 5}], ids=str)
 def test_a_bad_param_is_a_400_with_a_code_that_names_the_param_and_not_the_prompt(served_prompts, params):
     status, reply = served_prompts.post({"inputs": {"prompt": MARK}, "params": params})
     assert status == 400
@@ -272,4 +272,34 @@ SETTINGS = {"max_tokens": 40, "temperature": 0.0}
 def test_a_prompt_with_params_is_answered_in_every_form(served_prompts, body):
     status, reply = served_prompts.post(body)
     assert status == 200
-    assert "Madrid" in reply["predictions"]
+    rows = reply["predictions"]
+    assert "Madrid" in (rows[0] if {"instances", "dataframe_split"} & body.keys() else rows)
+
+
+# As a field may be, numbers may be of either type and one stop string may stand alone.
+PARAMS = {"max_tokens": 2, "seed": 7.0, "temperature": 0, "stop": "nothing like it"}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_params_are_honoured_or_refused_in_every_form(served, form):
+    rows = [{"messages": [{"role": "user", "content": SPAIN}]}]
+    status, reply = served.post(form(rows) | {"params": PARAMS})
+    assert status == 200, reply
+    assert [row["usage"]["completion_tokens"] for row in reply["predictions"]] == [2]
+    for params, word in (({"max_token": 2}, "max_token"), ({"presence_penalty": 0.5}, "presence_penalty")):
+        status, reply = served.post(form(rows) | {"params": params})
+        assert (status, reply["message"].partition("]")[0]) == (400, "[unsupported_field")
+        assert word in reply["message"]
+
+
+def test_rows_above_the_limit_are_refused(served):
+    status, reply = served.post({"inputs": [{"messages": [{"role": "user", "content": SPAIN}]}] * 257})
+    assert (status, reply["message"].partition("]")[0]) == (400, "[too_many_rows")
+
+
+def test_the_ai_gateway_gets_texts_for_texts(served_prompts):
+    """The form that MLflow's gateway sends to a served model, for completions and for chat."""
+    status, reply = served_prompts.post({"inputs": [SPAIN], "params": {"max_tokens": 40, "temperature": 0.0, "n": 1}})
+    assert status == 200, reply
+    (text,) = reply["predictions"]
+    assert "Madrid" in text

@@ -205,6 +205,8 @@ def test_a_loaded_model_and_its_code_are_forgotten_at_the_end(tmp_path):
         mlflow.pyfunc.save_model(
             tmp_path / "saved", python_model=str(tmp_path / "model.py"), code_paths=[str(code)], pip_requirements=[]
         )
+        for name in [name for name in sys.modules if name.partition(".")[0] == "wrappers"]:
+            del sys.modules[name]
     with loaded(str(tmp_path / "saved")) as model:
         assert model.predict({"prompt": "a"}) == ["mine"]
         assert "wrappers.word" in sys.modules

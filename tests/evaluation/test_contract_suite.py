@@ -177,9 +177,7 @@ def test_the_suite_has_at_least_25_checks_with_different_names(interface):
 def table(tmp_path, monkeypatch):
     """A table of the user's own."""
     monkeypatch.setattr(contract_suite, "TABLE", tmp_path / "contract_suite.yaml")
-    contract_suite.checks.cache_clear()
-    yield tmp_path / "contract_suite.yaml"
-    contract_suite.checks.cache_clear()
+    return tmp_path / "contract_suite.yaml"
 
 
 def test_a_row_that_a_user_adds_counts(table):

@@ -129,12 +129,14 @@ def test_a_set_without_question_or_target_is_refused_with_its_columns(folder):
 
 
 def test_all_missing_columns_are_reported_at_once(folder):
+    rows = {"question": ["q"], "reply": ["t"]}
     with pytest.raises(StepError) as refusal:
-        _load(folder, "prompt_set.columns.prompt=questoin")
-    first, second, third = refusal.value.faults
+        _load(folder, "prompt_set.columns.prompt=questoin", "prompt_set.columns.tags=topics", rows=rows)
+    first, second, third, fourth = refusal.value.faults
     assert first.startswith("prompt_set.columns.prompt: Unknown column 'questoin'. Did you mean 'question'?")
-    assert second.startswith("prompt_set.columns.target: Unknown column 'target'.")
-    assert third.startswith("prompt_set.columns.prompt or .messages must name a column of ")
+    assert second.startswith("prompt_set.columns.tags: Unknown column 'topics'.")
+    assert third == "prompt_set.columns.prompt or .messages must name a column of question, reply."
+    assert fourth == "prompt_set.columns.target must name a column of question, reply."
 
 
 @pytest.mark.parametrize("override", ["prompt_set.path=no/such", "prompt_set.split=nothing"])

@@ -86,5 +86,5 @@ def test_a_judge_scores_every_answer_and_is_asked_again_only_for_what_failed(sto
     assert all("Score how well the answer agrees" in body for body in bodies)
     assert any("The capital of France" in body and "paris" in body for body in bodies)
     metrics = scorecard.metrics_of(store.greedy, sha256)
-    assert (metrics["judge/mean"], metrics["judge/ci_low"]) == (0.5, 0.5)
+    assert metrics["judge/ci_low"] < metrics["judge/mean"] == 0.5
     assert os.environ.get("OPENAI_API_KEY") is None

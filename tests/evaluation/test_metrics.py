@@ -7,7 +7,7 @@ import pytest
 
 from steps import command_line
 from steps.errors import StepError
-from steps.evaluation import scores
+from steps.evaluation import ruler, scores
 from steps.evaluation.answers import Answer
 from steps.evaluation.metrics import rules
 from steps.evaluation.prompt_set import PromptSet
@@ -78,9 +78,9 @@ def test_rows_without_the_rules_that_a_metric_needs_are_reported_by_line():
         ),
         "line",
     )
-    scores.check_rows(rows, command_line.compose("evaluate", []))
+    scores.check_rows(rows, ruler.make(command_line.compose("evaluate", [])).metrics)
     with pytest.raises(StepError) as refusal:
-        scores.check_rows(rows, command_line.compose("evaluate", ["prompt_set=instructions"]))
+        scores.check_rows(rows, ruler.make(command_line.compose("evaluate", ["prompt_set=instructions"])).metrics)
     assert refusal.value.faults == tuple(
         f"set: line {place}: the metric instruction_match needs rules." for place in ("2 (id 'b')", "3 (id 'c')")
     )
@@ -171,7 +171,7 @@ class FakeMetric:
         ({}, "metric chrf gave no value."),
         ({"chrf": math.nan, "scores": [1.0]}, "metric chrf/mean is nan."),
         ({"chrf": 1.0, "scores": [math.nan]}, "metric chrf gave row 'a' the score nan."),
-        ({"chrf": 1.0, "scores": [1.0, 1.0]}, "metric chrf gave 2 scores for 1 rows."),
+        ({"chrf": 1.0, "scores": [1.0, 1.0]}, "metric chrf failed: ValueError: it gave 2 scores for 1 rows"),
         (ValueError("no such model"), "metric chrf failed: ValueError: no such model"),
     ],
     ids=["nothing", "NaN", "NaN of a row", "too many scores", "raised"],
@@ -181,3 +181,30 @@ def test_a_metric_without_a_finite_result_makes_no_scorecard(result, fault):
     with pytest.raises(StepError) as refusal:
         scores.compute({"chrf": FakeMetric(result)}, rows, [[Answer("t")]])
     assert refusal.value.faults == (fault,)
+
+
+UNANSWERED = [Answer(""), Answer(" \n"), Answer("\u200b"), Answer(error="out of memory")]
+
+
+@pytest.mark.parametrize("unanswered", UNANSWERED, ids=["empty", "spaces", "no width", "error"])
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [({"own": 1.0, "scores": [1.0]}, [1.0, 0.0]), ({"own": 1.0}, None)],
+    ids=["a score for each row", "no scores of rows"],
+)
+def test_an_answer_that_is_empty_or_an_error_has_the_score_0_whatever_the_metric(unanswered, result, expected):
+    rows = PromptSet("set", tuple(Row(name, (("user", "q"),), ("t",), ()) for name in "abc"))
+    answers = [Answer("t"), unanswered, Answer(skipped="too long")]
+    (computed,) = scores.compute({"own": FakeMetric(result)}, rows, [answers])["own"]
+    assert computed.scores == expected
+    card = scores.scorecard(rows, [answers], {"own": [computed]})
+    # The skipped row counts as 0 if rows have scores; a metric of all answers together never saw it.
+    assert card.metrics["own/mean"] == pytest.approx(1 / 3 if expected else 0.5)
+    assert card.scores.get("own", [None])[-1] is None
+
+
+def test_a_metric_is_not_asked_if_nothing_was_answered():
+    rows = PromptSet("set", (Row("a", (("user", "q"),), ("t",), ()),))
+    metric = FakeMetric(ZeroDivisionError("no words"))
+    (computed,) = scores.compute({"own": metric}, rows, [[Answer("")]])["own"]
+    assert computed == scores.Computed([0.0], {"mean": 0.0})

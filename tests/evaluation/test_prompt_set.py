@@ -9,7 +9,7 @@ import pytest
 from steps import command_line
 from steps.config.schema import PromptSet
 from steps.errors import StepError
-from steps.evaluation import prompt_set, scores, scores_log
+from steps.evaluation import prompt_set, ruler, scores, scores_log
 
 
 def _line(**fields):
@@ -141,7 +141,7 @@ SHIPPED = {
 def test_a_shipped_set_has_its_rows_and_their_fields(name):
     config = command_line.compose("evaluate", [f"prompt_set={name}"])
     rows, (count, is_complete) = prompt_set.load(config.prompt_set), SHIPPED[name]
-    scores.check_rows(rows, config)
+    scores.check_rows(rows, ruler.make(config).metrics)
     assert rows.name == name
     assert len(rows.rows) == count
     assert [row.id for row in rows.rows if not is_complete(row)] == []

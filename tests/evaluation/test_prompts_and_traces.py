@@ -35,7 +35,8 @@ def test_a_new_prompt_is_a_new_version_and_a_known_one_is_linked_again(checkpoin
         overrides = ["mode=onnx", "prompting=brief", f"prompting.system={text}", f"generation.top_k={len(built)}"]
         built.append(build(command_line.compose("build", overrides), checkpoint))
     client = mlflow.MlflowClient()
-    versions = {prompt.version: prompt.template[0]["content"] for prompt in client.search_prompt_versions("phi3.prompting.brief")}
+    prompts = client.search_prompt_versions("phi3.prompting.brief")
+    versions = {prompt.version: prompt.template[0]["content"] for prompt in prompts}
     assert versions == {1: "Be brief.", 2: "Be polite."}
     for model_id, version in zip(built, ("1", "2", "1"), strict=True):
         model = client.get_logged_model(model_id)

@@ -11,7 +11,7 @@ import pytest
 
 from steps import command_line
 from steps.build import build
-from steps.evaluation import plots, scorecard, scores, speed
+from steps.evaluation import plots, ruler, scorecard, speed
 from steps.evaluation.plots import Point
 from steps.evaluation.report import comparison, leaderboard, state, variant_report
 from steps.evaluation.report.comparison import Scored
@@ -72,19 +72,21 @@ def test_the_table_has_a_cell_for_everything_and_none_for_what_is_unknown():
     assert all(len(column) == 2 for column in table.values())
 
 
-def test_pairs_are_compared_on_the_rows_that_both_answered():
+def test_pairs_are_compared_row_by_row_and_a_skipped_row_counts_as_0():
     ours, theirs = [1.0] * 30 + [None], [0.0] * 30 + [1.0]
     (pair,) = comparison.pairwise([_scored("a", ours), _scored("b", theirs)], "answer_match")
-    assert (pair["variant"], pair["is"], pair["than"], pair["rows"]) == ("a", "better", "b", 30)
-    assert pair["difference"] == pair["ci_low"] == pair["ci_high"] == 1.0
+    assert (pair["variant"], pair["is"], pair["than"], pair["rows"]) == ("a", "better", "b", 31)
+    assert pair["difference"] == pytest.approx(29 / 31)
+    assert 0 < pair["ci_low"] < pair["difference"] <= pair["ci_high"]
     (pair,) = comparison.pairwise([_scored("b", theirs), _scored("a", ours)], "answer_match")
     assert pair["is"] == "worse"
     (pair,) = comparison.pairwise([_scored("a", [0.0, 1.0] * 10), _scored("b", [1.0, 0.0] * 10)], "answer_match")
-    assert pair["is"] == "tied"
+    assert pair["is"] == "undecided"
 
 
-def test_variants_without_rows_in_common_are_no_pair():
-    assert comparison.pairwise([_scored("a", [1.0, None]), _scored("b", [None, 1.0])], "answer_match") == []
+def test_variants_without_answered_rows_in_common_are_undecided():
+    (pair,) = comparison.pairwise([_scored("a", [1.0, None]), _scored("b", [None, 1.0])], "answer_match")
+    assert (pair["is"], pair["difference"], pair["rows"]) == ("undecided", 0, 2)
 
 
 def test_a_variant_without_row_scores_is_in_no_pair():
@@ -111,9 +113,12 @@ def test_entries_with_the_same_name_are_told_apart_by_their_model():
 
 
 def test_the_first_metric_is_the_prompt_sets_own_if_it_has_one():
-    assert scores.first(command_line.compose("evaluate", [])) == "answer_match"
-    assert scores.first(command_line.compose("evaluate", ["evaluate.metrics=[chrf,rouge_l]"])) == "chrf"
-    assert scores.first(command_line.compose("evaluate", ["prompt_set=instructions"])) == "instruction_match"
+    def first(*overrides):
+        return ruler.make(command_line.compose("evaluate", list(overrides))).first
+
+    assert first() == "answer_match"
+    assert first("evaluate.metrics=[chrf,rouge_l]") == "chrf"
+    assert first("prompt_set=instructions") == "instruction_match"
 
 
 def test_a_metric_without_row_scores_is_on_the_page_without_an_interval():

@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
-from steps.config.schema import EvaluateConfig
-from steps.evaluation import scorecard
+from steps import command_line
+from steps.evaluation import ruler, scorecard
 from steps.evaluation.scorecard import Scorecard
 from tests.conftest import PROJECT
 
@@ -62,6 +63,12 @@ def card_of(rows, scores: list[float | None], answers: list[str]) -> Scorecard:
     )
 
 
+@cache
+def usual_ruler():
+    """Return the ruler that `evaluate` has by default."""
+    return ruler.make(command_line.compose("evaluate", []))
+
+
 def write_card(variant, rows, card: Scorecard) -> None:
     """Log a scorecard as `evaluate` does: the rows, the means on the model, and the mark last."""
     import mlflow
@@ -72,5 +79,7 @@ def write_card(variant, rows, card: Scorecard) -> None:
         client.log_metric(
             variant.run_id, key, value, model_id=variant.model_id, dataset_digest=digest, dataset_name="made"
         )
-    mark = scorecard.mark(rows, digest, ["answer_match"], EvaluateConfig())
+    measure = usual_ruler()
+    parts = {"answer_match": measure.digests["answer_match"]}
+    mark = scorecard.mark(rows, digest, measure.asked(variant), parts)
     client.set_logged_model_tags(variant.model_id, {scorecard.tag(rows.sha256): mark})

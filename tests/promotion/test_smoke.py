@@ -15,7 +15,7 @@ from steps import command_line
 from steps.evaluation import prompt_set
 from steps.evaluation.asking import loaded
 from steps.interfaces import get_interface
-from steps.promotion import history, registry, serving
+from steps.promotion import history, registry, serving, smoke
 from steps.store.variants import find_variants
 from tests.conftest import PROJECT, SPAIN
 from tests.promotion.store import copied, write_scorecard
@@ -52,27 +52,48 @@ def test_a_version_becomes_champion_only_if_it_answers_as_recorded(store, typed,
     known = registry.read(mlflow.MlflowClient(), "phi3")
     assert known.aliases == {}
 
-    # 8 rows of 64, every eighth: the 57th is among them
-    done = typed("register", *overrides)
-    assert done.returncode == 1
-    assert "is rejected: smoke test: row 56 was answered 'Never said.' when it was scored and 'The" in done.stderr
-    known = registry.read(mlflow.MlflowClient(), "phi3")
-    assert known.aliases == {}
-    assert [version.number for version in known.versions if version.rejected] == ["1"]
-
+    # 8 rows of 64, every eighth: the 57th is among them. The same register goes on with the next best.
     done = typed("register", *overrides)
     assert done.returncode == 0, done.stderr
+    assert "is rejected: smoke test: row 56 was answered 'Never said.' when it was scored and 'The" in done.stdout
     assert "Promoted onnx-int4-chat to phi3@champion (version 2)" in done.stdout
     assert "(version 1) was rejected: smoke test: row 56" in done.stdout
     known = registry.read(mlflow.MlflowClient(), "phi3")
+    assert [version.number for version in known.versions if version.rejected] == ["1"]
     assert known.champion.model_id == right
     assert known.champion.tags["phi3.smoke"].startswith("passed ")
+    run = mlflow.MlflowClient().get_run(known.champion.tags["phi3.run_id"])
+    content = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/promotion.json")
+    assert [sentence[:37] for sentence in content["rejected"]] == ["onnx-int4-chat (version 1) was reject"]
 
     done = typed("register", *overrides)
     assert "Nothing changes: the champion onnx-int4-chat is already the best" in done.stdout
     assert "Smoke test" not in done.stdout
     figure("smoke: 1 killed, 1 rejected, 1 passed, 0 repeated")
     assert [change.version for change in history.changes(known)] == ["2"]
+
+
+def test_register_fails_only_if_every_candidate_is_rejected(store, typed, monkeypatch, tmp_path):
+    folder, overrides, _ = store
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", copied(folder, tmp_path / "all"))
+    client = mlflow.MlflowClient()
+    for version in registry.read(client, "phi3").versions:
+        client.delete_model_version("phi3", version.number)
+    monkeypatch.setattr(smoke, "find_fault", lambda *arguments: "it broke the contract: 'n'")
+    # With retry_rejected, each candidate is still tried only once in a run.
+    done = typed("register", *overrides, "promotion.retry_rejected=true")
+    assert done.returncode == 1
+    assert done.stdout.count("is rejected: smoke test: it broke the contract: 'n'") == 2
+    assert done.stderr.startswith("error: No scored candidate is left")
+    assert done.stderr.count("was rejected: smoke test: it broke the contract: 'n'.") == 2
+    known = registry.read(client, "phi3")
+    assert known.aliases == {}
+    assert all(version.rejected for version in known.versions)
+    run = client.search_runs(["0"], order_by=["attributes.start_time DESC"])[0]
+    assert run.info.status == "FAILED"
+    content = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/promotion.json")
+    assert not content["decision"]["promoted"]
+    assert len(content["rejected"]) == 2
 
 
 def killed_while_serving(overrides, folder):

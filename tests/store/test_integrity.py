@@ -71,7 +71,7 @@ def test_a_built_model_has_no_faults(stored, mode):
         manifest["files"]
     )
     if mode != "transformers":
-        assert {"code/wrappers/model.py", f"{mode}_model.py"} <= set(manifest["files"])
+        assert {"code/phi3_wrappers/model.py", f"{mode}_model.py"} <= set(manifest["files"])
     assert not [name for name in manifest["files"] if "__pycache__" in name]
 
 
@@ -115,9 +115,9 @@ def _manifest_file(model):
         ("onnx", "artifacts/checkpoint/model.onnx.data", cut, "is cut short: "),
         ("onnx", "MLmodel", append, "is too long: "),
         ("onnx", "onnx_model.py", append, "is too long: "),
-        ("onnx", "code/wrappers/contract/requests.py", flip, "was changed: sha256"),
-        ("onnx", "code/wrappers/engines/scheduler.py", Path.unlink, "is missing"),
-        ("onnx", "code/wrappers/jinja2.py", Path.touch, "is there, but build did not log it"),
+        ("onnx", "code/phi3_wrappers/contract/requests.py", flip, "was changed: sha256"),
+        ("onnx", "code/phi3_wrappers/engines/scheduler.py", Path.unlink, "is missing"),
+        ("onnx", "code/phi3_wrappers/jinja2.py", Path.touch, "is there, but build did not log it"),
     ],
 )
 def test_damage_is_reported_with_the_name_of_the_file(stored, mode, name, damage, fault):
@@ -130,7 +130,7 @@ def test_damage_is_reported_with_the_name_of_the_file(stored, mode, name, damage
 def test_all_damaged_files_are_reported_at_once(stored):
     model = stored("onnx")
     flip(model.folder / "artifacts/checkpoint/model.onnx")
-    cut(model.folder / "code/wrappers/model.py")
+    cut(model.folder / "code/phi3_wrappers/model.py")
     assert len(model.verify()) == 2
 
 
@@ -150,7 +150,7 @@ def test_a_changed_or_missing_manifest_is_reported(stored):
 
 def test_planted_bytecode_is_removed(stored):
     model = stored("onnx")
-    planted = model.folder / "code/wrappers/__pycache__/model.cpython-311.pyc"
+    planted = model.folder / "code/phi3_wrappers/__pycache__/model.cpython-311.pyc"
     planted.parent.mkdir(exist_ok=True)
     planted.write_bytes(b"anything")
     assert model.verify() == []

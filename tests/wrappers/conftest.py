@@ -3,6 +3,8 @@
 import pytest
 
 from steps import command_line
+from steps.build import build
+from steps.evaluation import asking
 from steps.modes import get_mode
 from steps.wrappers.contract.interfaces import INTERFACES
 from steps.wrappers.contract.requests import Contract
@@ -84,3 +86,31 @@ def complete(scheduler, contract, tokenizer):
         return sequences
 
     return run
+
+
+@pytest.fixture(scope="session")
+def uris(tmp_path_factory, checkpoint, empty_store):
+    """Return the model URI and the store of a mode and an interface; each model is built once."""
+    folder, built = tmp_path_factory.mktemp("models"), {}
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+
+    def uri(mode, interface):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+            if (mode, interface) not in built:
+                built[mode, interface] = build(
+                    command_line.compose("build", [f"mode={mode}", f"interface={interface}"]), checkpoint
+                )
+        return f"models:/{built[mode, interface]}", f"sqlite:///{folder}/mlflow.db"
+
+    return uri
+
+
+@pytest.fixture
+def loaded(uris, monkeypatch, request):
+    mode, interface = getattr(request, "param", ("pyfunc", "chat"))
+    uri, store = uris(mode, interface)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    with asking.loaded(uri) as model:
+        yield model

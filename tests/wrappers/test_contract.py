@@ -14,7 +14,10 @@ from mlflow.exceptions import MlflowException
 from steps.wrappers.contract.errors import RequestError
 from steps.wrappers.contract.interfaces import INTERFACES
 from steps.wrappers.contract.requests import Contract
+from steps.wrappers.contract.size import check_size
+from steps.wrappers.tokenizer import ChatTokenizer
 from tests.conftest import SPAIN
+from tests.wrappers import checkpoints
 from tests.wrappers.conftest import DEFAULTS
 
 USER = {"role": "user", "content": SPAIN}
@@ -141,9 +144,214 @@ def test_invalid_request_is_refused_with_a_stable_code(contract, row, code, word
     assert refusal.value.get_http_status_code() == 400
 
 
-def test_more_than_256_rows_are_refused(contract):
+NEUTRAL = {
+    "response_format": [{"type": "text"}, None],
+    "tool_choice": ["none", "auto", None],
+    "function_call": ["none", "auto"],
+    "tools": [[], None, np.array([])],
+    "functions": [[]],
+    "parallel_tool_calls": [True, False],
+    "store": [False, None],
+    "metadata": [{}, None],
+    "modalities": [["text"], []],
+    "audio": [None],
+    "prediction": [None],
+    "logprobs": [False, None],
+    "top_logprobs": [0, None],
+    "logit_bias": [{}, None],
+    "frequency_penalty": [0, 0.0],
+    "presence_penalty": [0.0],
+    "reasoning_effort": ["none", None],
+    "verbosity": ["medium"],
+    "service_tier": ["auto", "default"],
+    "stream_options": [{}, {"include_usage": False}, None],
+    "web_search_options": [None],
+    "best_of": [1],
+    "echo": [False],
+    "suffix": ["", None],
+    "stream": [False],
+    # labels and hints: any value
+    "model": ["phi3"],
+    "user": ["me"],
+    "safety_identifier": ["me"],
+    "prompt_cache_key": ["key"],
+    "prompt_cache_retention": ["24h"],
+    "prompt_cache_options": [{"mode": "implicit"}],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in NEUTRAL.items() for value in values])
+@pytest.mark.parametrize("interface", ["chat", "prompt"])
+def test_field_that_asks_for_nothing_is_accepted(tokenizer, interface, field, value):
+    contract = Contract(INTERFACES[interface], tokenizer, 512, DEFAULTS)
+    row = _row() if interface == "chat" else {"prompt": SPAIN}
+    (plain,), (request,) = contract.requests([row], None), contract.requests([row | {field: value}], None)
+    assert request == plain
+
+
+DEMANDING = {
+    "response_format": [{"type": "json_object"}, {"type": "text", "x": 1}, "text"],
+    "tool_choice": ["required", {"type": "function", "function": {"name": "f"}}],
+    "function_call": [{"name": "f"}],
+    "functions": [[{"name": "f"}]],
+    "store": [True],
+    "metadata": [{"a": "b"}],
+    "modalities": [["text", "audio"], ["audio"]],
+    "audio": [{"voice": "alloy", "format": "wav"}],
+    "prediction": [{"type": "content", "content": "a"}],
+    "logprobs": [True],
+    "top_logprobs": [2],
+    "logit_bias": [{"5": 10}],
+    "reasoning_effort": ["high"],
+    "verbosity": ["low"],
+    "service_tier": ["flex"],
+    "stream_options": [{"include_usage": True}],
+    "web_search_options": [{}],
+    "best_of": [2],
+    "echo": [True],
+    "suffix": ["a"],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in DEMANDING.items() for value in values]
+)
+def test_field_that_asks_for_something_is_refused(contract, field, value):
+    with pytest.raises(RequestError, match=rf"^\[unsupported_field\] {field} is not") as refusal:
+        contract.requests([_row(**{field: value})], None)
+    assert refusal.value.get_http_status_code() == 400
+
+
+def test_frame_may_have_its_own_column_with_the_name_of_a_field(contract):
+    assert contract.frame_rows([_row(metadata={"source": "x"}, suffix="y")]) == [_row()]
+
+
+def _max_tokens(contract, row, params=None):
+    (request,) = contract.requests([row], params)
+    return request.settings.max_tokens
+
+
+def test_max_completion_tokens_means_max_tokens(contract):
+    assert _max_tokens(contract, _row(max_completion_tokens=5)) == 5
+    assert _max_tokens(contract, _row(max_completion_tokens=5, max_tokens=5.0)) == 5
+    assert _max_tokens(contract, _row(max_completion_tokens=None, max_tokens=6)) == 6
+    assert _max_tokens(contract, _row(), {"max_completion_tokens": 7}) == 7
+    assert _max_tokens(contract, _row(max_completion_tokens=5), {"max_tokens": 7}) == 5
+    assert contract.frame_rows([_row(max_completion_tokens=5)]) == [_row(max_completion_tokens=5)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "words"),
+    [
+        ({"max_completion_tokens": 5, "max_tokens": 6}, "invalid_max_tokens", "must be equal, got 6 and 5"),
+        ({"max_completion_tokens": 0}, "invalid_max_completion_tokens", "at least 1, got 0"),
+        ({"max_completion_tokens": "5"}, "invalid_max_completion_tokens", "whole number"),
+        ({"max_completion_tokens": 10**6}, "context_exceeded", "max_tokens must be at most"),
+    ],
+)
+def test_wrong_max_completion_tokens_is_refused(contract, fields, code, words):
+    with pytest.raises(RequestError) as refusal:
+        contract.requests([_row(**fields)], None)
+    assert refusal.value.code == code
+    assert words in refusal.value.message
+
+
+def _history(content="Madrid.", **fields):
+    return {"messages": [USER, {"role": "assistant", "content": content} | fields, USER]}
+
+
+@pytest.mark.parametrize("content", ["", " ", "\n\n", None, "a\0b", "\ufffd", "Madrid."])
+def test_any_reply_is_accepted_as_history(contract, tokenizer, content):
+    (request,) = contract.requests([_history(content)], None)
+    expected = [USER, {"role": "assistant", "content": content or ""}, USER]
+    assert request.prompt == tokenizer.encode_chat(expected)
+
+
+@pytest.mark.parametrize("message", [{"role": "assistant"}, {"role": "assistant", "content": ""}])
+def test_reply_without_text_is_accepted_as_history(contract, message):
+    assert contract.requests([{"messages": [USER, message, USER]}], None)
+
+
+NOTHING = {"tool_calls": [], "name": None, "refusal": None, "function_call": None, "audio": None, "annotations": []}
+
+
+@pytest.mark.parametrize("fields", [NOTHING, {"tool_calls": None}, {"tool_calls": np.array([])}, {"name": ""}], ids=str)
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_fields_of_a_message_that_ask_for_nothing_are_accepted(contract, role, fields):
+    message = {"role": role, "content": "a"}
+    (plain,), (request,) = (
+        contract.requests([{"messages": [turn, USER]}], None) for turn in (message, message | fields)
+    )
+    assert request == plain
+
+
+@pytest.mark.parametrize("field", ["tool_calls", "name", "refusal", "prefix"])
+def test_field_of_a_reply_that_asks_for_something_is_refused(contract, field):
+    with pytest.raises(RequestError, match=rf"messages\[1\].{field} is not supported"):
+        contract.requests([_history(**{field: ["x"]})], None)
+
+
+@pytest.mark.parametrize(
+    ("content", "code"), [(5, "not_text"), ("a\ud800", "lone_surrogate"), ("a<|end|>", "control_token")]
+)
+def test_what_no_reply_can_be_is_refused_as_history(contract, content, code):
+    with pytest.raises(RequestError) as refusal:
+        contract.requests([_history(content)], None)
+    assert refusal.value.code == code
+
+
+@pytest.fixture
+def with_template(tmp_path):
+    """Return the contract of a model with another chat template: `with_template("gemma", "chat")`."""
+
+    def make(name, interface="chat"):
+        folder = checkpoints.write(tmp_path / "checkpoint", template=checkpoints.TEMPLATES.get(name, name))
+        return Contract(INTERFACES[interface], ChatTokenizer(folder), 512, DEFAULTS)
+
+    return make
+
+
+SYSTEM = {"role": "system", "content": "A secret."}
+UNRENDERED = {
+    "a dropped role": ("phi3_first", [SYSTEM, USER], "role_not_rendered", "messages[0] has role 'system', which"),
+    "a dropped place": ("deepseek", [SYSTEM, SYSTEM, USER], "role_not_rendered", "messages[0] has role 'system'"),
+    "a later message": ("phi3_first", [USER, SYSTEM, USER], "role_not_rendered", "messages[1] has role 'system'"),
+    "a refusal": ("gemma", [SYSTEM, USER], "template_refused", "refuses this conversation: System role not supported"),
+    "the order": ("llama2", [USER, USER], "template_refused", "Conversation roles must alternate"),
+    "the content": ("{{ raise_exception(messages[0].content) }}", [SYSTEM, USER], "template_refused", ": …"),
+    "an error": ("{{ messages[0].content + 1 }}", [USER], "template_refused", "it raises TypeError"),
+}
+
+
+@pytest.mark.parametrize(("template", "messages", "code", "words"), UNRENDERED.values(), ids=UNRENDERED)
+def test_conversation_that_the_template_does_not_render_is_refused(with_template, template, messages, code, words):
+    with pytest.raises(RequestError) as refusal:
+        with_template(template).requests([{"messages": messages}], None)
+    assert refusal.value.code == code
+    assert words in refusal.value.message
+    assert refusal.value.get_http_status_code() == 400
+    assert SPAIN not in refusal.value.message
+    assert "secret" not in refusal.value.message
+
+
+def test_prompt_that_the_template_refuses_is_a_400(with_template):
+    with pytest.raises(RequestError, match="template_refused"):
+        with_template("{{ raise_exception('no') }}", "prompt").requests([{"prompt": SPAIN}], None)
+
+
+def test_prompt_with_an_added_word_is_rendered_in_the_chat_format(tmp_path):
+    tokenizer = checkpoints.byte_level()
+    tokenizer.add_tokens(["Spain"])
+    tokenizer = ChatTokenizer(checkpoints.write(tmp_path, tokenizer, checkpoints.TEMPLATES["phi3"]))
+    contract = Contract(INTERFACES["prompt"], tokenizer, 512, DEFAULTS)
+    (request,) = contract.requests([{"prompt": SPAIN}], None)
+    assert request.prompt == tokenizer.encode_chat([USER])
+    assert Contract(INTERFACES["chat"], tokenizer, 512, DEFAULTS).requests([_row()], None)
+
+
+def test_more_than_256_rows_of_a_served_request_are_refused():
     with pytest.raises(RequestError, match="at most 256 rows, got 257"):
-        contract.requests([_row()] * 257, None)
+        check_size([_row()] * 257)
 
 
 def test_message_cannot_be_replaced_by_one_with_the_prompt():
@@ -182,11 +390,12 @@ def test_valid_settings_are_accepted_and_converted(contract, row, expected):
         assert getattr(request.settings, name) == value
 
 
-def test_size_limit_counts_all_rows_together(contract):
+def test_size_limit_of_a_served_request_counts_all_rows_together(contract):
     half = _row(tools=[], user="a" * 500_000)
-    assert contract.requests([half], None)
+    assert contract.requests([half, half], None)
+    check_size([half])
     with pytest.raises(RequestError, match="too_large"):
-        contract.requests([half, half], None)
+        check_size([half, half])
 
 
 @pytest.mark.parametrize("missing", [None, math.nan, np.float32("nan"), pd.NA, pd.NaT], ids=str)
@@ -203,10 +412,32 @@ def test_object_that_contains_itself_is_refused(contract):
         contract.requests([_row(tools=cycle)], None)
 
 
-def test_params_fill_in_settings_that_a_row_does_not_have(tokenizer):
-    contract = Contract(INTERFACES["prompt"], tokenizer, 512, DEFAULTS)
-    (request,) = contract.requests([{"prompt": "a"}], {"temperature": 0.5, "seed": 3, "unknown": 1})
-    assert (request.settings.temperature, request.settings.seed) == (0.5, 3)
+def test_params_fill_in_settings_that_a_row_does_not_have(contract):
+    params = {"temperature": 0.5, "seed": 3, "stop": ["a"], "custom_inputs": {"top_k": 2}, "max_tokens": None}
+    rows = [_row(), _row(seed=4, stop=["b"]), _row(seed=None, custom_inputs={"seed": 5, "top_k": 7})]
+    requests = [contract.request(row, params).settings for row in rows]
+    assert [settings.temperature for settings in requests] == [0.5] * 3
+    assert [settings.seed for settings in requests] == [3, 4, 5]
+    assert [settings.stop for settings in requests] == [("a",), ("b",), ("a",)]
+    assert [settings.top_k for settings in requests] == [2, 2, 7]
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"max_token": 1}, "max_token is not a known field"),
+        ({"messages": [{}]}, "messages is not a known field"),
+        ({"presence_penalty": 0.5}, "presence_penalty is not supported"),
+        ({"stream": True}, "stream must be false"),
+        ({"custom_inputs": {"sed": 1}}, "custom_inputs.sed is not a known field"),
+        ({"temperature": 3}, "temperature must be at least 0 and at most 2"),
+        ({"stop": 5}, "stop must be a list of strings"),
+    ],
+    ids=str,
+)
+def test_params_are_checked_as_the_fields_of_a_row_are(contract, params, words):
+    with pytest.raises(RequestError, match=words):
+        contract.request(_row(), params)
 
 
 def test_prompt_in_the_chat_format_is_encoded_as_it_is(tokenizer):

@@ -15,8 +15,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from steps import command_line
-from steps.build import build
 from steps.evaluation import asking, contract_suite
 from steps.evaluation.asking import Asker
 from steps.interfaces import get_interface
@@ -26,34 +24,6 @@ from tests.conftest import SPAIN
 MARK = "marked-prompt-8c1f"
 MESSAGES = [{"role": "user", "content": SPAIN}]
 SAMPLED = {"messages": MESSAGES, "temperature": 2.0, "max_tokens": 8}
-
-
-@pytest.fixture(scope="module")
-def uris(tmp_path_factory, checkpoint, empty_store):
-    """Return the model URI and the store of a mode and an interface; each model is built once."""
-    folder, built = tmp_path_factory.mktemp("models"), {}
-    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-
-    def uri(mode, interface):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(folder)
-            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-            if (mode, interface) not in built:
-                built[mode, interface] = build(
-                    command_line.compose("build", [f"mode={mode}", f"interface={interface}"]), checkpoint
-                )
-        return f"models:/{built[mode, interface]}", f"sqlite:///{folder}/mlflow.db"
-
-    return uri
-
-
-@pytest.fixture
-def loaded(uris, monkeypatch, request):
-    mode, interface = getattr(request, "param", ("pyfunc", "chat"))
-    uri, store = uris(mode, interface)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    with asking.loaded(uri) as model:
-        yield model
 
 
 MODELS = [(mode, interface) for mode in ("pyfunc", "onnx", "transformers") for interface in ("chat", "prompt")]
@@ -75,7 +45,7 @@ def test_model_without_references_is_freed(uris, monkeypatch, mode):
     uri, store = uris(mode, "chat")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     with asking.loaded(uri) as model:
-        monkeypatch.setattr(sys.modules["wrappers.engines.scheduler"], "IDLE_SECONDS", 0.1)
+        monkeypatch.setattr(_scheduler_module(model), "IDLE_SECONDS", 0.1)
         model.predict({"messages": MESSAGES})
         engine = weakref.ref(model.unwrap_python_model().scheduler.engine)
     del model
@@ -83,6 +53,10 @@ def test_model_without_references_is_freed(uris, monkeypatch, mode):
     while engine():
         gc.collect()
         assert time.monotonic() < deadline
+
+
+def _scheduler_module(model):
+    return sys.modules[type(model.unwrap_python_model().scheduler).__module__]
 
 
 def _text(reply):
@@ -141,12 +115,12 @@ def test_usage_counts_the_tokens_of_the_tokenizer(loaded, mode, checkpoint):
 def test_frame_may_have_empty_cells_and_foreign_columns(loaded):
     alone = _text(loaded.predict({"messages": MESSAGES}))
     row = {"messages": MESSAGES, "temperature": float("nan"), "max_tokens": None, "target": "x"}
-    assert _text(loaded.predict(pd.DataFrame([row]))) == alone
+    assert [_text(reply) for reply in loaded.predict(pd.DataFrame([row]))] == [alone]
     assert [_text(reply) for reply in loaded.predict(pd.DataFrame([row, row]))] == [alone, alone]
 
 
 def test_full_queue_is_refused_before_the_first_chunk(loaded, monkeypatch):
-    monkeypatch.setattr(sys.modules["wrappers.engines.scheduler"], "MAX_WAITING", 0)
+    monkeypatch.setattr(_scheduler_module(loaded), "MAX_WAITING", 0)
     with pytest.raises(Exception, match="queue_full"):
         next(loaded.predict_stream({"messages": MESSAGES}))
 
@@ -253,6 +227,27 @@ def test_timed_out_request_releases_its_slots(one_second, app, monkeypatch):
     # The answers would have more tokens than the engine generates in a second.
     assert [sequence.finish_reason for sequence in submitted] == [None, None]
     assert all(len(sequence.tokens) <= 4 for sequence in submitted)
+
+
+SEEDS = {
+    "a field": lambda subject, seed: subject | {"seed": seed},
+    "a param": lambda subject, seed: subject | {"params": {"seed": seed}},
+    "a param of inputs": lambda subject, seed: {"inputs": [subject], "params": {"seed": seed}},
+}
+
+
+@pytest.mark.parametrize("make", SEEDS.values(), ids=SEEDS)
+@pytest.mark.parametrize("app", ["chat", "prompt"], indirect=True)
+def test_seed_may_be_a_whole_number_with_a_point(app, request, make):
+    chat = request.node.callspec.params["app"] == "chat"
+    subject = {"messages": MESSAGES} if chat else {"prompt": SPAIN}
+    status, reply = app.post(make(subject, 7.0))
+    assert status == 200, reply
+    for seed, got in ((7.5, "7.5"), ("7", "'7'"), (-1, "-1"), (True, "True"), (2**63, "9223372036854775808")):
+        status, reply = app.post(make(subject, seed))
+        assert status == 400
+        assert reply["message"].startswith("[invalid_seed] seed must be a whole number")
+        assert reply["message"].endswith(f"got {got}")
 
 
 @pytest.mark.parametrize("app", ["prompt"], indirect=True)

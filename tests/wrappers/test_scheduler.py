@@ -14,17 +14,23 @@ from steps.wrappers.engines.sequence import Sequence, Settings
 
 
 class _Letters:
-    """A tokenizer whose tokens are characters. `on_decode` is called each time something is decoded."""
+    """A tokenizer whose tokens are characters. `on_decode` is called each time one is decoded."""
 
     end_tokens = frozenset()
 
     def __init__(self):
         self.decoded = 0
 
-    def decode(self, tokens):
+    def detokenizer(self):
+        return self
+
+    def push(self, token):
         self.decoded += 1
         self.on_decode()
-        return "".join(map(chr, tokens))
+        return chr(token)
+
+    def finish(self):
+        return ""
 
     def on_decode(self):
         pass
@@ -178,12 +184,11 @@ def test_stream_never_shows_the_beginning_of_a_stop_string():
     assert (sequence.text, sequence.finish_reason) == ("x", "stop")
 
 
-def test_text_is_decoded_only_when_it_is_needed():
+def test_each_token_is_decoded_once():
     plain, with_stop = _sequence(max_tokens=50), _sequence(max_tokens=50, stop=("b",))
     for sequence in (plain, with_stop):
         for _ in range(50):
             sequence.push(ord("a"))
-            if sequence is with_stop:
-                sequence.settled_text()
-    assert (plain.tokenizer.decoded, with_stop.tokenizer.decoded) == (1, 50)
+            sequence.settled_text()
+    assert (plain.tokenizer.decoded, with_stop.tokenizer.decoded) == (50, 50)
     assert plain.text == with_stop.text == "a" * 50

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import socket
 import threading
@@ -9,6 +10,7 @@ import urllib.error
 import urllib.request
 
 import fastapi
+import httpx
 import pytest
 import uvicorn
 
@@ -45,6 +47,7 @@ class _Server:
             await asyncio.to_thread(predict)
             return {"answered": True}
 
+        @app.get("/health")
         @app.get("/ping")
         async def ping():
             return {}
@@ -59,8 +62,9 @@ class _Server:
         while not self._server.started:
             threading.Event().wait(0.01)
 
-    def post(self, timeout=30, body=b'{"inputs": {}}', content_type="application/json"):
-        request = urllib.request.Request(f"{self.address}/invocations", body, {"Content-Type": content_type})
+    def post(self, timeout=30, body=b'{"inputs": {}}', content_type="application/json", **headers):
+        headers = {"Content-Type": content_type} | headers
+        request = urllib.request.Request(f"{self.address}/invocations", body, headers)
         with urllib.request.urlopen(request, timeout=timeout) as reply:
             return json.load(reply)
 
@@ -138,23 +142,31 @@ def test_ping_reports_a_failing_engine(server, path):
 
 
 ROW = {"prompt": "a", "n": None}
+PARAMS = {"n": 2, "seed": 3}
+CHAT = {"messages": [], "n": 1}
+
+
+def _envelope(rows, params=None):
+    return {"phi3_request": {"rows": rows, "params": params}}
+
+
 REWRITTEN = {
-    "messages": ({"messages": [], "n": 1}, {"messages": [], "n": 1}),
-    "messages with params": (
-        {"messages": [], "n": 1, "params": {"n": 2, "seed": 3}},
-        {"messages": [], "n": 1, "seed": 3},
-    ),
-    "inputs": ({"inputs": ROW, "params": {"n": 1}}, {"inputs": ROW, "params": {"n": 1}}),
+    "messages": (CHAT, {"messages": []} | _envelope(CHAT)),
+    "messages with params": (CHAT | {"params": PARAMS}, {"messages": []} | _envelope(CHAT, PARAMS)),
+    "inputs": ({"inputs": ROW, "params": PARAMS}, {"inputs": _envelope(ROW, PARAMS)}),
+    "a text": ({"inputs": "a"}, {"inputs": _envelope("a")}),
+    "texts": ({"inputs": ["a"], "params": PARAMS}, {"inputs": _envelope(["a"], PARAMS)}),
     "prompt": (
         {"prompt": "a", "n": 1, "params": {"seed": 1}},
-        {"inputs": {"prompt": "a", "n": 1}, "params": {"seed": 1}},
+        {"inputs": _envelope({"prompt": "a", "n": 1}, {"seed": 1})},
     ),
-    "instances": ({"instances": [ROW]}, {"inputs": [ROW], "params": None}),
-    "records": ({"dataframe_records": [ROW, ROW]}, {"inputs": [ROW, ROW], "params": None}),
+    "instances": ({"instances": [ROW]}, {"inputs": _envelope([ROW])}),
+    "records": ({"dataframe_records": [ROW, ROW]}, {"inputs": _envelope([ROW, ROW])}),
     "split": (
-        {"dataframe_split": {"columns": ["prompt", "n"], "index": [0], "data": [["a", None]]}, "params": {"n": 1}},
-        {"inputs": [ROW], "params": {"n": 1}},
+        {"dataframe_split": {"columns": ["prompt", "n"], "index": [0], "data": [["a", None]]}, "params": PARAMS},
+        {"inputs": _envelope([ROW], PARAMS)},
     ),
+    "split without names": ({"dataframe_split": {"data": [["a"], ["b"]]}}, {"inputs": _envelope(["a", "b"])}),
 }
 
 
@@ -196,6 +208,11 @@ REFUSED = {
         "invalid_dataframe",
         "unique names",
     ),
+    "split without names and with two cells": (
+        {"dataframe_split": {"data": [[SECRET, SECRET]]}},
+        "invalid_dataframe",
+        "unless each row has one value",
+    ),
     "split without data": ({"dataframe_split": {"columns": [SECRET]}}, "invalid_dataframe", "a list of rows"),
     "split with a long row": (
         {"dataframe_split": SPLIT | {"data": [[SECRET, 1]]}},
@@ -232,6 +249,137 @@ def test_wrong_content_type_is_refused_with_415(server, content_type):
         assert json.load(refusal.value)["message"].startswith(
             "[content_type] the content type must be application/json"
         )
+
+
+UTF_8 = ["utf-8", "UTF-8", "utf8", "UTF8", "utf_8", '"utf-8"', "us-ascii", "US-ASCII", "ascii", "utf-8-sig"]
+
+
+@pytest.mark.parametrize("charset", UTF_8)
+@pytest.mark.parametrize("media_type", ["application/json", "text/csv"])
+def test_every_name_of_utf_8_is_accepted(server, media_type, charset):
+    server.released.set()
+    body = '{"inputs": "é"}' if media_type == "application/json" else "prompt\né"
+    assert server.post(body=body.encode(), content_type=f"{media_type}; charset={charset}") == {"answered": True}
+    assert "é" in str(server.bodies)
+
+
+def _refused(server, **arguments):
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        server.post(**arguments)
+    with refusal.value:
+        message = json.load(refusal.value)["message"]
+    assert server.bodies == []
+    return refusal.value.code, message
+
+
+@pytest.mark.parametrize("charset", ["iso-8859-1", "utf-16", "utf-7", "nonsense", "rot13", "''"])
+def test_another_charset_is_refused_with_415(server, charset):
+    status, message = _refused(server, content_type=f"application/json; charset={charset}")
+    assert (status, message.partition("]")[0]) == (415, "[content_type")
+
+
+BODY = '{"inputs": "é"}'.encode()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "x-gzip", " gzip "])
+@pytest.mark.parametrize("parts", [[BODY], [BODY[:5], BODY[5:]]], ids=["one member", "two members"])
+def test_gzip_body_is_decoded(server, encoding, parts):
+    server.released.set()
+    body = b"".join(map(gzip.compress, parts))
+    assert server.post(body=body, **{"Content-Encoding": encoding}) == {"answered": True}
+    assert server.bodies == [{"inputs": {"phi3_request": {"rows": "é", "params": None}}}]
+
+
+def test_body_that_is_not_encoded_may_say_so(server):
+    server.released.set()
+    assert server.post(body=BODY, **{"Content-Encoding": "identity"}) == {"answered": True}
+
+
+BOMB = gzip.compress(b'{"inputs": "' + b"a" * 100_000_000 + b'"}')
+ENCODED = {
+    "another encoding": ("br", BODY, 415, "[content_encoding] the content encoding must be gzip or none, got 'br'"),
+    "two encodings": ("gzip, gzip", BODY, 415, "[content_encoding] "),
+    "no header": (None, gzip.compress(BODY), 415, "[content_encoding] the body is compressed with gzip; send the"),
+    "not gzip": ("gzip", BODY, 400, "[invalid_gzip] "),
+    "empty": ("gzip", b"", 400, "[invalid_json] "),
+    "cut": ("gzip", gzip.compress(BODY)[:-9], 400, "[invalid_gzip] "),
+    "damaged": ("gzip", gzip.compress(BODY)[:12] + b"\xff" * 20, 400, "[invalid_gzip] "),
+    "a bomb": ("gzip", BOMB, 400, "[too_large] a body may have at most 1000000 bytes when it is decoded"),
+    "not JSON": ("gzip", gzip.compress(b"secret"), 400, "[invalid_json] "),
+}
+
+
+@pytest.mark.parametrize(("encoding", "body", "status", "message"), ENCODED.values(), ids=ENCODED)
+def test_encoding_that_cannot_be_read_is_refused(server, encoding, body, status, message):
+    refused = _refused(server, body=body, **({"Content-Encoding": encoding} if encoding else {}))
+    assert refused[0] == status
+    assert refused[1].startswith(message)
+    assert "secret" not in refused[1]
+
+
+@pytest.mark.parametrize("path", ["ping", "health"])
+@pytest.mark.parametrize(("healthy", "status"), [(True, 200), (False, 503)])
+def test_head_is_get_without_a_body(server, path, healthy, status):
+    server.healthy = healthy
+    reply = httpx.head(f"{server.address}/{path}")
+    assert (reply.status_code, reply.content) == (status, b"")
+    assert reply.headers["content-length"] == httpx.get(f"{server.address}/{path}").headers["content-length"]
+
+
+@pytest.mark.parametrize(("path", "method"), [("invocations", "POST"), ("ping", "GET")])
+def test_options_lists_the_methods(server, path, method):
+    reply = httpx.options(f"{server.address}/{path}")
+    assert (reply.status_code, reply.content) == (204, b"")
+    assert method in reply.headers["allow"].split(", ")
+    assert "access-control-allow-origin" not in reply.headers
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "HEAD"])
+def test_other_methods_are_refused_with_405(server, method):
+    assert httpx.request(method, f"{server.address}/invocations").status_code == 405
+
+
+def _preflight(server, origin):
+    headers = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+    }
+    return httpx.options(f"{server.address}/invocations", headers=headers)
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:3000", "http://127.0.0.1", "https://localhost", "http://[::1]:80"]
+)
+def test_page_of_this_machine_may_ask(server, origin):
+    reply = _preflight(server, origin)
+    assert reply.status_code == 204
+    assert reply.headers["access-control-allow-origin"] == origin
+    assert "POST" in reply.headers["access-control-allow-methods"]
+    assert reply.headers["access-control-allow-headers"] == "content-type"
+    server.released.set()
+    for body, status in ((b'{"inputs": {}}', 200), (b"{", 400)):
+        reply = httpx.post(
+            f"{server.address}/invocations",
+            content=body,
+            headers={"Origin": origin, "Content-Type": "application/json"},
+        )
+        assert reply.status_code == status
+        assert reply.headers["access-control-allow-origin"] == origin
+
+
+FOREIGN = ["https://example.com", "http://localhost.example.com", "http://localhost:3000.example.com", "null"]
+
+
+@pytest.mark.parametrize("origin", FOREIGN)
+def test_page_from_elsewhere_may_ask_only_if_it_is_configured(server, monkeypatch, origin):
+    reply = _preflight(server, origin)
+    assert reply.status_code == 204
+    assert not {name for name in reply.headers if name.startswith("access-control")}
+    monkeypatch.setenv("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", f"https://example.org, {origin}")
+    assert _preflight(server, origin).headers["access-control-allow-origin"] == origin
+    monkeypatch.setenv("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "*")
+    assert _preflight(server, origin).headers["access-control-allow-origin"] == origin
 
 
 def test_body_that_does_not_arrive_is_refused_with_408(server, monkeypatch):

@@ -1,10 +1,195 @@
-"""Normalize text for comparison: case, punctuation and spaces are ignored."""
+"""Turn an answer and an accepted answer into words that can be compared. Every metric uses this module.
+
+docs/scoring.md states the rules, with a table of cases that the tests run.
+"""
 
 import re
 import unicodedata
+from collections.abc import Iterator
+from fractions import Fraction
+
+# Python's own `re` knows neither scripts nor emoji.
+import regex
+
+# Of these forms the plain character has another meaning: x² is not x2, and 1½ is not 11/2.
+KEPT_FORMS = ("<super>", "<sub>", "<fraction>", "<circle>")
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+ALIKE = {
+    "\N{MINUS SIGN}": "-",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{FRACTION SLASH}": "/",
+    "\N{DIVISION SLASH}": "/",
+    "\N{ARABIC THOUSANDS SEPARATOR}": ",",
+    "\N{ARABIC DECIMAL SEPARATOR}": ".",
+}
+NO_BRACES = str.maketrans("", "", "{}")
+LONGEST_NUMBER = 60  # a model that repeats itself may write thousands of digits
+
+# Scripts that put no space between words, or glue particles to them (Hangul).
+UNSPACED_SCRIPTS = (
+    "Han Hiragana Katakana Bopomofo Hangul Yi Thai Lao Khmer Myanmar Tibetan "
+    "Tai_Le New_Tai_Lue Tai_Tham Tai_Viet Javanese Balinese Cham"
+)
+SCRIPTS = "".join(rf"\p{{scx={script}}}" for script in UNSPACED_SCRIPTS.split())
+UNSPACED = regex.compile(rf"(?V1)[[\p{{L}}\p{{Nl}}]&&[{SCRIPTS}]]\p{{M}}*+")
+PICTOGRAPH = r"[\p{Extended_Pictographic}--[©®™]]\p{Emoji_Modifier}?"
+EMOJI = rf"(?:\p{{RI}}{{2}}|{PICTOGRAPH}[\U000E0020-\U000E007F]*(?:\u200D{PICTOGRAPH})*)"
+# Tags tell the flags of England and Scotland apart; a joiner makes one emoji of several.
+VANISHING = regex.compile(r"(?V1)(?!\u200D\p{Extended_Pictographic})[\p{DI}--[\U000E0020-\U000E007F]]")
+
+LETTER = r"[\p{L}\p{M}\p{N}]"
+# Units that may stand right behind a number: 5km is 5 km. Not m and k, which may mean millions and thousands.
+UNITS = "km|cm|mm|kg|mg|lbs?|oz|ft|ml|ms|[kmgt]i?b|[kmg]?hz|kwh?|mph|am|pm|px"
+# 2019-2020 and COVID-19 have no sign. Some write a dash for minus, but after a number it is a range.
+SIGN = r"(?<![\p{L}\p{M}\p{N})\]}%.\-])(?:[-+]|(?<!\d\s)\u2013)"
+NUMBER = rf"""
+    (?: (?P<sign>{SIGN})? (?P<unit>\p{{Sc}}) \s? (?P<sign>-)? | (?P<sign>{SIGN}) | (?<!{LETTER}) )
+    (?P<run> [1-9]\d{{0,2}} (?:[ ]\d{{3}})++ (?![ ]?\d) (?:[.,]\d++)?
+           | \d++ [ ] \d/\d++ (?!/)
+           | \d++ (?:[.,:/']\d++)*+
+           | (?<![\p{{L}}\p{{M}}\p{{N}}.]) \.\d++ )
+    (?P<exponent> e[-+]?\d{{1,3}}+ )?
+    (?: st | nd | rd | th )?
+    (?= (?:{UNITS})(?!{LETTER}) | (?!{LETTER}|[_^]|[.,:/']\d) )
+    (?: \s? (?P<unit>[%‰°]) | \s? (?P<unit>\p{{Sc}}) (?!\s?\d) )?
+"""
+WORD = rf"""
+    {LETTER}++ (?: (?: _++ | (?<=\d)[.,:](?=\d) ) {LETTER}++ )*+
+    (?: \^ (?: \{{[^{{}}\s]++\}} | [-+]?{LETTER}++ | [-+] ) )?
+    | \^ [-+]?{LETTER}++
+"""
+# C++, C#, A+ and Na+; behind one or two letters also a minus: grade B-, blood group AB-.
+NAME = rf"\p{{L}}{LETTER}*+ [+\#]++ (?!{LETTER}) | \p{{L}}{{1,2}}+ - (?!{LETTER}|-)"
+TOKEN = regex.compile(
+    rf"(?V1x) (?=[\d.+\-\u2013\p{{Sc}}]) (?: {NUMBER} )"
+    rf"| (?P<word> {NAME} | {WORD} ) | (?P<symbol> {EMOJI} | [[\p{{Sm}}\p{{So}}*]--[©®™°|~]] )"
+)
+QUOTES = r"""["'`\p{Pi}\p{Pf}\p{Ps}\p{Pe}<>]*"""
+CHUNK = regex.compile(rf"(?V1){EMOJI}|(?:(?!{EMOJI})\S)++")
+BARE_CHUNK = regex.compile(rf"{QUOTES}(.+?){QUOTES}[.,;:!?]?{QUOTES}")
+
+POWER = regex.compile(r"[⁰¹²³⁴-⁹⁺⁻ⁿ]+")
+INDEX = regex.compile(r"(?<=[\p{L})\]])[₀-₉]+(?!\d)")
+FRACTION_SIGN = regex.compile(r"(?<=(\d)?)[¼-¾⅐-⅞]")
+PERCENT = regex.compile(r"(?<=\d)\s?(?:%|per\s?cent\b)")
+MINUS = regex.compile(r"(?<!\d\s)\b(?:minus|negative)\s+(?=\p{Sc}?\.?\d)")
+POWER_OF_TEN = regex.compile(r"(?<=\d)\s?(?:[\u00D7x*·]|\\times)\s?10\^\{?([-+]?\d{1,3})\}?(?!\d)")
+
+# Ways to write a number, with their separators of thousands and of decimals.
+NOTATIONS = tuple(
+    (re.compile(pattern), str.maketrans(dict.fromkeys(thousands) | dict.fromkeys(decimals, ".")))
+    for pattern, thousands, decimals in (
+        (r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?", ",", "."),
+        (r"[1-9]\d{0,2}(?:\.\d{3})+,\d+|[1-9]\d{0,2}(?:\.\d{3}){2,}", ".", ","),
+        (r"[1-9]\d{0,2}(?:[ ']\d{3})+(?:[.,]\d+)?", " '", ".,"),
+        (r"[1-9]\d?(?:,\d\d)+,\d{3}(?:\.\d+)?", ",", "."),  # Indian
+        (r"(?:0|[1-9]\d*)(?:\.\d+)?|\.\d+", "", "."),
+        (r"(?:0|[1-9]\d*),\d+", "", ","),
+    )
+)
+RATIO = re.compile(r"(?:([1-9]\d*) )?([1-9]\d*)/([1-9]\d*)")
+# What is written together, but is several numbers: 1,2,3 and 12.3.1879; (3,5) is no decimal number either.
+SEVERAL = re.compile(r"\d+(?:,\d+){2,}|\d{4}([./])\d\d?\1\d\d?|\d\d?([./])\d\d?\2\d{4}|\d\d?/\d\d?/\d\d?")
+COORDINATES = re.compile(r"(?<=[(\[{])\d+,(?:\d{1,2}|\d{4,})(?=[)\]}])")
 
 
-def words(text: str) -> list[str]:
-    """Return the words of a text in lower case. Punctuation separates words; accents stay."""
-    folded = unicodedata.normalize("NFC", text).casefold()
-    return re.findall(r"\w+", folded)
+def comparable(prediction: str, target: str) -> tuple[list[str], list[str]]:
+    """Return the words of a prediction and of an accepted answer.
+
+    An accepted answer without any word (`+`, 👍) is compared as it stands: both texts are split at spaces. Symbols
+    count only if the accepted answer has some. The unit of a number ($, %, °) counts only if both numbers have one.
+    """
+    shown, wanted = _prepare(prediction), _prepare(target)
+    if not any(_tokens(wanted, with_symbols=False)):
+        return _chunks(shown), _chunks(wanted)
+    if PERCENT.search(wanted):
+        shown, wanted = PERCENT.sub("%", shown), PERCENT.sub("%", wanted)
+    with_symbols = any(match["symbol"] for match in TOKEN.finditer(wanted))
+    predicted, expected = list(_tokens(shown, with_symbols)), list(_tokens(wanted, with_symbols))
+    units = {text: unit for text, unit in expected if unit}
+    return (
+        [text + unit if unit and units.get(text, unit) != unit else text for text, unit in predicted],
+        [text for text, _ in expected],
+    )
+
+
+def clean(text: str) -> str:
+    """Return a text without invisible characters, and with full-width and other forms of characters made plain."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", VANISHING.sub("", text).translate(PLAIN))
+
+
+class _Plain(dict[int, str]):
+    """The plain form of every character: NFKC, except where that changes the meaning, and digits of any script."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        form, *parts = unicodedata.decomposition(char).split() or [""]
+        if char.isdecimal():
+            self[code] = str(unicodedata.decimal(char))
+        elif not form.startswith("<") or form in KEPT_FORMS or (parts[0] == "0020" and len(parts) > 1):
+            self[code] = ALIKE.get(char, char)
+        else:
+            self[code] = "".join(self[int(part, 16)] for part in parts)
+        return self[code]
+
+
+PLAIN = _Plain()
+
+
+def _prepare(text: str) -> str:
+    """Return a text in lower case, with one way to write powers, and spaces around letters of scripts without any."""
+    text = unicodedata.normalize("NFC", clean(text).casefold())
+    if not text.isascii():
+        text = POWER.sub(lambda match: "^" + match[0].translate(SUPERSCRIPTS), text)
+        text = INDEX.sub(lambda match: match[0].translate(SUBSCRIPTS), text)
+        text = FRACTION_SIGN.sub(_spelled_out, text)
+        text = UNSPACED.sub(r" \g<0> ", text)
+    return str(MINUS.sub("-", POWER_OF_TEN.sub(r"e\1", text)))
+
+
+def _spelled_out(match: "regex.Match[str]") -> str:
+    """Write ½ as 1/2, and 1½ as 1 1/2."""
+    fraction: str = unicodedata.normalize("NFKC", match[0]).translate(PLAIN)
+    return f" {fraction}" if match[1] else fraction
+
+
+def _chunks(text: str) -> list[str]:
+    """Split a text at spaces and around emoji. Quotes and one sentence mark around a chunk do not count."""
+    return [str(match[1]) for chunk in CHUNK.findall(text) if (match := BARE_CHUNK.fullmatch(chunk))]
+
+
+def _tokens(text: str, with_symbols: bool) -> Iterator[tuple[str, str]]:
+    """Yield the words of a prepared text, each with its unit if it is a number that has one."""
+    for match in TOKEN.finditer(text):
+        if match["run"]:
+            yield from _numbers(match)
+        elif with_symbols or not match["symbol"]:
+            yield match[0].translate(NO_BRACES), ""
+
+
+def _numbers(match: "regex.Match[str]") -> Iterator[tuple[str, str]]:
+    """Yield a number in one canonical form; several if they are only written together; or else what stands there."""
+    run, value = match["run"], _value(match["run"], match["exponent"] or "")
+    if value is not None and not COORDINATES.match(match.string, match.start("run")):
+        yield str(-value if match["sign"] in ("-", "\u2013") else value), match["unit"] or ""
+    elif value is not None or SEVERAL.fullmatch(run):
+        yield from ((str(_value(part) or part), "") for part in re.split(r"[,./]", run))
+    else:
+        yield run.replace(" ", "") + (match["exponent"] or ""), ""
+
+
+def _value(run: str, exponent: str = "") -> Fraction | None:
+    """Return the number that digits and separators stand for; None for a code (007), a version, a time of day."""
+    if len(run) > LONGEST_NUMBER:
+        return None
+    for pattern, separators in NOTATIONS:
+        if pattern.fullmatch(run):
+            return Fraction(run.translate(separators) + exponent)
+    if ratio := RATIO.fullmatch(run):
+        whole, top, bottom = (int(part or 0) for part in ratio.groups())
+        value = whole + Fraction(top, bottom)
+        return value if value.denominator > 1 else None  # 12/3 is more likely a date than 4
+    return None

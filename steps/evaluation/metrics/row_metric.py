@@ -16,6 +16,7 @@ def row_metric(
 ) -> type:
     """Return a metric class that gives the score of every row and their mean.
 
+    An empty answer scores 0, whatever the function says: an answer with an error is empty too.
     A function, not a base class: `evaluate.load` takes the first metric class in a module, also an imported one.
 
     Args:
@@ -42,7 +43,8 @@ def row_metric(
             )
 
         def _compute(self, **values: list[Any]) -> dict[str, Any]:
-            scores = [score(*row) for row in zip(*(values[column] for column in inputs), strict=True)]
+            rows = zip(*(values[column] for column in inputs), strict=True)
+            scores = [score(*row) if row[0].strip() else 0.0 for row in rows]
             return {name: sum(scores) / len(scores), "scores": scores}
 
     RowMetric.__name__ = name  # `evaluate` names a metric after its class

@@ -1,14 +1,18 @@
-"""Token F1: the harmonic mean of precision and recall over words, for the best accepted answer."""
+"""Token F1: the harmonic mean of precision and recall over words, for the best accepted answer.
+
+A number is one word and compares by its value. In scripts without spaces between words every letter counts as a word.
+docs/scoring.md has the rules.
+"""
 
 from collections import Counter
 
-from .normalize import words
+from .normalize import comparable
 from .row_metric import row_metric
 
 
 def score(prediction: str, accepted: list[str]) -> float:
     """Return the highest F1 between the prediction and an accepted answer."""
-    return max(_f1(words(prediction), words(target)) for target in accepted)
+    return max(_f1(*comparable(prediction, target)) for target in accepted)
 
 
 def _f1(predicted: list[str], target: list[str]) -> float:

@@ -1,53 +1,85 @@
-"""Read the rows of a prompt set from a dataset of the `datasets` library: on a hub, in a folder or in a file.
+"""Read the rows of a dataset that the `datasets` library finds: on a hub, in a folder, at an address.
 
     -P prompt_set=dataset -P prompt_set.path=OWNER/NAME -P prompt_set.split=test -P prompt_set.columns.target=answer
 
-A dot names a column inside another one (`answers.text`). `prompt_set.columns.tags=null` ignores a column that happens
-to have the name of a field. A row without an id gets its number as id. A single tag may be a string.
+`datasets` finds the files of each split, and `files.py` reads them. The library itself would take 007 for a number and
+NA for a missing value, and would not see that a file has changed. It reads only what `files.py` does not know.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from steps.config.paths import CONF
 from steps.config.schema import PromptSet
-from steps.errors import StepError, unknown
+from steps.errors import StepError
+from steps.evaluation.prompt_set import files
 from steps.output import suppress_output
 
-OPTIONAL = ("id", "messages", "prompt", "tags", "rules")
-# Suffix of a file → the builder of `datasets` that reads it.
-BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-# `null` on the command line arrives as text.
-NO_COLUMN = (None, "null")
+# Suffix of a file → the builder of `datasets` that finds it.
+BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+COMPRESSED = re.compile(r"\.(gz|bz2|xz|zst|lz4)$")
 
 
-def read(config: PromptSet) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield number and fields of every row; raise StepError if the dataset or a column does not exist."""
-    dataset = _load(config)
-    named = {field: column for field, column in asdict(config.columns).items() if column not in NO_COLUMN}
-    if faults := _column_faults(named, dataset.column_names):
-        raise StepError(*faults)
-    columns = _one_question({field: column for field, column in named.items() if column in dataset.column_names})
-    for number, row in enumerate(dataset.select_columns(list(set(columns.values()))), start=1):
-        content = {field: _field(field, row[column]) for field, column in columns.items() if row[column] is not None}
-        yield number, {"id": str(number)} | content
+def read(config: PromptSet) -> Iterator[tuple[int, Any]]:
+    """Return number and values of every row; raise StepError if the dataset cannot be loaded."""
+    try:
+        with suppress_output():
+            return enumerate(_rows(config), start=1)
+    except StepError:
+        raise
+    except Exception as error:  # anything that the hub's client or a file reader raises
+        raise _not_loaded(config, error) from error
 
 
-def _load(config: PromptSet) -> Any:
+def sliced(config: PromptSet, rows: dict[str, list[Any]]) -> list[Any]:
+    """Return what `prompt_set.split` takes of the rows of each split: `test[:100]`, `train+test[10%:20%]`."""
     import datasets
 
     try:
-        with suppress_output():
-            return datasets.load_dataset(**_source(config), name=config.subset, split=config.split).flatten()
-    except Exception as error:  # anything that the hub's client or a file reader raises
-        reason = str(error).strip().partition("\n")[0]
-        raise StepError(
-            f"prompt_set.path: the dataset '{config.path}' (subset {config.subset}, split {config.split}) could not "
-            f"be loaded: {type(error).__name__}: {reason}"
-        ) from error
+        parts = datasets.ReadInstruction.from_spec(config.split).to_absolute(
+            {split: len(entries) for split, entries in rows.items()}
+        )
+    except (ValueError, AssertionError) as error:
+        raise _not_loaded(config, error) from error
+    return [row for part in parts for row in rows[part.splitname][part.from_ : part.to]]
+
+
+def _not_loaded(config: PromptSet, error: Exception) -> StepError:
+    reason = str(error).strip().partition("\n")[0]
+    return StepError(
+        f"prompt_set.path: the dataset '{config.path}' (subset {config.subset}, split {config.split}) could not "
+        f"be loaded: {type(error).__name__}: {reason}"
+    )
+
+
+def _rows(config: PromptSet) -> list[Any]:
+    import datasets
+
+    source = _source(config)
+    builder = datasets.load_dataset_builder(**source, name=config.subset)
+    splits = {str(split): list(map(str, names)) for split, names in (builder.config.data_files or {}).items()}
+    if not splits or any(_suffix(name) not in files.SUFFIXES for names in splits.values() for name in names):
+        return list(datasets.load_dataset(**source, name=config.subset, split=config.split))
+    wanted = {split for split in splits if re.search(rf"\b{re.escape(split)}\b", config.split)}
+    return sliced(config, {split: _read(config, names) if split in wanted else [] for split, names in splits.items()})
+
+
+def _read(config: PromptSet, names: list[str]) -> list[Any]:
+    """Return the rows of files, which are downloaded and decompressed as far as that is needed."""
+    import datasets
+
+    local = datasets.DownloadManager().download_and_extract(names)
+    return [
+        row
+        for name, path in zip(names, local, strict=True)
+        for _, row in files.read(Path(path), config.encoding, suffix=_suffix(name)).rows
+    ]
+
+
+def _suffix(name: str) -> str:
+    return Path(COMPRESSED.sub("", name.partition("?")[0])).suffix.lower()
 
 
 def _source(config: PromptSet) -> dict[str, Any]:
@@ -58,40 +90,8 @@ def _source(config: PromptSet) -> dict[str, Any]:
     path = str(config.path)
     candidates = (Path(path).expanduser(), CONF.parent / path)
     path = next((str(candidate) for candidate in candidates if candidate.exists()), path)
-    builder = BUILDERS.get(Path(path).suffix.lower())
+    builder = BUILDERS.get(_suffix(path))
     if builder is None or Path(path).is_dir():
         return {"path": path}
-    # For a single file `datasets` offers only the split `train`: give it the requested name, without a slice [:100].
     split = re.split(r"\W", config.split, maxsplit=1)[0] or "test"
     return {"path": builder, "data_files": {split: path}}
-
-
-def _column_faults(named: dict[str, str], available: list[str]) -> list[str]:
-    """Return a fault for every missing column, except for an optional field whose column has its own name."""
-    faults = [
-        f"prompt_set.columns.{field}: {unknown('column', column, available)}"
-        for field, column in named.items()
-        if column not in available and (column != field or field not in OPTIONAL)
-    ]
-    choices = f"must name a column of {', '.join(available)}."
-    if not {named.get("messages"), named.get("prompt")} & set(available):
-        faults.append(f"prompt_set.columns.prompt or .messages {choices}")
-    if "target" not in named:
-        faults.append(f"prompt_set.columns.target {choices}")
-    return faults
-
-
-def _one_question(columns: dict[str, str]) -> dict[str, str]:
-    """Remove `prompt` or `messages` if both exist: keep the one that was renamed explicitly, else `messages`."""
-    if not {"prompt", "messages"} <= columns.keys():
-        return columns
-    prompt_is_chosen = columns["prompt"] != "prompt" and columns["messages"] == "messages"
-    left_out = "messages" if prompt_is_chosen else "prompt"
-    return {field: column for field, column in columns.items() if field != left_out}
-
-
-def _field(field: str, value: Any) -> Any:
-    """Convert a value to what a row of a JSONL file would hold."""
-    if field == "id" and isinstance(value, int):
-        return str(value)
-    return [value] if field == "tags" and isinstance(value, str) else value

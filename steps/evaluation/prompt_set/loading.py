@@ -1,28 +1,33 @@
-"""Load a prompt set from a JSONL file, one object per line, or from a dataset of the `datasets` library.
+"""Load a prompt set from a file (JSON lines, JSON, CSV, TSV, Parquet) or from a dataset of the `datasets` library.
 
     {"id": "capital-spain", "messages": [{"role": "user", "content": "…"}], "target": "Madrid", "tags": ["capital"]}
 
 `prompt` is short for `messages` with one user message. `target` is a string or a list of accepted strings. `tags` and
-`rules` (steps/evaluation/metrics/rules.py) are optional. The whole set is checked before any model loads, and all
-faults are reported at once, by line. 100,000 rows take a few seconds.
+`rules` (steps/evaluation/metrics/rules.py) are optional. JSON with rows like that one is read as it is, and may have no
+other fields. Of all other rows `columns.py` chooses the columns. The whole set is checked before any model loads, and
+all faults are reported at once, by line. 100,000 rows take a few seconds.
 """
 
 import json
-from codecs import BOM_UTF8
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from steps.config.paths import CONF
+from steps.config.schema import Columns
 from steps.config.schema import PromptSet as PromptSetConfig
 from steps.errors import StepError
-from steps.evaluation.prompt_set import dataset
+from steps.evaluation.prompt_set import dataset, files, values
 from steps.evaluation.prompt_set.row import Row, faults_of, make_row
 
 MAX_FAULTS = 50
+OWN = {"id", "target"}
+SHOWN = 40  # characters of a target in an error message
 
 
 @dataclass(frozen=True)
@@ -53,34 +58,41 @@ def load(config: PromptSetConfig) -> PromptSet:
 
     A relative path is searched in the working directory, then in the project.
     """
+    pattern = _target_pattern(config)
+    source, unit, contents = _contents(config)
+    prompt_set = _check(config, source, unit, contents)
+    return _by_pattern(prompt_set, source, pattern) if pattern else prompt_set
+
+
+def _contents(config: PromptSetConfig) -> tuple[str, str, Iterator[tuple[int, Any]]]:
+    """Return what the rows come from and are counted by, and number and fields of each."""
     name = str(config.path)
+    candidates = (Path(name).expanduser(), CONF.parent / name)
+    if path := next((path for path in candidates if path.is_file()), None):
+        return path.name, *_file(config, path)
     if config.source == "datasets":
-        return _check(config, name, "row", dataset.read(config))
-    for path in (Path(name).expanduser(), CONF.parent / name):
-        if path.is_file():
-            with path.open("rb") as file:
-                return _check(config, path.name, "line", _lines(file))
+        return name, "row", values.fields_of(config.columns, name, dataset.read(config))
+    if any(path.is_dir() for path in candidates):
+        raise StepError(f"prompt_set.path must be a file, got the folder '{name}'. A folder needs prompt_set=dataset.")
     raise StepError(f"prompt_set.path must be a JSONL file, got '{name}', which does not exist.")
 
 
-def _lines(file: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
-    """Yield number and content of every line that is not blank. The content of a broken line is a ValueError."""
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            yield number, _parse(line.removeprefix(BOM_UTF8) if number == 1 else line)
+def _file(config: PromptSetConfig, path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
+    """Return what the rows of a file are counted by, and number and fields of each."""
+    table = files.read(path, config.encoding)
+    head = list(islice(table.rows, values.PEEKED))
+    may_be_own = config.source == "jsonl" and config.columns == Columns() and table.has_types
+    if may_be_own and any(_is_own(content) for _, content in head):
+        return table.unit, files.read(path, config.encoding, numbers_as_text=False).rows
+    rows = chain(head, table.rows)
+    if "[" in config.split:
+        rows = chain(dataset.sliced(config, {config.split.partition("[")[0]: list(rows)}))
+    return table.unit, values.fields_of(config.columns, path.name, rows)
 
 
-def _parse(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return ValueError("it is not UTF-8 text.")
-    except json.JSONDecodeError as error:
-        return ValueError(f"broken JSON: {error.msg} at column {error.colno}.")
-    except RecursionError:
-        return ValueError("broken JSON: it is nested too deeply.")
-    except ValueError:
-        return ValueError("broken JSON: a number has too many digits.")
+def _is_own(content: Any) -> bool:
+    """Return True if a row has the fields of a row of ours, so that none of them is looked for elsewhere."""
+    return isinstance(content, dict) and content.keys() >= OWN and bool({"messages", "prompt"} & content.keys())
 
 
 def _check(config: PromptSetConfig, source: str, unit: str, contents: Iterable[tuple[int, Any]]) -> PromptSet:
@@ -89,6 +101,8 @@ def _check(config: PromptSetConfig, source: str, unit: str, contents: Iterable[t
     faults: list[str] = []
     numbers: dict[str, int] = {}  # where each id was first used
     for number, content in contents:
+        if isinstance(content, dict) and None in content.values():
+            content = {field: value for field, value in content.items() if value is not None}
         row_faults = [str(content)] if isinstance(content, ValueError) else faults_of(content)
         row_id = content.get("id") if isinstance(content, dict) else None
         row_id = row_id if isinstance(row_id, str) else ""
@@ -107,11 +121,48 @@ def _check(config: PromptSetConfig, source: str, unit: str, contents: Iterable[t
     return PromptSet(name_of(config), tuple(rows), unit)
 
 
+def _target_pattern(config: PromptSetConfig) -> re.Pattern[str] | None:
+    """Return the rule for accepted answers; raise StepError if it is none."""
+    if not config.target_pattern:
+        return None
+    try:
+        pattern = re.compile(config.target_pattern)
+    except re.error as error:
+        raise StepError(
+            f"prompt_set.target_pattern must be a regular expression, got '{config.target_pattern}': {error}."
+        ) from error
+    if pattern.groups != 1:
+        raise StepError(
+            f"prompt_set.target_pattern must have one group, which is the accepted answer, such as '#### (.+)'; "
+            f"got '{config.target_pattern}', which has {pattern.groups}."
+        )
+    return pattern
+
+
+def _by_pattern(prompt_set: PromptSet, source: str, pattern: re.Pattern[str]) -> PromptSet:
+    """Return the prompt set with the part of each accepted answer that the pattern's group matches."""
+    rows: list[Row] = []
+    missed: list[int] = []
+    for index, row in enumerate(prompt_set.rows):
+        parts = [match[1] for target in row.targets if (match := pattern.search(target)) and (match[1] or "").strip()]
+        rows.append(replace(row, targets=tuple(part.strip() for part in parts)))
+        if len(parts) < len(row.targets):
+            missed.append(index)
+    if missed:
+        first = prompt_set.rows[missed[0]].targets[-1][-SHOWN:]
+        more = f" and {len(missed) - 1} more" if len(missed) > 1 else ""
+        raise StepError(
+            f"{source}: {prompt_set.place(missed[0])}{more}: prompt_set.target_pattern '{pattern.pattern}' does not "
+            f"match the target, which ends with {first!r}."
+        )
+    return replace(prompt_set, rows=tuple(rows))
+
+
 def name_of(config: PromptSetConfig) -> str:
     """Return the configured name, or else the name of the file or dataset."""
     path = Path(str(config.path))
     # In the name of a dataset on the hub a dot starts no suffix.
-    is_file = config.source == "jsonl" or path.suffix.lower() in dataset.BUILDERS
+    is_file = config.source == "jsonl" or path.suffix.lower() in files.SUFFIXES
     return config.name or (path.stem if is_file else path.name) or str(config.path)
 
 

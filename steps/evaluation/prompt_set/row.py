@@ -11,6 +11,8 @@ FIELDS = {"id", "messages", "prompt", "target", "tags", "rules"}
 ROLES = {"system", "user", "assistant"}
 MESSAGE = {"role", "content"}
 SHOWN = 40  # characters of a bad value in an error message
+# A text of these alone shows nothing.
+INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff \t\r\n"
 # Tokenizers cut text at NUL and refuse lone surrogates.
 UNFIT = re.compile("[\0\ud800-\udfff]")
 
@@ -100,7 +102,7 @@ def _message_faults(messages: Any) -> Iterator[str]:
         yield "messages must be a list of at least one message."
         return
     for index, message in enumerate(messages):
-        if not isinstance(message, dict) or message.keys() != MESSAGE:
+        if not isinstance(message, dict) or (message.keys() != MESSAGE and _has_more(message)):
             yield f"messages[{index}] must hold role and content, and nothing else."
             continue
         if not _is_role(message["role"]):
@@ -110,6 +112,11 @@ def _message_faults(messages: Any) -> Iterator[str]:
     last = messages[-1]
     if isinstance(last, dict) and _is_role(role := last.get("role")) and role != "user":
         yield f"the last message must be the user's, got role {role!r}."
+
+
+def _has_more(message: dict[str, Any]) -> bool:
+    """Return True if a message holds anything else than role and content. Of null it holds nothing."""
+    return {key for key, value in message.items() if value is not None or key in MESSAGE} != MESSAGE
 
 
 def _is_role(value: Any) -> bool:
@@ -147,14 +154,14 @@ def _rule_faults(row_rules: Any) -> Iterator[str]:
 
 def _text_faults(field: str, value: Any, index: int | None = None) -> Iterator[str]:
     """Yield the fault of a text, if any. `field` is formatted with `index` only then: most texts have none."""
-    if isinstance(value, str) and value.strip() and not UNFIT.search(value):
+    if isinstance(value, str) and value.strip().strip(INVISIBLE) and not UNFIT.search(value):
         return
     field = field.format(index)
     if value is None:
         yield f"{field} is missing."
     elif not isinstance(value, str):
         yield f"{field} must be text, got {type(value).__name__}."
-    elif not value.strip():
+    elif not value.strip().strip(INVISIBLE):
         yield f"{field} is empty."
     elif "\0" in value:
         yield f"{field} holds a NUL character."

@@ -7,19 +7,20 @@ Writes the tables `leaderboard.json` and `pairwise.json`, and the pictures `qual
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from steps.config.schema import EvaluateConfig
 from steps.errors import StepError
 from steps.evaluation import plots, scorecard, scores
 from steps.evaluation.plots import Point
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import state
+from steps.evaluation.ruler import Ruler
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.statistics import difference
-from steps.output import suppress_output
+from steps.output import echo, suppress_output
 from steps.store import runs
 from steps.store.names import BYTES, COSTS, TOKENS_PER_SECOND
 from steps.store.variants import Variant, find_variants
@@ -38,41 +39,57 @@ class Scored:
     metrics: dict[str, float]
 
 
-def compare(client: MlflowClient, rows: PromptSet, config: EvaluateConfig) -> list[str]:
+class Unreadable(NamedTuple):
+    """A variant whose scorecard cannot be read, and why."""
+
+    variant: Variant
+    fault: str
+
+
+def compare(client: MlflowClient, rows: PromptSet, ruler: Ruler, left_out: Container[str] = ()) -> list[Unreadable]:
     """Log tables and pictures of all scored variants to the active run.
 
+    Args:
+        client: The store.
+        rows: The prompt set.
+        ruler: What the variants are compared by.
+        left_out: Model ids of variants that are known to have lost files.
+
     Returns:
-        A sentence for each variant that is left out because its scorecard cannot be read.
+        Each other variant whose scorecard cannot be read.
     """
-    variants, metric = find_variants(client, runs.experiment_id()), scores.first(config)
+    variants = find_variants(client, runs.experiment_id())
     entries: list[Scored] = []
-    faults: list[str] = []
+    unreadable: list[Unreadable] = []
     for variant in state.scored(variants, rows):
+        if not scorecard.is_comparable(scorecard.parts_of(variant, rows.sha256), ruler.parts(variant)):
+            echo(f"Not compared: {variant.name} ({variant.uri}) is scored by another ruler. Evaluate without run_id.")
+            continue
         try:
             card = scorecard.read(variant, rows.sha256)
         except StepError as error:
-            faults += error.faults
+            if variant.model_id not in left_out:
+                unreadable.append(Unreadable(variant, str(error)))
         else:
             metrics = scorecard.metrics_of(variant, rows.sha256) or {}
             entries.append(Scored(variant.name, variant, card, metrics))
-    entries.sort(key=lambda entry: entry.metrics.get(f"{metric}/mean", float("-inf")), reverse=True)
+    entries.sort(key=lambda entry: entry.metrics.get(f"{ruler.first}/mean", float("-inf")), reverse=True)
     if entries:
-        _log(disambiguate(entries), rows, config)
-    if not faults:
-        state.mark_compared(variants, rows, config)
-    return faults
+        _log(disambiguate(entries), rows, ruler)
+    if not unreadable:
+        state.mark_compared(variants, rows, ruler)
+    return unreadable
 
 
-def _log(entries: list[Scored], rows: PromptSet, config: EvaluateConfig) -> None:
+def _log(entries: list[Scored], rows: PromptSet, ruler: Ruler) -> None:
     import mlflow
 
-    metric = scores.first(config)
-    pairs = pairwise(entries, metric)
+    pairs = pairwise(entries, ruler.first)
     with suppress_output():
-        mlflow.log_table(leaderboard(entries, scores.names(config)), "leaderboard.json")
+        mlflow.log_table(leaderboard(entries, list(ruler.metrics)), "leaderboard.json")
         if pairs:
             mlflow.log_table({key: [pair[key] for pair in pairs] for key in pairs[0]}, "pairwise.json")
-    log_pictures(entries, metric, rows.name)
+    log_pictures(entries, ruler.first, rows.name)
 
 
 def leaderboard(entries: list[Scored], metrics: list[str]) -> dict[str, list[Any]]:
@@ -86,24 +103,19 @@ def leaderboard(entries: list[Scored], metrics: list[str]) -> dict[str, list[Any
 
 
 def pairwise(entries: list[Scored], metric: str) -> list[dict[str, Any]]:
-    """Return, for every two entries, the difference in a metric: a paired bootstrap over the rows that both answered.
+    """Return, for every two entries, the difference in a metric, paired by row.
 
-    A positive difference means that the first is better.
+    A positive difference means that the first is higher. "undecided" means that the rows do not show which is higher.
+    A skipped row counts as 0, as everywhere. The pairs are not corrected for their number.
     """
     pairs = []
     for ours, theirs in combinations([entry for entry in entries if metric in entry.card.scores], 2):
-        both = [
-            (our, their)
-            for our, their in zip(ours.card.scores[metric], theirs.card.scores[metric], strict=True)
-            if our is not None and their is not None
-        ]
-        if not both:
-            continue
-        gap = difference([our for our, _ in both], [their for _, their in both])
-        verdict = "better" if gap.better else "worse" if gap.worse else "tied"
+        our_rows, their_rows = (scores.counted(entry.card.scores[metric]) for entry in (ours, theirs))
+        gap = difference(our_rows, their_rows)
+        verdict = "better" if gap.better else "worse" if gap.worse else "undecided"
         pairs.append(
             {"variant": ours.name, "is": verdict, "than": theirs.name, "metric": metric}
-            | {"difference": gap.mean, "ci_low": gap.low, "ci_high": gap.high, "rows": len(both)}
+            | {"difference": gap.mean, "ci_low": gap.low, "ci_high": gap.high, "rows": len(our_rows)}
         )
     return pairs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steps.config.schema import EvaluateConfig
+from steps.config.schema import Evaluation
 from steps.evaluation import scorecard, speed, traces
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import state
@@ -19,23 +19,25 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def finish(client: MlflowClient, variant: Variant, rows: PromptSet, config: EvaluateConfig, bench: Bench) -> None:
+def finish(client: MlflowClient, variant: Variant, rows: PromptSet, settings: Evaluation, bench: Bench) -> None:
     """Add what is asked for to a variant's scorecard: its speed, traces, and the page."""
     import mlflow
 
     # Another process may have timed it since.
     variant = read_variant(client, variant.model_id)
-    timed = config.evaluate.speed or state.finished(variant, rows).get("speed", False)
+    timed = state.is_timed(variant, rows)
+    # Traces show scores too.
+    traced = settings.traces or (not state.is_finished(variant, rows) and traces.count(variant, rows) > 0)
     with runs.reopen(variant.run_id):
-        if state.is_untimed(variant, rows, config):
-            speed.log(variant, rows, bench.measure(variant, rows, config.evaluate), bench.machine)
+        if settings.speed and not timed:
+            speed.log(variant, rows, bench.measure(variant, rows, settings), bench.machine)
         card = scorecard.read(variant, rows.sha256)
         metrics = scorecard.metrics_of(read_variant(client, variant.model_id), rows.sha256) or {}
         file = Path(scorecard.file(rows.sha256)).with_suffix(".md")
         mlflow.log_text(page(variant, card, metrics), str(file))
-    if config.evaluate.traces:
-        traces.log(variant, rows, card, scorecard.read_latencies(variant, rows.sha256))
-    state.mark_finished(client, variant, rows, timed)
+    if traced:
+        traces.log(variant, rows, card, scorecard.read_latencies(variant, rows.sha256, len(card.ids)))
+    state.mark_finished(client, variant, rows, timed or settings.speed)
 
 
 def page(variant: Variant, card: Scorecard, metrics: dict[str, float]) -> str:

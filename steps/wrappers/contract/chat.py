@@ -8,7 +8,9 @@ from typing import Any
 from ..engines.sequence import Sequence
 from ..tokenizer import ChatTokenizer
 from .errors import RequestError
-from .fields import check_text, is_list, short, shown_name, without_none
+from .fields import check_text, is_list, short, shown_name
+from .neutral import asks_for_nothing
+from .rendering import encode_conversation
 
 SUBJECT = "messages"
 ROLES = ("system", "user", "assistant")
@@ -19,27 +21,38 @@ def rows(request: dict[str, Any]) -> list[dict[str, Any]]:
     return [request]
 
 
+def row(subject: Any) -> dict[str, Any]:
+    """Return the row of a conversation that came alone; a text is the one message of a user."""
+    return {SUBJECT: [{"role": "user", "content": subject}] if isinstance(subject, str) else subject}
+
+
 def encode(row: dict[str, Any], tokenizer: ChatTokenizer) -> list[int]:
     """Check the conversation of a row and return its token ids, up to where the assistant's turn begins."""
-    return tokenizer.encode_chat(check_messages(row.get(SUBJECT), tokenizer))
+    return encode_conversation(check_messages(row.get(SUBJECT), tokenizer), tokenizer)
 
 
 def reply(model: str, choices: list[Sequence]) -> dict[str, Any]:
     """Return the reply to one conversation, with exact token counts."""
-    prompt_tokens = len(choices[0].prompt)
-    completion_tokens = sum(len(choice.tokens) for choice in choices)
+    finished = [(choice.text, choice.finish_reason) for choice in choices]
+    return _completion(model, finished, len(choices[0].prompt), sum(len(choice.tokens) for choice in choices))
+
+
+def error_reply(model: str, error: str) -> dict[str, Any]:
+    """Return a reply with the finish reason "error" and the error as its text."""
+    return _completion(model, [(error, "error")], 0, 0)
+
+
+def _completion(
+    model: str, choices: list[tuple[str, str | None]], prompt_tokens: int, completion_tokens: int
+) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
         "choices": [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": choice.text},
-                "finish_reason": choice.finish_reason,
-            }
-            for index, choice in enumerate(choices)
+            {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
+            for index, (text, finish_reason) in enumerate(choices)
         ],
         "usage": {
             "prompt_tokens": prompt_tokens,
@@ -94,9 +107,13 @@ def _check_message(field: str, message: Any, tokenizer: ChatTokenizer) -> dict[s
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise RequestError("unknown_role", f"{field}.role must be one of {', '.join(ROLES)}, got {short(role)}")
-    if others := [key for key in without_none(message) if key not in ("role", "content")]:
+    others = [key for key, value in message.items() if key not in ("role", "content") and not asks_for_nothing(value)]
+    if others:
         raise RequestError("unsupported_field", f"{field}.{shown_name(others[0])} is not supported; leave it out")
-    content = check_text(f"{field}.content", message.get("content"))
-    if token := tokenizer.control_token_in(content):
+    by_assistant = role == "assistant"
+    content = message.get("content")
+    # OpenAI's clients write null for a reply without text.
+    content = check_text(f"{field}.content", "" if content is None and by_assistant else content, by_assistant)
+    if token := tokenizer.control_token_in(content, by_assistant):
         raise RequestError("control_token", f"{field}.content must not contain the control token {token}")
     return {"role": role, "content": content}

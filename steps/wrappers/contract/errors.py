@@ -12,9 +12,14 @@ class RequestError(MlflowException):
     ) -> None:
         """Prefix `message` with `[code]`; `status` overrides the HTTP status that follows from `error_code`."""
         super().__init__(f"[{code}] {message}", error_code=error_code)
-        self.code, self._status = code, status
+        self.code, self._status, self._error_code = code, status, error_code
 
     _message: str
+
+    def in_row(self, index: int) -> "RequestError":
+        """Return the same error with the number of the row that it is about."""
+        message = self.message.removeprefix(f"[{self.code}] ")
+        return RequestError(self.code, f"row {index}: {message}", self._error_code, self._status)
 
     @property
     def message(self) -> str:

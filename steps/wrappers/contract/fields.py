@@ -1,5 +1,7 @@
 """Checks of single fields. Each raises `RequestError` with the field, the value and the limit."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -9,6 +11,7 @@ from ..engines.sequence import Settings
 from .errors import RequestError
 
 MAX_CHOICES, MAX_STOPS = 8, 8
+MAX_COMPLETION_TOKENS = "max_completion_tokens"
 
 
 def check_settings(values: dict[str, Any], explicit_max_tokens: bool, context: int, used: int) -> tuple[Settings, int]:
@@ -27,30 +30,58 @@ def check_settings(values: dict[str, Any], explicit_max_tokens: bool, context: i
             f"the prompt has {used} tokens and fills the context of {context}; make it at least {1 - room} token(s) "
             "shorter",
         )
-    max_tokens = _integer("max_tokens", values["max_tokens"], 1, None)
+    values = check_values(values)
+    max_tokens = values["max_tokens"]
     if max_tokens > room and explicit_max_tokens:
         raise RequestError(
             "context_exceeded", f"max_tokens must be at most {room} after this prompt, got {short(max_tokens)}"
         )
-    seed = values.get("seed")
     settings = Settings(
-        temperature=_number("temperature", values["temperature"], 0.0, 2.0),
-        top_p=_number("top_p", values["top_p"], 0.0, 1.0, exclude_low=True),
-        top_k=_integer("top_k", values["top_k"], 0, None),
+        temperature=values["temperature"],
+        top_p=values["top_p"],
+        top_k=values["top_k"],
         max_tokens=min(max_tokens, room),
-        stop=_stop_strings(values.get("stop")),
-        seed=None if seed is None else _integer("seed", seed, 0, 2**63 - 1),
+        stop=tuple(values.get("stop", ())),
+        seed=values.get("seed"),
     )
-    return settings, _integer("n", values.get("n", 1), 1, MAX_CHOICES)
+    return settings, values.get("n", 1)
 
 
-def check_text(field: str, value: Any) -> str:
-    """Return a text that is not empty and that a tokenizer keeps whole."""
+def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of settings in their own types, without those that are None. Others are left as they are."""
+    return {
+        name: CHECKS[name](name, value) if name in CHECKS else value
+        for name, value in values.items()
+        if value is not None or name not in CHECKS
+    }
+
+
+def with_max_tokens(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with `max_tokens` in place of `max_completion_tokens`, which means the same in OpenAI's API."""
+    others = {name: value for name, value in values.items() if name != MAX_COMPLETION_TOKENS}
+    limit, other = values.get(MAX_COMPLETION_TOKENS), others.get("max_tokens")
+    if limit is None:
+        return others
+    _integer(MAX_COMPLETION_TOKENS, limit, 1, None)
+    if other is not None and _exact_integer(other) != limit:
+        raise RequestError(
+            "invalid_max_tokens",
+            f"max_tokens and {MAX_COMPLETION_TOKENS} mean the same and must be equal, got {short(other)} and "
+            f"{short(limit)}",
+        )
+    return others | {"max_tokens": limit}
+
+
+def check_text(field: str, value: Any, by_assistant: bool = False) -> str:
+    """Return a text that a tokenizer keeps whole.
+
+    A text by the assistant may be empty and may hold a NUL character: the model's own reply can.
+    """
     if not isinstance(value, str):
         raise RequestError("not_text", f"{field} must be a string, got {type(value).__name__}")
-    if not value.strip():
+    if not value.strip() and not by_assistant:
         raise RequestError("empty_text", f"{field} must not be empty")
-    if "\0" in value:
+    if "\0" in value and not by_assistant:
         raise RequestError("nul", f"{field} must not contain a NUL character (at {value.index(chr(0))})")
     if surrogates := [index for index, character in enumerate(value) if "\ud800" <= character <= "\udfff"]:
         raise RequestError(
@@ -87,18 +118,28 @@ def _exact_integer(value: Any) -> int | None:
         return None
 
 
-def _stop_strings(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
+def _stop_strings(field: str, value: Any) -> list[str]:
     if not isinstance(value, str) and not is_list(value):
-        raise RequestError("invalid_stop", f"stop must be a list of strings, got {type(value).__name__}")
+        raise RequestError("invalid_stop", f"{field} must be a list of strings, got {type(value).__name__}")
     strings = [value] if isinstance(value, str) else list(value)
     if len(strings) > MAX_STOPS:
-        raise RequestError("invalid_stop", f"stop may hold at most {MAX_STOPS} strings, got {len(strings)}")
+        raise RequestError("invalid_stop", f"{field} may hold at most {MAX_STOPS} strings, got {len(strings)}")
     for index, string in enumerate(strings):
         if not isinstance(string, str) or not string:
-            raise RequestError("invalid_stop", f"stop[{index}] must be a non-empty string, got {short(string)}")
-    return tuple(strings)
+            raise RequestError("invalid_stop", f"{field}[{index}] must be a non-empty string, got {short(string)}")
+    return strings
+
+
+# By setting: the check of its value.
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "temperature": partial(_number, low=0.0, high=2.0),
+    "top_p": partial(_number, low=0.0, high=1.0, exclude_low=True),
+    "top_k": partial(_integer, low=0, high=None),
+    "max_tokens": partial(_integer, low=1, high=None),
+    "stop": _stop_strings,
+    "n": partial(_integer, low=1, high=MAX_CHOICES),
+    "seed": partial(_integer, low=0, high=2**63 - 1),
+}
 
 
 def without_none(row: dict[str, Any]) -> dict[str, Any]:

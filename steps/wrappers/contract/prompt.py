@@ -5,15 +5,21 @@ from typing import Any
 
 from ..engines.sequence import Sequence
 from ..tokenizer import ChatTokenizer
-from .fields import check_text
+from .fields import check_text, is_list
+from .rendering import encode_conversation
 
 SUBJECT = "prompt"
 
 
 def rows(request: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a request that came as one object: one for each prompt, if it holds a list of them."""
-    prompts = request.get(SUBJECT)
-    return [request | {SUBJECT: text} for text in prompts] if isinstance(prompts, list | tuple) else [request]
+    prompts: Any = request.get(SUBJECT)
+    return [request | {SUBJECT: text} for text in prompts] if is_list(prompts) else [request]
+
+
+def row(subject: Any) -> dict[str, Any]:
+    """Return the row of a prompt that came alone."""
+    return {SUBJECT: subject}
 
 
 def encode(row: dict[str, Any], tokenizer: ChatTokenizer) -> list[int]:
@@ -25,13 +31,18 @@ def encode(row: dict[str, Any], tokenizer: ChatTokenizer) -> list[int]:
     text = check_text(SUBJECT, row.get(SUBJECT))
     if tokenizer.control_token_in(text):
         return tokenizer.encode(text)
-    return tokenizer.encode_chat([{"role": "user", "content": text}])
+    return encode_conversation([{"role": "user", "content": text}], tokenizer)
 
 
 def reply(model: str, choices: list[Sequence]) -> str | list[str]:  # noqa: ARG001
     """Return the text of the completion, or a list of texts if several choices were requested."""
     texts = [choice.text for choice in choices]
     return texts[0] if len(texts) == 1 else texts
+
+
+def error_reply(model: str, error: str) -> str:  # noqa: ARG001
+    """Return the error as the text of the reply: a caller such as Spark expects a text for every row."""
+    return error
 
 
 def stream(model: str, sequence: Sequence, pieces: Iterator[str]) -> Iterator[str]:  # noqa: ARG001

@@ -1,7 +1,6 @@
-"""Read requests: rows in any form that MLflow passes on become token ids and checked settings."""
+"""Read requests: rows become token ids and checked settings."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Rows
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -12,22 +11,14 @@ import pandas as pd
 from ..engines.sequence import Sequence, Settings
 from ..tokenizer import ChatTokenizer
 from .errors import RequestError
-from .fields import check_settings, is_list, short, shown_name, without_none
+from .fields import MAX_COMPLETION_TOKENS, check_settings, is_list, short, shown_name, with_max_tokens, without_none
 from .interfaces import Interface
-from .size import check_size
+from .neutral import COLUMNS, IGNORED, UNSUPPORTED, refuse_unsupported
+from .size import check_row_size
 
-# No Phi-3 wrapper can honour these. They are refused unless their value asks for nothing.
-UNSUPPORTED = (
-    # from MLflow's chat schema
-    *("tools", "frequency_penalty", "presence_penalty"),
-    # from OpenAI's own API
-    *("max_completion_tokens", "logprobs", "top_logprobs", "logit_bias", "response_format", "tool_choice", "functions"),
-)
 SETTINGS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "n", "seed")
 CUSTOM_INPUTS = ("seed", "top_k")
-OPTIONS = (*SETTINGS, "stream", "custom_inputs")
-# OpenAI's clients always may send these; they change nothing here.
-IGNORED = ("model", "user")
+OPTIONS = (*SETTINGS, "stream", "custom_inputs", MAX_COMPLETION_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -52,29 +43,23 @@ class Contract:
     context_length: int
     defaults: dict[str, Any]
 
-    def rows(self, model_input: Any) -> list[dict[str, Any]]:
-        """Return the rows of a frame, of one object or of a list of objects."""
-        if isinstance(model_input, pd.DataFrame):
-            return self.frame_rows(model_input.to_dict("records"))
-        rows = self.interface.rows(model_input) if isinstance(model_input, dict) else model_input
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise RequestError("not_rows", f"expected an object or a list of objects, got {type(model_input).__name__}")
-        return rows
-
-    def frame_rows(self, rows: Rows[Mapping[Any, Any]]) -> list[dict[str, Any]]:
+    def frame_rows(self, rows: Iterable[Mapping[Any, Any]]) -> list[dict[str, Any]]:
         """Drop what a frame adds to its rows: cells that hold nothing (NaN), and columns that are not ours."""
-        known = {self.interface.SUBJECT, *OPTIONS, *UNSUPPORTED}
-        return [{key: cell for key, cell in row.items() if key in known and not _is_missing(cell)} for row in rows]
+        known = {self.interface.SUBJECT, *OPTIONS, *COLUMNS}
+        return [{key: cell for key, cell in row.items() if key in known and not is_missing(cell)} for row in rows]
 
-    def requests(self, rows: Rows[dict[str, Any]], params: dict[str, Any] | None) -> list[Request]:
-        """Check a batch of rows. `params` of the call fill in the settings that a row does not have."""
-        check_size(rows)
-        return [self._request(without_none(row), params or {}) for row in rows]
+    def requests(self, rows: Iterable[dict[str, Any]], params: dict[str, Any] | None) -> list[Request]:
+        """Check rows. `params` of the call fill in the settings that a row does not have."""
+        return [self.request(row, params) for row in rows]
 
-    def _request(self, row: dict[str, Any], params: dict[str, Any]) -> Request:
-        _refuse_unsupported(row, (self.interface.SUBJECT, *OPTIONS))
-        explicit = {key: value for key, value in params.items() if key in SETTINGS and value is not None}
-        explicit |= _custom_inputs(row) | {key: row[key] for key in SETTINGS if key in row}
+    def request(self, row: dict[str, Any], params: dict[str, Any] | None) -> Request:
+        """Check one row."""
+        check_row_size(row)
+        row = without_none(row)
+        known = (self.interface.SUBJECT, *OPTIONS)
+        # MLflow passes an empty list for a list that the params of a call do not have.
+        params = {name: value for name, value in without_none(params or {}).items() if not _is_empty_list(value)}
+        explicit = _settings(params, OPTIONS) | _settings(row, known)
         prompt = self.interface.encode(row, self.tokenizer)
         settings, n = check_settings(
             self.defaults | explicit, "max_tokens" in explicit, self.context_length, len(prompt)
@@ -82,16 +67,20 @@ class Contract:
         return Request(prompt, settings, n)
 
 
-def _is_missing(cell: Any) -> bool:
+def _settings(fields: dict[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings among the fields of a row or the params of a call; refuse what no model can honour."""
+    fields = with_max_tokens(fields)
+    _refuse_unsupported(fields, known)
+    return _custom_inputs(fields) | {name: fields[name] for name in SETTINGS if name in fields}
+
+
+def is_missing(cell: Any) -> bool:
+    """Return True for a cell of a frame that holds nothing: None, NaN, NA or NaT."""
     return pd.api.types.is_scalar(cell) and bool(pd.isna(cell))
 
 
 def _refuse_unsupported(row: dict[str, Any], known: tuple[str, ...]) -> None:
-    for field in UNSUPPORTED:
-        value = row.get(field)
-        if not _asks_for_nothing(value):
-            got = f", got {short(value)}" if isinstance(value, Real) else ""
-            raise RequestError("unsupported_field", f"{field} is not supported by this model; leave it out{got}")
+    refuse_unsupported(row)
     if unknown := [key for key in row if key not in (*known, *UNSUPPORTED, *IGNORED)]:
         raise RequestError(
             "unsupported_field", f"{shown_name(unknown[0])} is not a known field; known fields: {', '.join(known)}"
@@ -103,10 +92,8 @@ def _refuse_unsupported(row: dict[str, Any], known: tuple[str, ...]) -> None:
         raise RequestError("stream", "stream must be false in a call of predict; call predict_stream for a stream")
 
 
-def _asks_for_nothing(value: Any) -> bool:
-    if isinstance(value, str | dict) or is_list(value):
-        return len(value) == 0
-    return value is None or (isinstance(value, Real | np.bool_) and not value)
+def _is_empty_list(value: Any) -> bool:
+    return is_list(value) and len(value) == 0
 
 
 def _custom_inputs(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The size of a request: at most MAX_ROWS rows and MAX_BYTES bytes of content."""
+"""The size of requests: a served one has at most MAX_ROWS rows and MAX_BYTES bytes of content, any row MAX_BYTES."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,14 +10,23 @@ from .errors import RequestError
 MAX_ROWS, MAX_BYTES = 256, 1_000_000
 
 
-def check_size(rows: Sequence[dict[str, Any]]) -> None:
-    """Raise RequestError if a request has no rows, too many rows or too much content."""
+def check_size(rows: Sequence[Any]) -> None:
+    """Raise RequestError if a served request has no rows, too many rows or too much content."""
     if not rows:
         raise RequestError("no_rows", "a request must have at least one row, got 0")
     if len(rows) > MAX_ROWS:
         raise RequestError("too_many_rows", f"a request may have at most {MAX_ROWS} rows, got {len(rows)}")
-    if (size := _total_bytes(list(rows), MAX_BYTES)) > MAX_BYTES:
-        raise RequestError("too_large", f"a request may have at most {MAX_BYTES} bytes of UTF-8, got at least {size}")
+    _check_bytes("a request", list(rows))
+
+
+def check_row_size(row: dict[str, Any]) -> None:
+    """Raise RequestError if a row has too much content."""
+    _check_bytes("a row", row)
+
+
+def _check_bytes(what: str, content: Any) -> None:
+    if (size := _total_bytes(content, MAX_BYTES)) > MAX_BYTES:
+        raise RequestError("too_large", f"{what} may have at most {MAX_BYTES} bytes of UTF-8, got at least {size}")
 
 
 def _total_bytes(content: Any, limit: int) -> int:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .scheduler import Engine
 
-# Name → module of this package, and what to call in it with the folder and the `engine` part of `model_config`.
+# Name → module of this package, and what to call in it with the folder and the rest of `engine` in `model_config`.
 ENGINES = {
     "torch": ("torch_engine", "TorchEngine"),
     "onnxruntime": ("onnx_providers", "load"),
 }
 
 
-def load_engine(name: str, directory: str, arguments: dict[str, Any]) -> "Engine":
+def load_engine(directory: str, name: str, **arguments: Any) -> "Engine":
     """Return the engine of that name over the checkpoint in a folder."""
     module, attribute = ENGINES[name]
     engine: Engine = getattr(import_module(f".{module}", __name__), attribute)(directory, **arguments)

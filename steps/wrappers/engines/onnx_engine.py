@@ -143,6 +143,8 @@ class OnnxEngine:
 def _session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
     """Return session options with as many threads as the model's configuration asks for."""
     options = onnxruntime.SessionOptions()
+    # Only what is fatal: everything else that it prints, it raises too.
+    options.log_severity_level = 4
     options.intra_op_num_threads = config.get("intra_op_num_threads", 0)
     # Threads that spin between two tokens would slow down the threads that serve requests.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -1,18 +1,22 @@
 """Share one engine between the threads of a server: requests that arrive together share a batch.
 
 One thread owns the engine. Callers submit sequences and wait. At every token the thread admits new sequences and
-removes those that are finished or cancelled, so the batch stays full. The queue has a limit: a caller above it is
-refused at once (HTTP 429) instead of waiting without end.
+removes those that are finished or cancelled, so the batch stays full. The queue has a limit: a client above it is
+refused at once (HTTP 429) instead of waiting without end. A caller in this process waits for room.
 """
 
+import atexit
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from threading import Condition, Thread
 from typing import Protocol
+from weakref import WeakSet
 
-from mlflow.protos.databricks_pb2 import CANCELLED, REQUEST_LIMIT_EXCEEDED
+from mlflow.protos.databricks_pb2 import CANCELLED, REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE
 
 from ..contract.errors import RequestError, engine_failed
 from .sequence import Sequence
@@ -20,6 +24,8 @@ from .sequence import Sequence
 MAX_WAITING = 2048
 # The thread refers to the engine. It ends when it is idle, so that a model that is no longer used can be freed.
 IDLE_SECONDS = 5.0
+# How long a caller that waits for room sleeps before it looks whether the engine's thread is still alive.
+ROOM_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +55,7 @@ class Scheduler:
         self._changed = Condition()
         self._thread: Thread | None = None
         self._failed = False
+        self._stopped = False
         self._last_failed: Sequence | None = None
 
     @property
@@ -82,6 +89,10 @@ class Scheduler:
     def run(self, sequences: list[Sequence]) -> None:
         """Complete the sequences. Raise the error of the first one that failed; cancel them however it ends."""
         self.submit(sequences)
+        self.wait(sequences)
+
+    def wait(self, sequences: list[Sequence]) -> None:
+        """Wait for submitted sequences. Raise the error of the first one that failed; cancel them however it ends."""
         try:
             for sequence in sequences:
                 sequence.done.wait()
@@ -113,47 +124,82 @@ class Scheduler:
         finally:
             self.cancel([sequence])
 
-    def submit(self, sequences: list[Sequence]) -> None:
-        """Queue sequences, short ones first, so that the rows of a batch have similar lengths."""
+    def submit(self, sequences: list[Sequence], patient: bool = False) -> None:
+        """Queue sequences, short ones first, so that the rows of a batch have similar lengths.
+
+        If the queue is full, wait for room if `patient`, otherwise raise RequestError.
+        """
         with self._changed:
-            if len(self._waiting) + len(sequences) > MAX_WAITING:
-                raise RequestError(
-                    "queue_full",
-                    f"{len(self._waiting)} completions are waiting and at most {MAX_WAITING} may wait; try again later",
-                    REQUEST_LIMIT_EXCEEDED,
-                )
+            self._start()
+            while len(self._waiting) + len(sequences) > MAX_WAITING and (self._waiting or not patient):
+                if not patient:
+                    raise RequestError(
+                        "queue_full",
+                        f"{len(self._waiting)} completions are waiting and at most {MAX_WAITING} may wait; try again "
+                        "later",
+                        REQUEST_LIMIT_EXCEEDED,
+                    )
+                self._changed.wait(ROOM_SECONDS)
+                self._start()
             self._waiting.extend(sorted(sequences, key=lambda sequence: sequence.length))
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = Thread(target=self._work, name="phi3-engine", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def _start(self) -> None:
+        """Start the thread unless it is running."""
+        if self._stopped:
+            message = "the process is ending, so the model answers no more"
+            raise RequestError("stopped", message, TEMPORARILY_UNAVAILABLE)
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = Thread(target=self._work, name="phi3-engine", daemon=True)
+            self._thread.start()
+            _STARTED.add(self)
+            _stop_at_exit()
 
     def cancel(self, sequences: list[Sequence]) -> None:
         """Release the slots of sequences that nobody waits for, at the next token."""
         for sequence in sequences:
             sequence.cancel()
 
+    def stop(self) -> None:
+        """Cancel every sequence, and return when the engine's thread has ended."""
+        self._stopped = True
+        thread = self._thread
+        # A forked process has the lock but not the thread, which may have held the lock.
+        if thread is not None and thread.is_alive():
+            with self._changed:
+                self._changed.notify_all()
+            thread.join()
+
     def _work(self) -> None:
-        while True:
+        while not self._stopped:
             try:
                 with self._changed:
-                    if not self._changed.wait_for(lambda: self._waiting or self._running, IDLE_SECONDS):
+                    if not self._changed.wait_for(self._is_wanted, IDLE_SECONDS):
                         self._engine.reset()  # what the engine has made may belong to this thread
                         self._thread = None
                         return
-                    arriving = self._admit()
+                    arriving = [] if self._stopped else self._admit()
                     self._running += arriving
-                self._advance(arriving)
+                if not self._stopped:
+                    self._advance(arriving)
             except BaseException:  # whatever it is, the callers must not wait forever
                 logger.exception("The engine failed")
                 self._fail_sequences()
+        _release([*self._waiting, *self._running])
+        with contextlib.suppress(Exception):  # the process is ending
+            self._engine.reset()
+
+    def _is_wanted(self) -> bool:
+        return bool(self._stopped or self._waiting or self._running)
 
     def _admit(self) -> list[Sequence]:
         """Drop cancelled sequences from the queue, then take as many as the batch has slots for."""
         _release([sequence for sequence in self._waiting if sequence.cancelled])
         self._waiting = deque(sequence for sequence in self._waiting if not sequence.cancelled)
         slots = self._engine.max_batch_size - len(self._running)
-        return [self._waiting.popleft() for _ in range(min(slots, len(self._waiting)))]
+        admitted = [self._waiting.popleft() for _ in range(min(slots, len(self._waiting)))]
+        self._changed.notify_all()
+        return admitted
 
     def _advance(self, arriving: list[Sequence]) -> None:
         """Run one step of the engine, then remove the sequences that are finished or cancelled."""
@@ -194,3 +240,19 @@ def _release(sequences: list[Sequence]) -> None:
     for sequence in sequences:
         if not sequence.done.is_set():
             sequence.fail(RequestError("cancelled", "the reply was cancelled, because its client left", CANCELLED))
+
+
+# Schedulers whose thread was started. Python ends daemon threads wherever they are at its exit: in the middle of the
+# engine's own code that aborts the whole process.
+_STARTED: "WeakSet[Scheduler]" = WeakSet()
+
+
+@cache
+def _stop_at_exit() -> None:
+    """Register once that the threads are stopped at exit: after the libraries of the engine, so that it runs first."""
+    atexit.register(_stop_all)
+
+
+def _stop_all() -> None:
+    for scheduler in list(_STARTED):
+        scheduler.stop()

@@ -51,8 +51,9 @@ class Sequence:
     progress: Event = field(default_factory=Event)
 
     def __post_init__(self) -> None:
-        # What a stream may read: the number of tokens that were searched for stop strings, and their text if decoded.
-        self._published: tuple[int, str | None] = (0, None)
+        self._detokenizer = self.tokenizer.detokenizer()
+        # The text of the tokens that were searched for stop strings.
+        self._searched = ""
         self._random = np.random.default_rng(self.settings.seed)
 
     @property
@@ -68,25 +69,25 @@ class Sequence:
     def push(self, token: int) -> None:
         """Append the next token; end at an end token, a stop string or max_tokens."""
         self.tokens.append(token)
-        text = self.tokenizer.decode(self.tokens) if self.settings.stop else None
-        if token in self.tokenizer.end_tokens:
-            self._end("stop", text)
-        elif text is not None and (cut := self._before_stop_string(text)) is not None:
-            self._end("stop", cut)
-        elif len(self.tokens) >= self.settings.max_tokens:
-            self._end("length", text)
+        ended = token in self.tokenizer.end_tokens
+        is_last = ended or len(self.tokens) >= self.settings.max_tokens
+        text = self._searched + ("" if ended else self._detokenizer.push(token))
+        if is_last:
+            text += self._detokenizer.finish()
+        if (stop := self._first_stop_string(text)) is not None:
+            self._end("stop", text[:stop])
+        elif is_last:
+            self._end("stop" if ended else "length", text)
         else:
-            self._published = len(self.tokens), text
+            self._searched = text
         self.progress.set()
 
     def settled_text(self) -> str:
         """Return the text that later tokens cannot change: no partial character, no beginning of a stop string."""
         if self.finish_reason is not None:
             return self.text
-        count, text = self._published
-        text = (self.tokenizer.decode(self.tokens[:count]) if text is None else text).rstrip("\ufffd")
-        held_back = max((len(stop) - 1 for stop in self.settings.stop), default=0)
-        return text[: max(0, len(text) - held_back)]
+        text = self._searched
+        return text[: max(0, len(text) - self._held_back)]
 
     def sample(self, logits: FloatArray) -> int:
         """Draw a token from `logits` [vocabulary] by temperature, top_k and top_p (nucleus sampling)."""
@@ -123,13 +124,18 @@ class Sequence:
         logger.error("A completion failed", exc_info=error)
         self.fail(engine_failed())
 
-    def _before_stop_string(self, text: str) -> str | None:
-        """Return the text before the first stop string, or None if it contains none."""
-        positions = [position for stop in self.settings.stop if (position := text.find(stop)) >= 0]
-        return text[: min(positions)] if positions else None
+    @property
+    def _held_back(self) -> int:
+        """Return how many characters at the end of a text may be the beginning of a stop string."""
+        return max((len(stop) - 1 for stop in self.settings.stop), default=0)
 
-    def _end(self, reason: str, text: str | None) -> None:
-        self.text = self.tokenizer.decode(self.tokens) if text is None else text
+    def _first_stop_string(self, text: str) -> int | None:
+        """Return the position of the first stop string that was not there before, or None."""
+        start = max(0, len(self._searched) - self._held_back)
+        return min((position for stop in self.settings.stop if (position := text.find(stop, start)) >= 0), default=None)
+
+    def _end(self, reason: str, text: str) -> None:
+        self.text = text
         # Set after the text: another thread that sees the reason takes the text as complete.
         self.finish_reason = reason
         self.done.set()

@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 def compute_dtype(precision: str, device: torch.device, directory: str) -> torch.dtype:
     """Return the type for a checkpoint in a folder; fp32 instead of slow bf16 if it fits into half of the memory."""
+    if precision not in DTYPES:
+        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}")
     if precision == "bf16" and device.type == "cpu" and not has_native_bf16():
         needed = 2 * sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
         memory = total_memory()

@@ -7,7 +7,8 @@ loaded while the server starts replaces the class of the server's app by a subcl
 - reads and checks the body before MLflow does;
 - cancels the sequences of a request when its client leaves or its time is over;
 - removes the input and the traceback from error messages;
-- reports a failing engine at /ping (HTTP 503).
+- answers HEAD and OPTIONS too;
+- reports a model that does not answer at /ping (HTTP 503).
 """
 
 import asyncio
@@ -21,7 +22,9 @@ from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNA
 from ..contract.body import FrameRows, rewrite_body
 from ..contract.errors import RequestError
 from .client import CLIENT, Client
+from .encoding import CONTENT_ENCODING, decoded
 from .messages import CONTENT_TYPE, JSON_HEADER, BodyReplay, Receive, Scope, Send, read_body, safe_errors, send_error
+from .methods import METHODS, as_get, header, readable_by_page, send_methods
 
 SERVER_MODULE = "mlflow.pyfunc.scoring_server.app"
 MAX_REQUESTS = 256
@@ -44,7 +47,7 @@ def extended_app(app_class: Any, frame_rows: FrameRows, is_healthy: Callable[[],
     Args:
         app_class: The class of the app, such as fastapi.FastAPI.
         frame_rows: Drops the empty cells and foreign columns of a frame's rows.
-        is_healthy: Returns False while the engine fails.
+        is_healthy: Returns False while the model does not answer.
     """
     members = {"original": app_class, "frame_rows": staticmethod(frame_rows), "is_healthy": staticmethod(is_healthy)}
     return type("ExtendedApp", (_Extension, app_class), members)
@@ -59,9 +62,15 @@ class _Extension:
     requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = (scope.get("method"), scope.get("path"))
-        if endpoint in (("GET", "/ping"), ("GET", "/health")) and not self.is_healthy():
-            message = "the engine's last step failed; the server's log has the details"
+        method, path = scope.get("method"), scope.get("path")
+        send = readable_by_page(scope, send)
+        if method == "HEAD" and path in METHODS and method in METHODS[path]:
+            scope, send = as_get(scope, send)
+        endpoint = (scope.get("method"), path)
+        if method == "OPTIONS" and path in METHODS:
+            await send_methods(scope, send)
+        elif endpoint in (("GET", "/ping"), ("GET", "/health")) and not self.is_healthy():
+            message = "the model does not answer; the server's log has the details"
             await send_error(send, RequestError("engine_failed", message, TEMPORARILY_UNAVAILABLE))
         elif endpoint != ("POST", "/invocations"):
             await self.original.__call__(self, scope, receive, send)
@@ -82,15 +91,17 @@ class _Extension:
             body = await read_body(receive)
             if body is None:
                 return
-            content_type = next((value for name, value in scope["headers"] if name == CONTENT_TYPE), None)
-            body = rewrite_body(body, content_type and content_type.decode("latin-1"), self.frame_rows)
+            body = decoded(body, header(scope, CONTENT_ENCODING))
+            content_type = (header(scope, CONTENT_TYPE) or b"").decode("latin-1")
+            body = rewrite_body(body, content_type, self.frame_rows)
         except RequestError as error:
             await send_error(send, error)
             return
         client = Client()
         CLIENT.set(client)
         replay = BodyReplay(body, receive, client)
-        headers = [*(header for header in scope["headers"] if header[0] != CONTENT_TYPE), JSON_HEADER]
+        replaced = (CONTENT_TYPE, CONTENT_ENCODING)
+        headers = [*(entry for entry in scope["headers"] if entry[0] not in replaced), JSON_HEADER]
         try:
             await self.original.__call__(self, scope | {"headers": headers}, replay, safe_errors(send))
         finally:

@@ -1,6 +1,0 @@
-"""The model that `mode=pyfunc` logs from code."""
-
-from mlflow.models import set_model
-from wrappers.model import Phi3Model  # type: ignore[import-not-found]
-
-set_model(Phi3Model("torch"))

@@ -1,0 +1,67 @@
+"""The HTTP methods that MLflow's server does not have: HEAD, and OPTIONS with the preflight of a web page.
+
+A page may read replies if it is served on this machine, or if its origin is in MLFLOW_SERVER_CORS_ALLOWED_ORIGINS (as
+for MLflow's tracking server; * is any origin). The browser refuses every other page.
+"""
+
+import re
+from collections.abc import Iterable
+
+from mlflow.environment_variables import MLFLOW_SERVER_CORS_ALLOWED_ORIGINS
+
+from .messages import Message, Scope, Send
+
+READ, WRITE = ("GET", "HEAD", "OPTIONS"), ("POST", "OPTIONS")
+METHODS = {"/ping": READ, "/health": READ, "/version": READ, "/invocations": WRITE}
+LOCAL_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
+
+Header = tuple[bytes, bytes]
+
+
+async def send_methods(scope: Scope, send: Send) -> None:
+    """Answer OPTIONS: the methods of the path, and for a page that may use them, the headers that it asks for."""
+    methods = ", ".join(METHODS[scope["path"]]).encode()
+    headers: list[Header] = [(b"allow", methods)]
+    requested = header(scope, b"access-control-request-headers")
+    if _allowed_origin(scope) and header(scope, b"access-control-request-method"):
+        headers += [(b"access-control-allow-methods", methods), (b"access-control-max-age", b"600")]
+        headers += [(b"access-control-allow-headers", requested)] if requested else []
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def as_get(scope: Scope, send: Send) -> tuple[Scope, Send]:
+    """Return a HEAD request as one for GET, whose reply is sent without its body."""
+
+    async def send_head(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return scope | {"method": "GET"}, send_head
+
+
+def readable_by_page(scope: Scope, send: Send) -> Send:
+    """Return ASGI's `send` that lets the page that sent a request read the reply, if its origin is allowed."""
+    origin = header(scope, b"origin")
+    if origin is None:
+        return send
+    allowed = [(b"access-control-allow-origin", origin)] if _allowed_origin(scope) else []
+
+    async def send_readable(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *allowed, (b"vary", b"origin")]}
+        await send(message)
+
+    return send_readable
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """Return the value of a header of a request, or None."""
+    headers: Iterable[Header] = scope.get("headers", ())
+    return next((value for header_name, value in headers if header_name == name), None)
+
+
+def _allowed_origin(scope: Scope) -> bool:
+    origin = (header(scope, b"origin") or b"").decode("latin-1")
+    configured = (MLFLOW_SERVER_CORS_ALLOWED_ORIGINS.get() or "").split(",")  # type: ignore[no-untyped-call]
+    origins = [entry.strip() for entry in configured]
+    return bool(origin) and ("*" in origins or origin in origins or LOCAL_ORIGIN.fullmatch(origin) is not None)
