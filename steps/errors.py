@@ -23,9 +23,13 @@ class StepError(Exception):
 
 
 class RowErrors(StepError):
-    """A step has finished, but some rows of its prompt set failed."""
+    """A step has finished, but some rows of its prompt set, or some variants of the main job, failed."""
 
     exit_code = 3
+
+
+class VariantErrors(StepError):
+    """Some variants failed. The others are done."""
 
 
 def unknown(kind: str, name: object, available: Iterable[str]) -> str:
@@ -40,3 +44,8 @@ def reason(error: BaseException) -> str:
     """Return what kind of error it is and its own words, in one line."""
     words = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split()).rstrip(".")
     return f"{type(error).__name__}: {words[:REASON_CHARACTERS]}" if words else type(error).__name__
+
+
+def sentences_of(error: Exception) -> str:
+    """Return why something failed: the sentences of a StepError, or what `reason` returns."""
+    return "; ".join(error.faults) if isinstance(error, StepError) else reason(error)

@@ -17,8 +17,19 @@ from typing import TYPE_CHECKING
 
 from steps import command_line
 from steps.config.schema import EvaluateConfig, Promotion
-from steps.errors import RowErrors, StepError
-from steps.evaluation import context_check, journal, kept_answers, prompt_set, ruler, scorecard, scores, scoring, speed
+from steps.errors import RowErrors, StepError, VariantErrors, sentences_of
+from steps.evaluation import (
+    context_check,
+    journal,
+    kept_answers,
+    leaks,
+    prompt_set,
+    ruler,
+    scorecard,
+    scores,
+    scoring,
+    speed,
+)
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import comparison, state, variant_report
 from steps.evaluation.ruler import Ruler
@@ -52,9 +63,9 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raise StepError if there is any fault."""
+        """Raise VariantErrors if there is any fault."""
         if self.faults:
-            raise StepError(*self.faults, *self.row_errors)
+            raise VariantErrors(*self.faults, *self.row_errors)
 
     def check_rows(self) -> None:
         """Raise RowErrors, for exit code 3, if some rows have an error."""
@@ -71,7 +82,7 @@ class Plan:
         asked: Those of them whose model has to be loaded; the others have answers to score.
         unfinished: Scored variants with an unfinished report.
         scored: All variants that are scored already.
-        left_out: Model ids of variants that have lost files.
+        left_out: Model ids of variants whose model has lost files, or needs a device that this machine does not have.
     """
 
     chosen: list[Variant]
@@ -89,7 +100,8 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
         rows: The prompt set, if it is loaded already.
 
     Raises:
-        StepError: With every variant that could not be scored or reported on.
+        VariantErrors: With every variant that could not be scored or reported on.
+        StepError: No variant can be scored.
     """
     import mlflow
 
@@ -103,6 +115,8 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
     if plan.asked and not announced:
         # Before anything is asked: a prompt set that is too small wastes the time.
         echo(power_sentence(len(rows.rows), Promotion().margin, Promotion().alpha, len(variants)))
+    for warning in leaks.warnings([*variants, *plan.chosen], rows):
+        echo(f"Warning: {warning}")
     outcome = Outcome()
     _review(plan.scored, rows, outcome)
     if plan.chosen or plan.unfinished or not state.is_compared(client, variants, rows, measure):
@@ -116,7 +130,7 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
 def _plan(
     client: MlflowClient, config: EvaluateConfig, rows: PromptSet, measure: Ruler, variants: list[Variant]
 ) -> Plan:
-    """Decide what to do with each variant, and leave out those that need a model that has lost its files."""
+    """Decide what to do with each variant, and leave out those that need a model that cannot be run here."""
     settings = config.evaluate
     chosen = _choose(client, config, rows, measure, variants)
     scored = [] if config.run_id else [variant for variant in variants if variant not in chosen]
@@ -128,17 +142,10 @@ def _plan(
     ]
     unfinished = [variant for variant in scored if state.is_unfinished(variant, rows, settings.speed, settings.traces)]
     untimed = [variant for variant in unfinished if settings.speed and not state.is_timed(variant, rows)]
-    lost = {
-        variant.model_id: faults for variant in [*asked, *untimed] if (faults := integrity.missing(client, variant))
-    }
-    sentences = [
-        integrity.broken_model(variant, lost[variant.model_id])
-        for variant in [*asked, *untimed]
-        if variant.model_id in lost
-    ]
-    if (lost and len(lost) == len(variants)) or (config.run_id and lost):
-        raise StepError(*(f"{sentence}." for sentence in sentences))
-    for sentence in sentences:
+    lost = {variant.model_id: refusal for variant in [*asked, *untimed] if (refusal := _refusal(client, variant))}
+    if lost and (config.run_id or len(lost) == len(variants)):
+        raise StepError(*(f"{sentence}." for sentence in lost.values()))
+    for sentence in lost.values():
         echo(f"Left out: {sentence}.")
     for variant in chosen if not config.run_id else []:
         if variant.model_id not in lost and scorecard.has_scorecard(variant, rows, measure):
@@ -166,6 +173,14 @@ def _choose(
         for variant in variants
         if not scorecard.has_scorecard(variant, rows, measure) or not scorecard.is_stored(client, variant, rows.sha256)
     ]
+
+
+def _refusal(client: MlflowClient, variant: Variant) -> str | None:
+    """Return why a variant's model cannot be run here, without a full stop: lost files or no device; None if it can."""
+    if lost := integrity.missing(client, variant):
+        return integrity.broken_model(variant, lost)
+    fault = variant.config.mode.device_fault
+    return f"{variant.name} ({variant.uri}) cannot run here: {fault}" if fault else None
 
 
 def _review(scored: list[Variant], rows: PromptSet, outcome: Outcome) -> None:
@@ -224,8 +239,7 @@ def _recorded(variant: Variant, what: str, outcome: Outcome) -> Iterator[None]:
         yield
     except Exception as error:
         connection.check_server("went away and has not come back")
-        reason = "; ".join(error.faults) if isinstance(error, StepError) else f"{type(error).__name__}: {error}"
-        outcome.faults.append(f"{variant.name} ({variant.uri}) {what}: {reason}")
+        outcome.faults.append(f"{variant.name} ({variant.uri}) {what}: {sentences_of(error)}")
 
 
 def _row_errors(variant: Variant, card: Scorecard) -> list[str]:

@@ -4,28 +4,32 @@
     mlflow run . -P model=phi3_mini_4k -P generation.max_tokens=64
 
 Reads conf/main.yaml. Writes a run with a child run for each variant and each step, a leaderboard, and the champion. A
-variant whose fingerprint is READY already is reused.
+variant whose fingerprint is READY already is reused. A variant that fails, or that this machine cannot run, is left out
+and does not keep the others from being ranked. Exit codes: 0 done, 1 failed, 3 done but some variants or rows have an
+error.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from steps import command_line, register
-from steps.build import build, fingerprint
+from steps.build import build, fingerprint, variant_name
 from steps.checkpoints.checkpoint import Checkpoint, resolve
-from steps.config.schema import BuildConfig, EvaluateConfig, MainConfig, RegisterConfig, step_config
-from steps.errors import StepError
+from steps.config.schema import BuildConfig, EvaluateConfig, MainConfig, Model, RegisterConfig, step_config
+from steps.errors import RowErrors, StepError, VariantErrors, sentences_of
 from steps.evaluate import evaluate
 from steps.evaluation import prompt_set, ruler, scores
+from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import leaderboard
 from steps.evaluation.statistics import power_sentence
 from steps.output import echo
-from steps.store import address, integrity, names, runs
+from steps.store import address, connection, integrity, names, runs
 from steps.store.variants import Variant, find_variants
 
 if TYPE_CHECKING:
@@ -42,15 +46,21 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
     evaluate_config = step_config(EvaluateConfig, config)
     measure = ruler.make(evaluate_config)
     scores.check_rows(rows, measure.metrics)
-    echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
     register_config = step_config(RegisterConfig, config)
+    register.check_name(client, register_config)
+    echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
     with runs.start("main") as active:
-        model_ids = build_all(client, variants)
-        evaluated = evaluate(evaluate_config, rows)
-        # The champion may be of another experiment, or lack what the policy asks for.
-        if missing := register.missing_scorecard(client, register_config, rows, measure):
-            evaluate(missing.evaluation(evaluate_config), rows)
-        promoted = register.register(register_config, rows)
+        model_ids, faults = build_all(client, variants)
+        faults += evaluate_all(evaluate_config, rows)
+        try:
+            # The champion may be of another experiment, or lack what the policy asks for.
+            if missing := register.missing_scorecard(client, register_config, rows, measure):
+                evaluate(missing.evaluation(evaluate_config), rows)
+            promoted = register.register(register_config, rows)
+        except StepError as error:
+            if not faults:
+                raise
+            raise StepError(*faults, *error.faults) from error
         chosen = [
             variant for variant in find_variants(client, active.info.experiment_id) if variant.model_id in model_ids
         ]
@@ -59,37 +69,89 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
             leaderboard.show(chosen, rows, metrics, promoted.standing)
             mlflow.log_dict(leaderboard.as_dict(chosen, rows, metrics, promoted.standing), "leaderboard.json")
     echo_next_commands(chosen, config, active.info.experiment_id)
-    evaluated.check_rows()
+    if faults:
+        raise RowErrors(*faults)
 
 
-def build_all(client: MlflowClient, variants: list[BuildConfig]) -> list[str]:
-    """Build the variants that are not READY yet; returns the ids of the LoggedModels of all."""
+def build_all(client: MlflowClient, variants: list[BuildConfig]) -> tuple[list[str], list[str]]:
+    """Build the variants that are not READY yet and that this machine can run.
+
+    Returns:
+        The ids of the LoggedModels of all; a sentence for each variant that could not be built.
+
+    Raises:
+        StepError: There is no variant to go on with.
+    """
     import mlflow
 
     # The newest last: it is the one to reuse.
     logged = find_variants(client, runs.experiment_id())
     ready: dict[str, str] = {}
-    checkpoints: dict[str, Checkpoint] = {}
-    model_ids: list[str] = []
-    for config in variants:
-        source = str(config.model)
-        checkpoint = checkpoints.get(source) or checkpoints.setdefault(source, resolve(config.model))
-        identity = fingerprint(config, checkpoint)
-        if identity not in ready:
-            reused = _intact(client, [variant for variant in reversed(logged) if variant.fingerprint == identity])
-            if reused:
-                echo(f"Ready already: models:/{reused} (variant {identity[:12]})")
-            ready[identity] = reused or build(config, checkpoint)
-        if ready[identity] not in model_ids:
-            model_ids.append(ready[identity])
+    resolve_once = _resolve_once()
+    faults: dict[str, str] = {}  # the reason of each sentence
+    for config in _runnable(variants):
+        try:
+            checkpoint = resolve_once(config.model)
+            identity = fingerprint(config, checkpoint)
+            if identity not in ready:
+                twins = [variant for variant in reversed(logged) if variant.fingerprint == identity]
+                ready[identity] = _reusable(client, twins) or build(config, checkpoint)
+        except Exception as error:  # whatever a library raises: the others go on
+            connection.check_server("went away and has not come back")
+            faults[f"{variant_name(config)} could not be built: {sentences_of(error)}"] = sentences_of(error)
+    if not ready:
+        raise StepError(*dict.fromkeys(faults.values()))
+    model_ids = list(dict.fromkeys(ready.values()))
     mlflow.log_param("variants.count", len(model_ids))
-    return model_ids
+    return model_ids, list(faults)
 
 
-def _intact(client: MlflowClient, twins: list[Variant]) -> str | None:
+def _resolve_once() -> Callable[[Model], Checkpoint]:
+    """Return `resolve`, which tries each source once: a hub that cannot be reached would be tried for each variant."""
+    outcomes: dict[str, Checkpoint | StepError] = {}
+
+    def resolve_once(model: Model) -> Checkpoint:
+        source = str(model)
+        if source not in outcomes:
+            try:
+                outcomes[source] = resolve(model)
+            except StepError as error:
+                outcomes[source] = error
+        if isinstance(outcome := outcomes[source], StepError):
+            raise outcome
+        return outcome
+
+    return resolve_once
+
+
+def _runnable(variants: list[BuildConfig]) -> list[BuildConfig]:
+    """Return the variants that this machine can run, and print a sentence about each of the others.
+
+    Raises:
+        StepError: It can run none.
+    """
+    faults = [fault for config in variants if (fault := config.device_fault)]
+    if len(faults) == len(variants):
+        raise StepError(*dict.fromkeys(f"{fault}." for fault in faults))
+    for config in variants:
+        if fault := config.device_fault:
+            echo(f"Left out: {variant_name(config)}: {fault}.")
+    return [config for config in variants if not config.device_fault]
+
+
+def evaluate_all(config: EvaluateConfig, rows: PromptSet) -> list[str]:
+    """Evaluate; returns a sentence for each variant that could not be, and for rows that have an error."""
+    try:
+        return evaluate(config, rows).row_errors
+    except VariantErrors as error:
+        return list(error.faults)
+
+
+def _reusable(client: MlflowClient, twins: list[Variant]) -> str | None:
     """Return the model of the first variant that has lost no file; None if there is none."""
     for variant in twins:
         if not (lost := integrity.missing(client, variant)):
+            echo(f"Ready already: {variant.uri} (variant {variant.fingerprint[:12]})")
             return variant.model_id
         echo(f"Not reused: {variant.name} ({variant.uri}): {', '.join(lost)}.")
     return None
@@ -125,8 +187,8 @@ def plan(overrides: list[str]) -> tuple[list[str], list[list[str]]]:
     listed = [command_line.parse(variant)[1] for variant in command_line.compose("main", own).variants]
     points = [point for variant in listed for point in command_line.expand([*variant, *shared])]
     points = command_line.without_foreign_keys("build", points, {command_line.key_of(entry) for entry in shared})
-    command_line.check("build", points)
-    return own, points
+    command_line.check("build", points, devices=False)
+    return jobs[0], points
 
 
 def main() -> None:

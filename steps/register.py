@@ -13,6 +13,7 @@ version that is intact and smoke-tested, and the next start finishes the job.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from steps import command_line
 from steps.config.schema import RegisterConfig
@@ -29,7 +30,10 @@ from steps.promotion.rank import Ranking
 from steps.promotion.registry import Registry
 from steps.store import runs
 
-__all__ = ["Outcome", "missing_scorecard", "register"]
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["Outcome", "check_name", "missing_scorecard", "register"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,11 @@ def register(config: RegisterConfig, rows: PromptSet | None = None) -> Outcome |
         rollback.rollback(job)
         return None
     return _preview(job) if config.dry_run else _promote(job)
+
+
+def check_name(client: MlflowClient, config: RegisterConfig) -> None:
+    """Raise StepError if nothing can be promoted under the name: it is a prompt's, or its champion is not ours."""
+    _ = registry.read(client, config.registered_model).champion
 
 
 def _preview(job: Job) -> Outcome:

@@ -4,7 +4,6 @@ Every key and value is checked before a step starts, and all faults are reported
 only the keys that it reads: `mode.device` exists with mode=pyfunc and not with mode=onnx.
 """
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
@@ -12,37 +11,16 @@ from typing import Any
 
 import hydra
 import yaml
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from steps.command_line.hydra_schemas import initialized_hydra
 from steps.command_line.overrides import OPEN_KEYS, key_of
-from steps.config.paths import CONF
-from steps.config.schema import PRECISIONS, SOURCES, STEPS, Precision
 from steps.config.validation import faults
 from steps.errors import StepError, unknown
-from steps.modes import MODES, build_faults, get_mode
-
-
-def option_schemas() -> dict[str, dict[str, type]]:
-    """Return the groups whose options differ in their keys: by group, by the name of a schema, its dataclass."""
-    return {
-        "model": dict(SOURCES),
-        "mode": {name: get_mode(name).settings for name in MODES},
-        "precision": {"plain": Precision, **PRECISIONS},
-    }
-
-
-def store_schemas() -> None:
-    """Make the schemas known to Hydra: `build_schema` and so on, and `/schema/GROUP/NAME` for options."""
-    store = ConfigStore.instance()
-    for step_name, schema in STEPS.items():
-        store.store(name=f"{step_name}_schema", node=schema)
-    for group, schemas in option_schemas().items():
-        for name, schema in schemas.items():
-            store.store(group=f"schema/{group}", name=name, node=schema)
+from steps.modes import build_faults
 
 
 def compose(step_name: str, overrides: list[str]) -> Any:
@@ -51,8 +29,14 @@ def compose(step_name: str, overrides: list[str]) -> Any:
         return OmegaConf.to_object(hydra.compose(step_name, overrides))
 
 
-def check(step_name: str, jobs: list[list[str]]) -> None:
-    """Check every key and value of every job; raises StepError with all faults together."""
+def check(step_name: str, jobs: list[list[str]], *, devices: bool = True) -> None:
+    """Check every key and value of every job; raises StepError with all faults together.
+
+    Args:
+        step_name: The step.
+        jobs: The overrides of each job.
+        devices: Whether to refuse a build for a device that this machine does not have.
+    """
     sentences: dict[str, None] = {}  # an ordered set: points of a sweep share most of their faults
     with initialized_hydra():
         for choices, override in _distinct_overrides(step_name, jobs):
@@ -62,6 +46,8 @@ def check(step_name: str, jobs: list[list[str]]) -> None:
             sentences |= dict.fromkeys(faults(config))
             if step_name == "build":
                 sentences |= dict.fromkeys(build_faults(config))
+                if devices and config.device_fault:
+                    sentences |= {f"{config.device_fault}. check=false builds it here for such a machine.": None}
     if sentences:
         raise StepError(*sentences)
 
@@ -83,17 +69,6 @@ def without_foreign_keys(step_name: str, jobs: list[list[str]], keys: set[str]) 
 def to_yaml(config: Any) -> str:
     """Return a typed configuration as YAML. OmegaConf would read a `${` in a user's text as an interpolation."""
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-
-
-@contextlib.contextmanager
-def initialized_hydra() -> Iterator[None]:
-    """Have Hydra initialised for composing, whether or not it already runs."""
-    if GlobalHydra.instance().is_initialized():
-        yield
-        return
-    store_schemas()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
 
 
 @cache

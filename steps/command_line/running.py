@@ -12,9 +12,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from steps.command_line.composition import check, store_schemas
+from steps.command_line.composition import check
+from steps.command_line.hydra_schemas import store_schemas
 from steps.command_line.overrides import expand, parse
 from steps.config.paths import CONF
+from steps.config.schema import MainConfig, RegisterConfig
 from steps.errors import StepError
 from steps.interrupts import EXIT_CODE, INTERRUPTED, clean_end
 from steps.output import lasting_output
@@ -66,7 +68,7 @@ def _run(step_name: str, step: Callable[[Any], Any]) -> None:
     jobs = expand(overrides)
     check(step_name, jobs)
     if len(jobs) == 1:
-        return run_with_hydra(step_name, step, overrides)
+        return run_with_hydra(step_name, step, jobs[0])
     with connection.plain_errors():
         connection.connect()
     with connection.plain_errors(), runs.start(f"{step_name}-sweep"), TemporaryDirectory(prefix="phi3-") as folder:
@@ -85,7 +87,7 @@ def run_with_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[s
             with connection.plain_errors():
                 typed: Any = OmegaConf.to_object(config)
                 client, experiment = connection.connect(), runs.experiment_id()
-                if not getattr(typed, "only_reads", False):
+                if not _only_reads(typed):
                     connection.check_writable(client, experiment)
                     orphans.fail_orphans(client, experiment)
                 return step(typed)
@@ -102,6 +104,12 @@ def run_with_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[s
     if failures:
         worst = min(failures, key=lambda error: error.exit_code)  # 1 (failed) is worse than 3 (done with row errors)
         raise type(worst)(*(fault for error in failures for fault in error.faults)) from worst
+
+
+def _only_reads(config: Any) -> bool:
+    """Return True if a step leaves the store as it is. In main, even a dry run builds and evaluates."""
+    is_register = isinstance(config, RegisterConfig) and not isinstance(config, MainConfig)
+    return is_register and (config.dry_run or config.action == "history")
 
 
 @contextlib.contextmanager

@@ -78,6 +78,11 @@ class ModeSettings:
         """Whether the mode is set to run on a GPU."""
         return False
 
+    @property
+    def device_fault(self) -> str | None:
+        """Why this machine cannot run the mode as it is set, without a full stop; None if it can."""
+        return None
+
 
 @dataclass
 class Precision:
@@ -244,6 +249,11 @@ class BuildConfig:
     generation: Generation = field(default_factory=Generation)
     check: bool = True
 
+    @property
+    def device_fault(self) -> str | None:
+        """Why this machine cannot run what it builds, without a full stop; None if it can, or does not have to."""
+        return self.mode.device_fault if self.check else None
+
 
 @dataclass
 class EvaluateConfig:
@@ -265,22 +275,12 @@ class RegisterConfig:
     version: int | None = key(None, at_least=1)
     dry_run: bool = False
 
-    @property
-    def only_reads(self) -> bool:
-        """Whether the step leaves the store as it is."""
-        return self.dry_run or self.action == "history"
-
 
 @dataclass
 class MainConfig(BuildConfig, EvaluateConfig, RegisterConfig):
     """All three steps. Each of `variants` is a list of overrides of build's configuration."""
 
     variants: list[list[str]] = key([])
-
-    @property
-    def only_reads(self) -> bool:
-        """Whether the step leaves the store as it is. Even a dry run builds and evaluates."""
-        return False
 
 
 STEPS: dict[str, type] = {

@@ -70,6 +70,8 @@ def _register_faults(config: RegisterConfig) -> Iterator[str]:
             yield f"promotion.limits.{name} must be numbers, got {wrong[0]!r}."
         elif limit.get("min", -math.inf) > limit.get("max", math.inf):
             yield f"promotion.limits.{name}.min must be at most its max {limit['max']:g}, got {limit['min']:g}."
+    if isinstance(config, MainConfig) and not config.variants:
+        yield "variants must name at least one variant, such as [[mode=onnx], [mode=pyfunc]], got none."
     if isinstance(config, MainConfig) and config.action != "promote":
         yield f"action must be promote in main, got '{config.action}'. The others are for register."
     if config.version is not None and config.action != "rollback":

@@ -40,7 +40,22 @@ class OnnxSettings(WrapperSettings):
     @property
     def on_gpu(self) -> bool:
         """Whether the mode is set to run on a GPU."""
-        return self.execution_provider != "cpu"
+        return self.execution_provider in ("cuda", "dml")
+
+    @property
+    def device_fault(self) -> str | None:
+        """Why ONNX Runtime GenAI cannot use the provider on this machine; None if it can."""
+        if not self.on_gpu:
+            return None
+        import onnxruntime_genai
+
+        provider = self.execution_provider
+        if getattr(onnxruntime_genai, f"is_{provider}_available")():
+            return None
+        return (
+            f"mode.execution_provider={provider} is not offered by ONNX Runtime GenAI on this machine: choose "
+            f"mode.execution_provider=cpu, or a machine with a GPU and with the package onnxruntime-genai-{provider}"
+        )
 
 
 @contextlib.contextmanager

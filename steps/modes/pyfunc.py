@@ -27,6 +27,20 @@ class PyfuncSettings(WrapperSettings):
         """Whether the mode is set to run on a GPU; `auto` decides when the model is loaded."""
         return self.device == "cuda"
 
+    @property
+    def device_fault(self) -> str | None:
+        """Why torch cannot use the device on this machine; None if it can."""
+        if not self.on_gpu:
+            return None
+        import torch
+
+        if torch.cuda.is_available():
+            return None
+        return (
+            "mode.device=cuda needs a GPU that torch can use, and this machine has none: choose mode.device=auto or "
+            "cpu, or a machine with a GPU"
+        )
+
 
 def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo:
     settings = cast(PyfuncSettings, config.mode)

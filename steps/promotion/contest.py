@@ -16,7 +16,7 @@ from steps.promotion.rank import faults_of, lacking_metrics, policy_faults
 from steps.promotion.reference import NO_REFERENCE, Reference
 from steps.promotion.registry import Registry
 from steps.store import runs
-from steps.store.names import FINGERPRINT, is_timed
+from steps.store.names import FINGERPRINT, SMOKE, is_timed
 from steps.store.variants import Variant, find_variants
 
 SCORE_THEM = "Score them with `mlflow run . -e evaluate` (or `python -m steps.evaluate`)."
@@ -66,6 +66,7 @@ def gather(job: Job, registry: Registry) -> Contest:
     if not intact:
         raise StepError(f"There is no variant to register in this experiment. {BUILD_ONE}", *_sentences(left_out))
     allowed, rejected = _without_rejected(job, intact, registry, champion_id)
+    allowed, absent = _without_device(job, allowed, registry, champion_id)
     scored = [variant for variant in allowed if scorecard.metrics_of(variant, job.rows.sha256) is not None]
     policy = measured_policy(job, scored)
     read = {variant.model_id: to_candidate(variant, job.rows, policy) for variant in scored}
@@ -75,7 +76,7 @@ def gather(job: Job, registry: Registry) -> Contest:
     }
     _refuse_incomparable(job, policy, registry, incumbent.champion, competing)
     competing, lost = rulers.without_lost(job, competing, variants)
-    left_out += [*rejected, *lost]
+    left_out += [*rejected, *absent, *lost]
     if not competing:
         raise StepError(*_no_candidate(job, allowed, left_out))
     left_out += [f"{variant.name} has no scorecard for these rows" for variant in allowed if variant not in scored]
@@ -140,6 +141,21 @@ def _without_rejected(
             allowed.append(variant)
         else:
             sentences.append(f"{variant.name} (version {version.number}) was rejected: {version.rejected}")
+    return allowed, sentences
+
+
+def _without_device(
+    job: Job, variants: list[Variant], registry: Registry, champion_id: str | None
+) -> tuple[list[Variant], list[str]]:
+    """Split off the variants that this machine cannot run, and so cannot smoke-test, with a sentence about each."""
+    allowed, sentences = [], []
+    for variant in variants:
+        tested = any(SMOKE in version.tags for version in registry.of_model(variant.model_id))
+        fault = variant.config.mode.device_fault if job.policy.smoke and not tested else None
+        if fault is None or variant.model_id == champion_id:
+            allowed.append(variant)
+        else:
+            sentences.append(f"{variant.name} ({variant.uri}) cannot be smoke-tested here: {fault}")
     return allowed, sentences
 
 

@@ -1,5 +1,7 @@
 """The command line: overrides arrive as typed, and what is wrong with them is reported at once."""
 
+import re
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -28,7 +30,74 @@ def test_arguments_become_overrides(arguments, overrides):
     assert command_line.parse(arguments) == ([], overrides)
 
 
+VARIANTS = {
+    "as conf/main.yaml has them": (
+        "[[mode=onnx, precision=int4], [mode=pyfunc]]",
+        [["mode=onnx", "precision=int4"], ["mode=pyfunc"]],
+    ),
+    "without spaces": ("[[mode=onnx],[mode=pyfunc]]", [["mode=onnx"], ["mode=pyfunc"]]),
+    "in quotes": ("""[["mode=onnx"], ['mode=pyfunc']]""", [["mode=onnx"], ["mode=pyfunc"]]),
+    "a variant of defaults": ("[[]]", [[]]),
+    "free text": (
+        """[["prompting.system=Be brief, please: it's ${x}"]]""",
+        [["prompting.system=Be brief, please: it's ${x}"]],
+    ),
+}
+
+
+@pytest.mark.parametrize("key", ["variants", "+variants", "--variants"])
+@pytest.mark.parametrize(("text", "variants"), VARIANTS.values(), ids=VARIANTS)
+def test_variants_are_typed_as_in_their_file(key, text, variants):
+    _, overrides = command_line.parse([f"{key}={text}"])
+    (job,) = command_line.expand(overrides)
+    assert command_line.compose("main", [override.lstrip("+") for override in job]).variants == variants
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "mode=onnx", "[mode=onnx]", "[[mode=onnx]", "[[1]]", "[[a: b]]", "{a: b}"]
+)
+def test_other_variants_are_refused_with_an_example(text):
+    with pytest.raises(StepError) as refusal:
+        command_line.parse([f"variants={text}"])
+    assert str(refusal.value) == (
+        f"variants must be a list of lists of overrides, such as [[mode=onnx], [mode=pyfunc]], got '{text}'."
+    )
+
+
+GLOBS = {
+    "all options": ("mode=glob(*)", ["mode=onnx", "mode=pyfunc", "mode=transformers"]),
+    "some": ("mode=glob([o*,p*])", ["mode=onnx", "mode=pyfunc"]),
+    "all but one": ("mode=glob(*,exclude=p*)", ["mode=onnx", "mode=transformers"]),
+    "one": ("mode=glob(t*)", ["mode=transformers"]),
+}
+
+
+@pytest.mark.parametrize(("override", "points"), GLOBS.values(), ids=GLOBS)
+def test_a_glob_names_options_of_a_group(override, points):
+    assert command_line.expand([override]) == [[point] for point in points]
+
+
+NO_POINTS = ("mode=glob(x*)", "generation.temperature=glob(*)", "mod=glob(*)", "generation.top_k=range(0,0)")
+
+
+@pytest.mark.parametrize("override", [*NO_POINTS, "generation.temperature=interval(0,1)"])
+def test_a_sweep_without_points_is_refused(override):
+    with pytest.raises(StepError, match=f"^'{re.escape(override)}' (has no value|cannot be swept): "):
+        command_line.expand([override])
+
+
+FLAGS = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--shell-completion", "-sc")
+
+
+@pytest.mark.parametrize("arguments", [*([flag, "x"] for flag in FLAGS), ["--config-dir=x"]], ids=str)
+def test_a_flag_of_hydra_that_is_not_supported_is_called_one(arguments):
+    flag = arguments[0].partition("=")[0]
+    with pytest.raises(StepError, match=f"^{flag} is a flag of Hydra that is not supported"):
+        command_line.parse(arguments)
+
+
 def test_hydra_flags_are_passed_on():
+    assert command_line.parse(["--cfg=job", "-r", "--run"]) == (["--cfg", "job"], [])
     assert command_line.parse(["--cfg", "job", "mode=onnx"]) == (["--cfg", "job"], ["mode=onnx"])
 
 
@@ -163,6 +232,7 @@ REFUSED = {
         ["evaluate.repeats=0", "evaluate.max_errors=-1"],
         ["evaluate.repeats must be at least 1", "evaluate.max_errors must be at least 0"],
     ),
+    "no variant": ("main", ["variants=[]"], ["variants must name at least one variant, such as [[mode=onnx]"]),
     "half a judge": ("evaluate", ["evaluate.judge.model=m"], ["evaluate.judge.address is needed for a judge"]),
     "no metric": ("evaluate", ["evaluate.metrics=[]"], ["evaluate.metrics must name at least one metric"]),
     "all at once": (

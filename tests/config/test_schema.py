@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from steps import command_line
-from steps.command_line.composition import option_schemas
+from steps.command_line.hydra_schemas import option_schemas
 from steps.config import schema, validation
 from steps.errors import StepError
 from steps.evaluation import prompt_set

@@ -1,0 +1,42 @@
+"""Start Hydra with the schemas of every key."""
+
+import contextlib
+from collections.abc import Iterator
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+
+from steps.config.paths import CONF
+from steps.config.schema import PRECISIONS, SOURCES, STEPS, Precision
+from steps.modes import MODES, get_mode
+
+
+def option_schemas() -> dict[str, dict[str, type]]:
+    """Return the groups whose options differ in their keys: by group, by the name of a schema, its dataclass."""
+    return {
+        "model": dict(SOURCES),
+        "mode": {name: get_mode(name).settings for name in MODES},
+        "precision": {"plain": Precision, **PRECISIONS},
+    }
+
+
+def store_schemas() -> None:
+    """Make the schemas known to Hydra: `build_schema` and so on, and `/schema/GROUP/NAME` for options."""
+    store = ConfigStore.instance()
+    for step_name, schema in STEPS.items():
+        store.store(name=f"{step_name}_schema", node=schema)
+    for group, schemas in option_schemas().items():
+        for name, schema in schemas.items():
+            store.store(group=f"schema/{group}", name=name, node=schema)
+
+
+@contextlib.contextmanager
+def initialized_hydra() -> Iterator[None]:
+    """Have Hydra initialised for composing, whether or not it already runs."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    store_schemas()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
