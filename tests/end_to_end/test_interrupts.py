@@ -99,3 +99,50 @@ def test_an_interrupt_that_python_ignores_is_repeated():
     process = _start(sys.executable, "-c", LOST)
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (EXIT_CODE, f"{INTERRUPTED}\n")
+
+
+LOCKING = """
+import os, signal, sys, time
+import sqlalchemy
+from sqlalchemy.orm import Session
+from steps.interrupts import clean_end
+
+engine = sqlalchemy.create_engine("sqlite:///locked.db", connect_args={"timeout": 0})
+moment, armed = sys.argv[1], False
+
+def interrupt(*_):
+    global armed
+    if armed:
+        armed = False
+        os.kill(os.getpid(), signal.SIGINT)
+
+sqlalchemy.event.listen(engine, moment, interrupt)
+with Session(engine) as session, session.begin():
+    session.execute(sqlalchemy.text("create table numbers (number int)"))
+armed = True
+try:
+    with clean_end():
+        for number in range(100):
+            with Session(engine) as session:
+                session.execute(sqlalchemy.text("insert into numbers values (1)"))
+                if moment == "commit" or number % 2:
+                    session.commit()
+            time.sleep(0.02)
+except KeyboardInterrupt as error:
+    # The error keeps the frames alive, and with them whatever they hold.
+    with Session(engine) as session, session.begin():
+        session.execute(sqlalchemy.text("insert into numbers values (2)"))
+    print("written")
+"""
+
+
+@pytest.mark.parametrize("moment", ["begin", "before_cursor_execute", "commit", "rollback", "checkin"])
+def test_an_interrupt_leaves_no_lock_on_the_database(moment, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LOCKING, moment],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("written\n", "")
