@@ -50,6 +50,7 @@ def empty_store(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, tmp_path, caches, empty_store):
     """Hide the user's MLflow, Hugging Face and Hydra settings, and leave nothing behind."""
+    before = dict(os.environ)
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "HF_", "HYDRA_", "PHI3_"))]:
         monkeypatch.delenv(name)
     store = tmp_path / "store"
@@ -65,6 +66,10 @@ def isolated(monkeypatch, tmp_path, caches, empty_store):
     if "mlflow.tracing" in sys.modules:
         # The tracer keeps the store that it used first.
         sys.modules["mlflow.tracing"].reset()
+    yield
+    # A step that is called in this process names its experiment to MLflow.
+    for name in [name for name in os.environ if name.startswith("MLFLOW_") and name not in before]:
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session")

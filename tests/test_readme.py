@@ -17,6 +17,7 @@ COMMANDS = [
 ]
 FIRST = "pip install mlflow==3.17.2 uv && mlflow run . --env-manager uv"
 SECOND = "mlflow run . -e test --env-manager uv"
+REST = f"{SECOND} -P marks='slow or service'"
 
 
 def test_the_two_commands_stand_on_the_first_screen():
@@ -25,10 +26,10 @@ def test_the_two_commands_stand_on_the_first_screen():
     assert SECOND in top
 
 
-def test_ci_runs_the_second_command_after_installing_what_the_first_installs():
+def test_ci_runs_the_second_command_and_then_the_rest_after_installing_what_the_first_installs():
     script = (PROJECT / ".ci" / "run").read_text()
     assert "pip install --quiet mlflow==3.17.2 uv" in script
-    assert script.strip().endswith(SECOND)
+    assert script.strip().splitlines()[-2:] == [SECOND, REST]
 
 
 def test_every_project_run_in_the_readme_is_one_that_starts():

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from steps.config.schema import Prompting
-from steps.evaluation.metrics import answer_match
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.prompt_set.row import Row
 from steps.store.variants import Variant
@@ -64,6 +63,8 @@ class _Passage:
 
     def gives_away(self, row: Row, rare_terms: set[str], labels: set[str]) -> bool:
         """Return True if the passage holds an answer to the row's question."""
+        from steps.evaluation.metrics import answer_match
+
         same_question = bool(self._question) and _words(row.question) == self._question
         if not same_question and not rare_terms & self._terms:
             return False
