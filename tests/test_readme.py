@@ -1,7 +1,8 @@
-"""The README's commands are the ones that are tested."""
+"""The commands of README.md and docs/ are the ones that are tested, and the links lead somewhere."""
 
 import re
 
+import pytest
 import yaml
 
 from steps import command_line
@@ -10,9 +11,11 @@ from steps.config.validation import faults
 from tests.conftest import PROJECT
 
 README = (PROJECT / "README.md").read_text()
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 COMMANDS = [
     line.partition("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for page in PAGES
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.S)
     for line in block.splitlines()
 ]
 FIRST = "pip install mlflow==3.17.2 uv && mlflow run . --env-manager uv"
@@ -32,7 +35,7 @@ def test_ci_runs_the_second_command_and_then_the_rest_after_installing_what_the_
     assert script.strip().splitlines()[-2:] == [SECOND, REST]
 
 
-def test_every_project_run_in_the_readme_is_one_that_starts():
+def test_every_project_run_is_one_that_starts():
     entry_points = yaml.safe_load((PROJECT / "MLproject").read_text())["entry_points"]
     runs = [command for command in COMMANDS if "mlflow run ." in command]
     assert len(runs) >= 6
@@ -48,7 +51,7 @@ def test_every_project_run_in_the_readme_is_one_that_starts():
             command_line.check(name, command_line.expand(command_line.parse([*values, *needs])[1]))
 
 
-def test_every_python_command_in_the_readme_composes():
+def test_every_python_command_composes():
     commands = [command for command in COMMANDS if command.startswith("python -m steps.")]
     assert len(commands) >= 2
     for command in commands:
@@ -57,3 +60,13 @@ def test_every_python_command_in_the_readme_composes():
             config = command_line.compose(name, job)
             assert isinstance(config, STEPS[name])
             assert faults(config) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_names_every_page():
+    assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in README] == []

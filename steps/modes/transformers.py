@@ -81,7 +81,7 @@ MODE = Mode(
     packages=("mlflow", "torch", "transformers", "tokenizers", "jinja2"),
     modules=TORCH_MODULES,
     weights_folder="model",
-    # It breaks most of its own signature (README): only what it is known to keep can be required.
+    # It breaks most of its own signature (docs/requests.md): only what it is known to keep can be required.
     core_checks=("all",),
     batches=False,
     streams=False,
