@@ -40,7 +40,7 @@ class StoredTensor:
 def check_weights(directory: Path) -> None:
     """Raise StepError with everything in a checkpoint in Hugging Face layout that does not fit its configuration."""
     config = load_config(directory)
-    model, stored = _empty_model(directory, config), stored_tensors(directory)
+    model, stored = empty_model(directory, config), stored_tensors(directory)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     optional = {EMBEDDING, HEAD} if config.tie_word_embeddings and stored.keys() & {EMBEDDING, HEAD} else set()
     kinds = {
@@ -87,7 +87,7 @@ def _full_name(name: str) -> str:
     return f"model.{name}" if name.startswith(("embed_tokens.", "layers.", "norm.")) else name
 
 
-def _empty_model(directory: Path, config: "Phi3Config") -> "Phi3ForCausalLM":
+def empty_model(directory: Path, config: "Phi3Config") -> "Phi3ForCausalLM":
     """Return the model without memory for its weights."""
     import torch
     from transformers import Phi3ForCausalLM

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, Cache
 
 from .batching import choose_tokens, prefill_groups
 from .growing_cache import GrowingLayer, growing_cache
+from .int8_model import load_int8_model
 from .packed_linear import pack
 from .sequence import Sequence
 from .torch_precision import compute_dtype
@@ -32,17 +33,9 @@ class TorchEngine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(device)
-        dtype = compute_dtype(precision, self._device, directory)
-        self._model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        self._model = _load(directory, precision, self._device)
         self._model.eval().to(self._device)  # type: ignore[no-untyped-call]
-        if dtype == torch.float32 and self._device.type == "cpu":
+        if self._model.dtype == torch.float32 and self._device.type == "cpu":
             pack(self._model)
         self.reset()
 
@@ -127,6 +120,20 @@ class TorchEngine:
         for ours, theirs in zip(_layers(self._cache), _layers(cache), strict=True):
             ours.keys = torch.cat([_pad_left(ours.keys, width, dim=2), _pad_left(theirs.keys, width, dim=2)])
             ours.values = torch.cat([_pad_left(ours.values, width, dim=2), _pad_left(theirs.values, width, dim=2)])
+
+
+def _load(directory: str, precision: str, device: torch.device) -> "PreTrainedModel":
+    if precision == "int8":
+        return load_int8_model(directory)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=compute_dtype(precision, device, directory),
+        attn_implementation="sdpa",
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    return model
 
 
 def _layers(cache: Cache) -> list[GrowingLayer]:
