@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,12 +21,21 @@ from steps.wrappers.manifest import write_manifest
 
 
 @contextlib.contextmanager
-def staged(source: Path, prompting: Prompting, as_bf16: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder named `checkpoint` with the files of a logged model and their manifest."""
+def staged(source: Path, prompting: Prompting, save: Callable[[Path, Path], None] | None = None) -> Iterator[Path]:
+    """Yield a temporary folder named `checkpoint` with the files of a logged model and their manifest.
+
+    Args:
+        source: The checkpoint.
+        prompting: What to write into its chat template.
+        save: Saves the weights of the first folder in another precision to the second; None to keep them.
+    """
     with TemporaryDirectory(prefix="phi3-") as temporary:
-        linked = link_checkpoint(source, Path(temporary) / ("linked" if as_bf16 else "checkpoint"))
+        folder = Path(temporary) / "checkpoint"
+        linked = link_checkpoint(source, Path(temporary) / "linked" if save else folder)
         write_prompting(linked, prompting)
-        folder = _save_as_bf16(linked, Path(temporary) / "checkpoint") if as_bf16 else linked
+        if save:
+            save(linked, folder)
+            _link_other_files(linked, folder)
         write_manifest(folder)
         yield folder
 
@@ -53,7 +62,7 @@ def _link(file: Path, target: Path) -> None:
         shutil.copyfile(file, target)
 
 
-def _save_as_bf16(source: Path, target: Path) -> Path:
+def save_as_bf16(source: Path, target: Path) -> None:
     """Save the weights as bf16, which halves the model's size on disk."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -61,7 +70,10 @@ def _save_as_bf16(source: Path, target: Path) -> Path:
     with suppress_output():
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, trust_remote_code=False)
         model.save_pretrained(target)
+
+
+def _link_other_files(source: Path, target: Path) -> None:
+    """Link every file that was not saved anew, except weights."""
     for file in source.iterdir():
         if not (target / file.name).exists() and not file.match("*.safetensors*"):
             _link(file, target / file.name)
-    return target

@@ -88,7 +88,7 @@ class ModeSettings:
 class Precision:
     """The numeric format of the weights."""
 
-    name: str = key(one_of=("fp32", "bf16"))
+    name: str = key(one_of=("fp32", "bf16", "int8"))
 
 
 @dataclass

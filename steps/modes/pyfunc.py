@@ -56,9 +56,9 @@ def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo
 MODE = Mode(
     name="pyfunc",
     settings=PyfuncSettings,
-    precisions=("fp32", "bf16"),
+    precisions=("fp32", "bf16", "int8"),
     inexact_precisions=("bf16",),
-    packages=(*PACKAGES, "torch", "transformers", "psutil"),
+    packages=(*PACKAGES, "torch", "transformers", "safetensors", "psutil"),
     modules=TORCH_MODULES,
     weights_folder=WEIGHTS_FOLDER,
     core_checks=("all", "wrappers", "exact"),

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from steps.checkpoints.checkpoint import Checkpoint
-from steps.checkpoints.staging import staged
+from steps.checkpoints.int8 import save_as_int8
+from steps.checkpoints.staging import save_as_bf16, staged
 from steps.checkpoints.weights import check_weights
 from steps.config.schema import BuildConfig
 from steps.errors import StepError
@@ -20,6 +21,9 @@ TORCH_MODULES = (
     "transformers.models.phi3.modeling_phi3",
 )
 
+# The precisions whose weights are saved anew, and how.
+SAVED = {"bf16": save_as_bf16, "int8": save_as_int8}
+
 
 @contextlib.contextmanager
 def stage_for_torch(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Path]:
@@ -29,5 +33,5 @@ def stage_for_torch(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Pat
             f"'{checkpoint.directory}' has ONNX GenAI layout, which is for mode=onnx, got mode={config.mode.name}."
         )
     check_weights(checkpoint.directory)
-    with staged(checkpoint.directory, config.prompting, as_bf16=config.precision.name == "bf16") as folder:
+    with staged(checkpoint.directory, config.prompting, SAVED.get(config.precision.name)) as folder:
         yield folder

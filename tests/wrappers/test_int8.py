@@ -14,6 +14,7 @@ from steps.wrappers.engines.int8_linear import int8_linear, quantize
 from steps.wrappers.engines.int8_model import load_int8_model
 from tests.modes.random_phi3 import random_phi3
 
+CPU = torch.device("cpu")
 IDS = torch.arange(3, 33).reshape(2, 15)
 
 
@@ -85,19 +86,19 @@ def test_a_model_is_close_to_the_one_that_it_was_made_from(kernel, saved, config
     original, folder = saved(**config)
     with suppress_output():
         expected = logits_of(AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32))
-    logits = logits_of(load_int8_model(str(folder)))
+    logits = logits_of(load_int8_model(str(folder), CPU))
     assert (logits - expected).norm() < 0.1 * expected.norm()
 
 
 def test_shards_hold_the_same_tensors_as_one_file(saved, monkeypatch):
     _, folder = saved()
-    expected = logits_of(load_int8_model(str(folder)))
+    expected = logits_of(load_int8_model(str(folder), CPU))
     shutil.rmtree(folder)
     shutil.rmtree(folder.parent / "original")
     monkeypatch.setattr(saving, "SHARD_BYTES", 20_000)
     _, folder = saved()
     assert len(list(folder.glob("*.safetensors"))) > 3
-    assert torch.equal(logits_of(load_int8_model(str(folder))), expected)
+    assert torch.equal(logits_of(load_int8_model(str(folder), CPU)), expected)
 
 
 def test_a_model_without_all_of_its_tensors_is_refused(saved, monkeypatch):
@@ -105,4 +106,13 @@ def test_a_model_without_all_of_its_tensors_is_refused(saved, monkeypatch):
     _, folder = saved()
     max(folder.glob("*.safetensors"), key=lambda file: file.stat().st_size).unlink()
     with pytest.raises(ValueError, match=r"lacks .*weight"):
-        load_int8_model(str(folder))
+        load_int8_model(str(folder), CPU)
+
+
+def test_a_model_for_a_gpu_has_bf16_weights(saved):
+    original, folder = saved()
+    with suppress_output():
+        expected = logits_of(AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32))
+    model = load_int8_model(str(folder), torch.device("cuda"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert (logits_of(model) - expected).norm() < 0.1 * expected.norm()

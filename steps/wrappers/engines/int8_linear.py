@@ -9,8 +9,6 @@ import logging
 
 import torch
 
-from .packed_linear import PackedLinear
-
 # The largest int8 and half of the range of uint8: oneDNN multiplies unsigned rows with signed weights.
 LARGEST, CENTER = 127, 128
 # Divides a row of zeros, which stays zeros.
@@ -64,15 +62,17 @@ class Int8Linear(torch.nn.Module):
         return outputs.view(*rows.shape[:-1], -1)
 
 
-def int8_linear(weights: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.Module:
-    """Return a layer of int8 weights: in int8 where that is exact and fast, else with the weights as fp32."""
-    if multiplies_int8():
+def int8_linear(
+    weights: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype = torch.float32
+) -> torch.nn.Module:
+    """Return a layer of int8 weights: in int8 if that is exact and fast, else with the weights as `dtype`."""
+    if dtype == torch.float32 and multiplies_int8():
         return Int8Linear(weights, scales, bias)
     linear = torch.nn.Linear(weights.shape[1], weights.shape[0], bias=bias is not None, device="meta")
-    linear.weight = torch.nn.Parameter(weights.float() * scales[:, None], requires_grad=False)
+    linear.weight = torch.nn.Parameter((weights.float() * scales[:, None]).to(dtype), requires_grad=False)
     if bias is not None:
-        linear.bias = torch.nn.Parameter(bias.float(), requires_grad=False)
-    return PackedLinear(linear) if torch.backends.mkldnn.is_available() else linear  # type: ignore[no-untyped-call]
+        linear.bias = torch.nn.Parameter(bias.to(dtype), requires_grad=False)
+    return linear
 
 
 def multiplies_int8() -> bool:
@@ -82,9 +82,9 @@ def multiplies_int8() -> bool:
     return any(torch.cpu.get_capabilities().get(name) for name in EXACT_INSTRUCTIONS)
 
 
-def report_kernel() -> None:
-    """Log which kernel computes int8 weights on this processor."""
-    if multiplies_int8():
+def report_kernel(dtype: torch.dtype) -> None:
+    """Log what computes int8 weights in a model of that type."""
+    if dtype == torch.float32 and multiplies_int8():
         logger.info("int8 weights are multiplied in int8 by oneDNN.")
     else:
-        logger.warning("This processor has no instruction for int8 products: int8 weights are computed as fp32.")
+        logger.warning("int8 weights are computed as %s: this device has no int8 products that torch can use.", dtype)

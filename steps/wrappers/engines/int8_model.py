@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 WEIGHT, SCALE = ".int8_weight", ".int8_scale"
 
 
-def load_int8_model(directory: str) -> "PreTrainedModel":
-    """Return the model of a folder, computing in fp32 around its int8 layers, on the CPU.
+def load_int8_model(directory: str, device: torch.device) -> "PreTrainedModel":
+    """Return the model of a folder for a device, still on the CPU: int8 layers within fp32, or all bf16 for a GPU.
 
     Tensors are loaded one by one, so no second copy of the weights is ever in memory.
 
     Raises:
         ValueError: The files lack a tensor.
     """
-    report_kernel()
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    report_kernel(dtype)
     config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
         )
     for file in sorted(Path(directory).glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
@@ -40,12 +41,12 @@ def load_int8_model(directory: str) -> "PreTrainedModel":
             for name in sorted(names):
                 if name.endswith(WEIGHT):
                     layer = name.removesuffix(WEIGHT)
-                    bias = tensors.get_tensor(f"{layer}.bias").float() if f"{layer}.bias" in names else None
-                    linear = int8_linear(tensors.get_tensor(name), tensors.get_tensor(layer + SCALE), bias)
+                    bias = tensors.get_tensor(f"{layer}.bias").to(dtype) if f"{layer}.bias" in names else None
+                    linear = int8_linear(tensors.get_tensor(name), tensors.get_tensor(layer + SCALE), bias, dtype)
                     model.set_submodule(layer, linear)
                 elif not name.endswith(SCALE) and f"{name.removesuffix('.bias')}{WEIGHT}" not in names:
                     module, _, parameter = name.rpartition(".")
-                    tensor = torch.nn.Parameter(tensors.get_tensor(name).float(), requires_grad=False)
+                    tensor = torch.nn.Parameter(tensors.get_tensor(name).to(dtype), requires_grad=False)
                     setattr(model.get_submodule(module), parameter, tensor)
     _compute_rotations(model)
     if missing := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:

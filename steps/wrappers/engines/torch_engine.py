@@ -124,7 +124,7 @@ class TorchEngine:
 
 def _load(directory: str, precision: str, device: torch.device) -> "PreTrainedModel":
     if precision == "int8":
-        return load_int8_model(directory)
+        return load_int8_model(directory, device)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=compute_dtype(precision, device, directory),
