@@ -111,6 +111,7 @@ def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo
     engine = {
         "name": "onnxruntime",
         "max_batch_size": settings.max_batch_size,
+        "prefix_cache_mb": settings.prefix_cache_mb,
         "execution_provider": settings.execution_provider,
     }
     return log_wrapper(config, folder, common, engine)

@@ -47,6 +47,7 @@ def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo
     engine = {
         "name": "torch",
         "max_batch_size": settings.max_batch_size,
+        "prefix_cache_mb": settings.prefix_cache_mb,
         "precision": config.precision.name,
         "device": settings.device,
     }

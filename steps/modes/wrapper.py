@@ -31,6 +31,8 @@ class WrapperSettings(ModeSettings):
     """Settings of both engines."""
 
     max_batch_size: int = key(at_least=1, at_most=256)
+    # What it was before there was one, for variants that were built then.
+    prefix_cache_mb: int = key(0, at_least=0, at_most=2**20)
 
     @property
     def batch_size(self) -> int:

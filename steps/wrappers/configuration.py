@@ -19,7 +19,7 @@ from .contract.requests import SETTINGS
 OPTIONAL_KEYS = {"generation": SETTINGS}
 # The signature belongs to the interface, and the files to the engine.
 FIXED_KEYS = ("interface", "engine.name")
-MAX_BATCH_SIZE = 256
+ENGINE_BOUNDS = {"max_batch_size": (1, 256), "prefix_cache_mb": (0, 2**20)}
 
 
 def complete_config(config: dict[str, Any], model_folder: Path) -> dict[str, Any]:
@@ -33,10 +33,11 @@ def complete_config(config: dict[str, Any], model_folder: Path) -> dict[str, Any
     for key in FIXED_KEYS:
         if (got := _look_up(complete, key)) != (expected := _look_up(logged, key)):
             raise _invalid(key, f"must stay {expected!r}, got {short(got)}")
-    size = complete["engine"]["max_batch_size"]
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_BATCH_SIZE:
-        bounds = f"at least 1 and at most {MAX_BATCH_SIZE}"
-        raise _invalid("engine.max_batch_size", f"must be a whole number, {bounds}, got {short(size)}")
+    for name, (lowest, highest) in ENGINE_BOUNDS.items():
+        number = complete["engine"][name]
+        if isinstance(number, bool) or not isinstance(number, int) or not lowest <= number <= highest:
+            bounds = f"at least {lowest} and at most {highest}"
+            raise _invalid(f"engine.{name}", f"must be a whole number, {bounds}, got {short(number)}")
     try:
         check_settings(complete["generation"], explicit_max_tokens=False, context=1, used=0)
     except RequestError as error:

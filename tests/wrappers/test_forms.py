@@ -232,6 +232,7 @@ def test_partial_model_config_is_completed(stored, interface, config, settings):
         ({"generation": {"temperature": 5}}, "temperature must be at least 0 and at most 2, got 5"),
         ({"generation": 5}, "model_config.generation must be an object, got 5"),
         ({"engine": {"max_batch_size": 0}}, "max_batch_size must be a whole number"),
+        ({"engine": {"prefix_cache_mb": 0.5}}, "prefix_cache_mb must be a whole number, at least 0"),
         ({"engine": {"name": "torch"}}, "model_config.engine.name must stay 'onnxruntime', got 'torch'"),
         ({"interface": "other"}, "model_config.interface must stay"),
     ],

@@ -1,31 +1,49 @@
 """What the engines share about batches: which prompts to prefill together, and how to choose the next tokens."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+from .prefix_cache import Prefix
 from .sequence import FloatArray, Sequence
 
 # The largest share of padding among tokens that are prefilled together: padding costs as much as any other token.
 PADDING = 0.1
 
+State = TypeVar("State")
 
-def prefill_groups(sequences: list[Sequence], max_tokens: int) -> list[list[Sequence]]:
-    """Group sequences with prompts of similar length.
+
+@dataclass(frozen=True)
+class Arrival(Generic[State]):
+    """A new sequence, and the beginning of its prompt if that is computed already."""
+
+    sequence: Sequence
+    prefix: Prefix[State] | None = None
+
+    @property
+    def missing(self) -> int:
+        """Return how many tokens of the prompt have to be computed."""
+        return len(self.sequence.prompt) - (len(self.prefix.tokens) if self.prefix else 0)
+
+
+def prefill_groups(arrivals: list[Arrival[State]], max_tokens: int) -> list[list[Arrival[State]]]:
+    """Group sequences that miss a similar number of tokens.
 
     No group has more than `max_tokens` tokens, padding included, unless it is one sequence alone.
     """
-    groups: list[list[Sequence]] = []
-    for sequence in sorted(sequences, key=lambda sequence: len(sequence.prompt)):
-        if groups and _fits([*groups[-1], sequence], max_tokens):
-            groups[-1].append(sequence)
+    groups: list[list[Arrival[State]]] = []
+    for arrival in sorted(arrivals, key=lambda arrival: arrival.missing):
+        if groups and _fits([*groups[-1], arrival], max_tokens):
+            groups[-1].append(arrival)
         else:
-            groups.append([sequence])
+            groups.append([arrival])
     return groups
 
 
-def _fits(group: list[Sequence], max_tokens: int) -> bool:
-    """Return True if a group, sorted by length, is within `max_tokens` and PADDING."""
-    padded = len(group) * len(group[-1].prompt)
-    return padded <= max_tokens and sum(len(sequence.prompt) for sequence in group) >= (1 - PADDING) * padded
+def _fits(group: list[Arrival[State]], max_tokens: int) -> bool:
+    """Return True if a group, sorted by the missing tokens, is within `max_tokens` and PADDING."""
+    padded = len(group) * group[-1].missing
+    return padded <= max_tokens and sum(arrival.missing for arrival in group) >= (1 - PADDING) * padded
 
 
 def choose_tokens(

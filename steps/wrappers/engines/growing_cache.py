@@ -16,6 +16,14 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     keys: torch.Tensor
     values: torch.Tensor
 
+    @classmethod
+    def of(cls, keys: torch.Tensor, values: torch.Tensor) -> "GrowingLayer":
+        """Return a layer that begins with keys and values."""
+        layer = cls()
+        layer.keys, layer.values = keys, values
+        layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
+        return layer
+
     def update(
         self,
         key_states: torch.Tensor,

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from .batching import choose_tokens, prefill_groups
+from .batching import Arrival, choose_tokens, prefill_groups
+from .prefix_cache import Prefix, PrefixCache
 from .sequence import FloatArray, Sequence
 
 # Tokens of one prefill, padding included. The graph returns logits for each: 4 bytes x vocabulary.
@@ -23,13 +24,21 @@ CAPACITY_STEP = 64
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 IntArray = npt.NDArray[np.int64]
+# Keys and values [layers, 2, heads, length, head size].
+State = FloatArray
 
 
 class OnnxEngine:
     """Advance up to `max_batch_size` sequences by one token a step."""
 
-    def __init__(self, directory: str, max_batch_size: int) -> None:
-        """Load the model in a folder of ONNX Runtime GenAI's layout."""
+    def __init__(self, directory: str, max_batch_size: int, prefix_cache_mb: int = 512) -> None:
+        """Load a model.
+
+        Args:
+            directory: A folder of ONNX Runtime GenAI's layout.
+            max_batch_size: The number of rows.
+            prefix_cache_mb: How many megabytes the beginnings that prompts share may take.
+        """
         self.max_batch_size = max_batch_size
         model = json.loads((Path(directory) / "genai_config.json").read_text(encoding="utf-8"))["model"]
         decoder = model["decoder"]
@@ -45,7 +54,14 @@ class OnnxEngine:
         self._layers = decoder["num_hidden_layers"]
         self._row_shape = decoder["num_key_value_heads"], decoder["head_size"]
         self._float = FLOATS[inputs[self._inputs["past_key_names"] % 0].type]
+        bytes_per_token = 2 * self._layers * int(np.prod(self._row_shape)) * np.dtype(self._float).itemsize
+        self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, bytes_per_token)
         self.reset()
+
+    @property
+    def prefixes(self) -> PrefixCache[State]:
+        """Return the beginnings of prompts that are kept."""
+        return self._prefixes
 
     def reset(self) -> None:
         """Start with an empty batch."""
@@ -56,9 +72,17 @@ class OnnxEngine:
         """Prefill the arriving sequences and join them; without any, decode one token for every row."""
         if not arriving:
             return _choose(self._rows, self._decode())
-        self._reserve(len(self._rows) + len(arriving), max(len(sequence.prompt) for sequence in arriving))
-        groups = prefill_groups(arriving, PREFILL_TOKENS)
-        return [token for group in groups for token in _choose(group, self._prefill(group))]
+        # One row more than needed: a beginning is computed there.
+        self._reserve(len(self._rows) + len(arriving) + 1, max(len(sequence.prompt) for sequence in arriving))
+        prefixes = self._prefixes.lookup([sequence.prompt for sequence in arriving], self._extend)
+        arrivals = [Arrival(sequence, prefix) for sequence, prefix in zip(arriving, prefixes, strict=True)]
+        # The graph goes on from a beginning in one row only.
+        groups = [[arrival] for arrival in arrivals if arrival.prefix]
+        groups += prefill_groups([arrival for arrival in arrivals if not arrival.prefix], PREFILL_TOKENS)
+        tokens = []
+        for group in groups:
+            tokens += _choose([arrival.sequence for arrival in group], self._prefill(group))
+        return tokens
 
     def remove(self, sequences: list[Sequence]) -> None:
         """Drop rows; the last row of the batch replaces each of them."""
@@ -71,20 +95,40 @@ class OnnxEngine:
         if not self._rows:
             self.reset()
 
-    def _prefill(self, group: list[Sequence]) -> FloatArray:
-        """Append new rows and run their prompts; return logits [rows, vocabulary]."""
-        start, lengths = len(self._rows), np.array([len(sequence.prompt) for sequence in group])
-        self._rows += group
+    def _prefill(self, group: list[Arrival[State]]) -> FloatArray:
+        """Append new rows and run their prompts; return logits [rows, vocabulary]. A row with a prefix is alone."""
+        start, prompts = len(self._rows), [arrival.sequence.prompt for arrival in group]
+        self._rows += [arrival.sequence for arrival in group]
+        lengths = np.array([len(prompt) for prompt in prompts])
         ids = np.zeros((len(group), lengths.max()), dtype=np.int64)
-        for row, sequence in enumerate(group):
-            ids[row, : lengths[row]] = sequence.prompt
-        # Only a group of one row can be longer than one piece.
-        for first in range(0, ids.shape[1], PREFILL_TOKENS):
-            piece = ids[:, first : first + PREFILL_TOKENS]
-            seen = np.minimum(lengths, first + piece.shape[1])
-            logits = self.forward(piece, seen, first, start)
-        last: FloatArray = logits[np.arange(len(group)), seen - first - 1]
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = prompt
+        reused = self._load(group[0].prefix, start)
+        self._prefixes.count(int(lengths.sum()), reused)
+        return self._run(ids, lengths, reused, start)
+
+    def _run(self, ids: IntArray, lengths: IntArray, first: int, start: int) -> FloatArray:
+        """Run prompts [rows, width] from column `first` on, in pieces; return their last logits [rows, vocabulary]."""
+        # Only one row can be longer than one piece, or begin after column 0.
+        for column in range(first, ids.shape[1], PREFILL_TOKENS):
+            piece = ids[:, column : column + PREFILL_TOKENS]
+            seen = np.minimum(lengths, column + piece.shape[1])
+            logits = self.forward(piece, seen, column, start)
+        last: FloatArray = logits[np.arange(len(ids)), seen - column - 1]
         return last
+
+    def _load(self, prefix: Prefix[State] | None, row: int) -> int:
+        """Copy a beginning into a row of the cache; return its length."""
+        if prefix is None:
+            return 0
+        self._cache[:, :, row, :, : len(prefix.tokens)] = prefix.state
+        return len(prefix.tokens)
+
+    def _extend(self, known: Prefix[State] | None, tokens: IntArray) -> Prefix[State]:
+        """Compute the keys and values of a beginning, after those that are known, in the row after the last one."""
+        row = len(self._rows)
+        self._run(tokens[None], np.array([len(tokens)]), self._load(known, row), row)
+        return Prefix(tokens, self._cache[:, :, row, :, : len(tokens)].copy())
 
     def _decode(self) -> FloatArray:
         """Run the last token of every row; return logits [rows, vocabulary]."""

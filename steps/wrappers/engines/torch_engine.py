@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, cast
 import torch
 from transformers import AutoModelForCausalLM, Cache
 
-from .batching import choose_tokens, prefill_groups
+from .batching import Arrival, choose_tokens, prefill_groups
 from .growing_cache import GrowingLayer, growing_cache
 from .int8_model import load_int8_model
 from .packed_linear import pack
+from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sequence import Sequence
 from .torch_precision import compute_dtype
 
@@ -23,12 +24,25 @@ if TYPE_CHECKING:
 # Tokens of one prefill, padding included. More of them take memory and gain nothing on a CPU.
 PREFILL_TOKENS = 2048
 
+# Keys and values [heads, length, head size] of every layer.
+State = list[tuple[torch.Tensor, torch.Tensor]]
+
 
 class TorchEngine:
     """Advance up to `max_batch_size` sequences by one token a step."""
 
-    def __init__(self, directory: str, precision: str, max_batch_size: int, device: str) -> None:
-        """Load the checkpoint in a folder; `device` is torch's name of a device, or "auto"."""
+    def __init__(
+        self, directory: str, precision: str, max_batch_size: int, device: str, prefix_cache_mb: int = 512
+    ) -> None:
+        """Load a checkpoint.
+
+        Args:
+            directory: The folder of the checkpoint.
+            precision: fp32, bf16 or int8.
+            max_batch_size: The number of rows.
+            device: torch's name of a device, or "auto".
+            prefix_cache_mb: How many megabytes the beginnings that prompts share may take.
+        """
         self.max_batch_size = max_batch_size
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,12 +51,18 @@ class TorchEngine:
         self._model.eval().to(self._device)  # type: ignore[no-untyped-call]
         if self._model.dtype == torch.float32 and self._device.type == "cpu":
             pack(self._model)
+        self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, self._bytes_per_token())
         self.reset()
 
     @property
     def model(self) -> "PreTrainedModel":
         """Return the language model."""
         return self._model
+
+    @property
+    def prefixes(self) -> PrefixCache[State]:
+        """Return the beginnings of prompts that are kept."""
+        return self._prefixes
 
     def reset(self) -> None:
         """Start with an empty batch."""
@@ -56,10 +76,13 @@ class TorchEngine:
         if not arriving:
             return _choose(self._rows, self._decode())
         tokens = []
-        for group in prefill_groups(arriving, PREFILL_TOKENS):
+        prefixes = self._prefixes.lookup([sequence.prompt for sequence in arriving], self._extend)
+        arrivals = [Arrival(sequence, prefix) for sequence, prefix in zip(arriving, prefixes, strict=True)]
+        for group in prefill_groups(arrivals, PREFILL_TOKENS):
             logits, cache, mask = self._prefill(group)
-            tokens += _choose(group, logits)
-            self._join(group, cache, mask)
+            sequences = [arrival.sequence for arrival in group]
+            tokens += _choose(sequences, logits)
+            self._join(sequences, cache, mask)
         return tokens
 
     @torch.inference_mode()
@@ -78,17 +101,40 @@ class TorchEngine:
                 layer.keys = layer.keys[index, :, first:].contiguous()
                 layer.values = layer.values[index, :, first:].contiguous()
 
-    def _prefill(self, sequences: list[Sequence]) -> tuple[torch.Tensor, Cache, torch.Tensor]:
-        """Run the prompts; return logits [rows, vocabulary], their cache and their mask [rows, width]."""
-        width = max(len(sequence.prompt) for sequence in sequences)
-        paddings = [width - len(sequence.prompt) for sequence in sequences]
+    def _prefill(self, group: list[Arrival[State]]) -> tuple[torch.Tensor, Cache, torch.Tensor]:
+        """Run the prompts; return logits [rows, vocabulary], their cache and their mask [rows, width].
+
+        Every row runs as many tokens as the one that misses most, so some compute the end of their beginning again.
+        """
+        prompts = [arrival.sequence.prompt for arrival in group]
+        missing = max(arrival.missing for arrival in group)
+        reused = [max(0, len(prompt) - missing) for prompt in prompts]
+        self._prefixes.count(sum(map(len, prompts)), sum(reused))
+        width = max(reused) + missing
         ids = torch.tensor(
-            [[0] * padding + sequence.prompt for padding, sequence in zip(paddings, sequences, strict=True)],
-            device=self._device,
+            [[0] * (missing - len(prompt)) + prompt[-missing:] for prompt in prompts], device=self._device
         )
-        mask = torch.arange(width, device=self._device) >= torch.tensor(paddings, device=self._device)[:, None]
-        cache = growing_cache()
-        return self._forward(ids, mask, (mask.long().cumsum(dim=1) - 1).clamp(min=0), cache), cache, mask
+        paddings = torch.tensor([width - len(prompt) for prompt in prompts], device=self._device)
+        mask = torch.arange(width, device=self._device) >= paddings[:, None]
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -missing:]
+        states = [arrival.prefix.state if arrival.prefix else None for arrival in group]
+        cache = _cache_of(states, reused) if max(reused) else growing_cache()
+        return self._forward(ids, mask, positions, cache), cache, mask
+
+    def _extend(self, known: Prefix[State] | None, tokens: IntArray) -> Prefix[State]:
+        """Compute the keys and values of a beginning, after those that are known."""
+        start = len(known.tokens) if known else 0
+        cache = _cache_of([known.state], [start]) if known else growing_cache()
+        ids = torch.tensor(tokens[start:], device=self._device)[None]
+        positions = torch.arange(start, len(tokens), device=self._device)[None]
+        mask = torch.ones(1, len(tokens), dtype=torch.bool, device=self._device)
+        self._forward(ids, mask, positions, cache)
+        return Prefix(tokens, [(layer.keys[0].clone(), layer.values[0].clone()) for layer in _layers(cache)])
+
+    def _bytes_per_token(self) -> int:
+        config = self._model.config
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * config.num_key_value_heads * size * self._model.dtype.itemsize)
 
     def _decode(self) -> torch.Tensor:
         """Run the last token of every row; return logits [rows, vocabulary]."""
@@ -134,6 +180,21 @@ def _load(directory: str, precision: str, device: torch.device) -> "PreTrainedMo
         trust_remote_code=False,
     )
     return model
+
+
+def _cache_of(states: list[State | None], lengths: list[int]) -> Cache:
+    """Return a cache that holds the first tokens of a state in each row, padded on the left to the longest."""
+    cache, width = growing_cache(), max(lengths)
+    example = next(state for state in states if state)
+    for layer, (keys, _) in enumerate(example):
+        heads, _, size = keys.shape
+        memory = keys.new_zeros(2, len(states), heads, width, size)
+        for row, (state, length) in enumerate(zip(states, lengths, strict=True)):
+            if state and length:
+                for kind, values in enumerate(state[layer]):
+                    memory[kind, row, :, width - length :] = values[:, :length]
+        cache.layers.append(GrowingLayer.of(memory[0], memory[1]))
+    return cache
 
 
 def _layers(cache: Cache) -> list[GrowingLayer]:

@@ -1,0 +1,106 @@
+"""Keep what an engine has computed for the beginnings that prompts share: a system prompt, examples, earlier turns.
+
+A beginning is kept once two prompts share it, in whole blocks of tokens, so that what two prompts share by chance is
+not. An entry may extend another one. The least recently used entries go first.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+# Shorter beginnings gain nothing, and chance makes many of them.
+BLOCK = 16
+# Prompts that new ones are compared with.
+REMEMBERED = 64
+
+IntArray = npt.NDArray[np.int64]
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class Prefix(Generic[State]):
+    """The beginning of prompts: its tokens [length], and what the engine computed for them."""
+
+    tokens: IntArray
+    state: State
+
+
+class PrefixCache(Generic[State]):
+    """The beginnings of prompts and their states.
+
+    Attributes:
+        prompt_tokens: The tokens of all prompts so far.
+        reused_tokens: Those of them that were not computed again.
+    """
+
+    def __init__(self, max_bytes: int, bytes_per_token: int) -> None:
+        """Keep at most `max_bytes` of states that take `bytes_per_token`."""
+        self._max_tokens = max_bytes // bytes_per_token
+        self._entries: OrderedDict[bytes, Prefix[State]] = OrderedDict()
+        self._remembered: deque[IntArray] = deque(maxlen=REMEMBERED)
+        self.prompt_tokens = 0
+        self.reused_tokens = 0
+
+    @property
+    def kept_tokens(self) -> int:
+        """Return the number of tokens in all entries."""
+        return sum(len(entry.tokens) for entry in self._entries.values())
+
+    def lookup(
+        self, prompts: Iterable[list[int]], extend: Callable[[Prefix[State] | None, IntArray], Prefix[State]]
+    ) -> list[Prefix[State] | None]:
+        """Return the longest known beginning of each prompt, or None. Each leaves at least one token of its prompt.
+
+        Args:
+            prompts: Tokens of prompts that arrive together.
+            extend: Computes a beginning from the known part of it and all of its tokens.
+        """
+        arrays = [np.array(prompt, dtype=np.int64) for prompt in prompts]
+        if self._max_tokens < BLOCK:
+            return [None] * len(arrays)
+        known = [*self._remembered, *arrays]
+        # The long ones first: what the short ones share may be a part of that.
+        for array in sorted(arrays, key=len, reverse=True):
+            shared = max((_shared(array, other) for other in known if other is not array), default=0)
+            self._keep(array, min(shared, len(array) - 1) // BLOCK * BLOCK, extend)
+        self._remembered.extend(arrays)
+        return [self._longest(array) for array in arrays]
+
+    def count(self, prompt_tokens: int, reused_tokens: int) -> None:
+        """Add to the numbers of tokens."""
+        self.prompt_tokens += prompt_tokens
+        self.reused_tokens += reused_tokens
+
+    def _keep(
+        self, prompt: IntArray, length: int, extend: Callable[[Prefix[State] | None, IntArray], Prefix[State]]
+    ) -> None:
+        """Compute and keep the first `length` tokens of a prompt, unless a longer beginning is known."""
+        entry = self._longest(prompt)
+        length = min(length, self._max_tokens // BLOCK * BLOCK)
+        if length == 0 or (entry and len(entry.tokens) >= length):
+            return
+        # Before it is computed, so that there is room for it.
+        while self.kept_tokens + length > self._max_tokens:
+            self._entries.popitem(last=False)
+        self._entries[prompt[:length].tobytes()] = extend(entry, prompt[:length])
+
+    def _longest(self, prompt: IntArray) -> Prefix[State] | None:
+        """Return the longest entry that a prompt begins with and goes on after, and mark it as used."""
+        lengths = sorted({len(entry.tokens) for entry in self._entries.values()}, reverse=True)
+        for length in (length for length in lengths if length < len(prompt)):
+            key = prompt[:length].tobytes()
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
+        return None
+
+
+def _shared(first: IntArray, second: IntArray) -> int:
+    """Return how many tokens two prompts have in common at their beginning."""
+    length = min(len(first), len(second))
+    differing = first[:length] != second[:length]
+    return int(differing.argmax()) if differing.any() else length
