@@ -88,6 +88,21 @@ def _write(text):
             False,
             "it lists files that do not exist (model-00001-of-00002.safetensors)",
         ),
+        (
+            "model.safetensors.index.json",
+            _write('{"weight_map": {"a": "../folder/model.safetensors"}}'),
+            False,
+            "it lists files that do not exist (../folder/model.safetensors)",
+        ),
+        *(
+            (
+                "model.safetensors.index.json",
+                _write(content),
+                False,
+                "is damaged: its weight_map must be an object with the file of each tensor",
+            )
+            for content in ("{}", '{"weight_map": []}', '{"weight_map": null}', '{"weight_map": {}}')
+        ),
     ],
 )
 def test_damage_is_reported_with_the_name_of_the_file(checkpoint, tmp_path, name, damage, has_manifest, sentence):
