@@ -7,8 +7,9 @@ applies it.
 import json
 from pathlib import Path
 
+from steps.checkpoints.vocabulary import load_tokenizer
 from steps.config.schema import Prompting
-from steps.errors import StepError, reason
+from steps.errors import StepError
 from steps.wrappers.chat_template import MARK, ChatTemplate, TemplateRefusal
 from steps.wrappers.tokenizer import ChatTokenizer
 
@@ -73,11 +74,11 @@ def around_user_message(tokenizer: ChatTokenizer) -> tuple[str, str]:
 
 
 def _chat_template(folder: Path) -> ChatTemplate:
+    tokenizer = load_tokenizer(folder)
     try:
-        return ChatTokenizer(folder).template
-    except Exception as error:  # tokenizers raises nothing narrower
-        why = reason(error) if isinstance(error, LookupError | TypeError | AttributeError) else str(error)
-        raise StepError(f"The checkpoint's tokenizer cannot be used: {why}.") from None
+        return tokenizer.template
+    except (ValueError, OSError) as error:
+        raise StepError(f"The checkpoint's tokenizer cannot be used: {error}.") from None
 
 
 def _refuse_unrendered(template: ChatTemplate, roles: list[str], advice: str) -> None:

@@ -1,31 +1,36 @@
-"""Hold the tokenizer of a checkpoint against its model: every token needs an embedding.
+"""Hold the tokenizer of a checkpoint against its model: every token needs an embedding, every end token is a token.
 
-A token without one fails the whole batch that it is in, and only then.
+A token without an embedding fails the whole batch that it is in, and only then.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from steps.errors import StepError, reason
+from steps.wrappers.tokenizer import ChatTokenizer
+
+
+def load_tokenizer(directory: Path) -> ChatTokenizer:
+    """Return the tokenizer of a checkpoint; raise StepError if it cannot be used."""
+    try:
+        return ChatTokenizer(directory)
+    except Exception as error:  # tokenizers raises nothing narrower
+        why = reason(error) if isinstance(error, LookupError | TypeError | AttributeError) else str(error)
+        raise StepError(f"The checkpoint's tokenizer cannot be used: {why}.") from None
 
 
 def check_vocabulary(directory: Path) -> None:
     """Raise StepError if the tokenizer of a checkpoint can make tokens that its model does not have."""
-    try:
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise StepError(f"The checkpoint's tokenizer cannot be used: {reason(error)}.") from None
-    size = _vocabulary_size(directory)
-    beyond = sorted(token for token in tokenizer.get_vocab().values() if size is not None and token >= size)
-    if beyond:
+    tokenizer, size = load_tokenizer(directory), _vocabulary_size(directory)
+    if size is not None and tokenizer.highest_token >= size:
         raise StepError(
-            f"The tokenizer in '{directory}' does not fit the model: {len(beyond)} of its tokens have ids from "
-            f"{beyond[0]} to {beyond[-1]}, and the model has only the ids below {size}. Give the tokenizer that the "
+            f"The tokenizer in '{directory}' does not fit the model: it has tokens up to the id "
+            f"{tokenizer.highest_token}, and the model has only the ids below {size}. Give the tokenizer that the "
             "model was trained with, or resize the model's embeddings."
         )
+    if wrong := [token for token in tokenizer.end_tokens if type(token) is not int]:
+        raise StepError(f"eos_token_id in '{directory}' must be a whole number or a list of them, got {wrong[0]!r}.")
 
 
 def _vocabulary_size(directory: Path) -> int | None:

@@ -68,6 +68,21 @@ def test_a_folder_without_a_complete_checkpoint_is_refused(tmp_path, files, sent
     assert sentence in str(refusal.value)
 
 
+def test_a_folder_inside_is_not_part_of_the_checkpoint(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint.directory, tmp_path / "folder")
+    (folder / "notes.json").mkdir()
+    assert resolve(_folder(folder)).sha256 == checkpoint.sha256
+
+
+@pytest.mark.parametrize("target", ["nowhere", "tokenizer_config.json"], ids=["broken", "a loop"])
+def test_a_broken_link_is_damage(checkpoint, tmp_path, target):
+    folder = shutil.copytree(checkpoint.directory, tmp_path / "folder")
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "tokenizer_config.json").symlink_to(target)
+    with pytest.raises(StepError, match=r"config\.json is damaged: it is a link to a file that does not exist"):
+        resolve(_folder(folder))
+
+
 def _write(text):
     return lambda file: file.write_text(text)
 

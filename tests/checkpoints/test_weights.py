@@ -189,6 +189,12 @@ INVALID = {
 }
 
 
+def test_a_rotary_embedding_without_a_base_is_refused(source):
+    edit_json(source / "config.json", without("rope_parameters", rope_theta=0))
+    with pytest.raises(StepError, match=r"rope_theta in '.*config\.json' must be above 0, got 0\."):
+        check_weights(source)
+
+
 @pytest.mark.parametrize(("change", "words"), INVALID.values(), ids=INVALID)
 def test_an_invalid_configuration_is_refused_in_a_sentence(source, change, words):
     edit_json(source / "config.json", change)
@@ -203,6 +209,7 @@ UNSUPPORTED = {
     "awq": (without(quantization_config={"quant_method": "awq"}), r"are quantised \(awq\)"),
     "bitsandbytes": (without(quantization_config={"load_in_4bit": True}), r"are quantised \(quantization_config\)"),
     "compressed": (without(compression_config={"quant_method": "sparse"}), r"are quantised \(sparse\)"),
+    "nothing": (without(quantization_config={}), r"are quantised \(quantization_config\)"),
     "llama": (without(model_type="llama"), "has model_type 'llama' in its config.json: only 'phi3' is supported"),
     "no type": (without("model_type"), "has model_type None"),
 }
