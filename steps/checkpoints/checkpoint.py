@@ -80,11 +80,20 @@ def resolve(model: Model) -> Checkpoint:
     directory, revision = fetch(model)
     refuse_adapter(directory)
     layout = _detect_layout(directory)
-    files = {path.name: path for pattern in FILES for path in directory.glob(pattern)}
+    files = {path.name: path for path in checkpoint_files(directory)}
+    if lost := sorted(name for name, path in files.items() if not path.exists()):
+        raise StepError(
+            *(f"{directory / name} is damaged: it is a link to a file that does not exist." for name in lost)
+        )
     manifest = {name: describe_file(files[name]) for name in sorted(files) if name != MANIFEST}
     if faults := checkpoint_faults(directory, manifest) or [*support_faults(directory)]:
         raise StepError(*faults)
     return Checkpoint(directory, layout, revision, manifest)
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """Return the files that are taken from a checkpoint, broken links included; a checkpoint has no folders inside."""
+    return [path for pattern in FILES for path in directory.glob(pattern) if path.is_file() or not path.exists()]
 
 
 def _detect_layout(directory: Path) -> str:

@@ -1,6 +1,7 @@
 """The config.json of a checkpoint in Hugging Face layout: which are supported, and how transformers reads them."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def support_faults(directory: Path) -> Iterator[str]:
     if model_type != MODEL_TYPE:
         yield f"'{directory}' has model_type {model_type!r} in its config.json: only {MODEL_TYPE!r} is supported."
     for key in QUANTIZATION_KEYS:
-        if config.get(key):
+        if config.get(key) is not None:
             method = config[key].get("quant_method") if isinstance(config[key], dict) else None
             yield (
                 f"The weights in '{directory}' are quantised ({method or key}): give the checkpoint before it was "
@@ -58,6 +59,9 @@ def load_config(directory: Path) -> "Phi3Config":
         raise invalid_config(directory, error) from error
     if config.sliding_window is not None and config.sliding_window < 1:
         raise StepError(f"sliding_window in '{directory}/config.json' must be at least 1, got {config.sliding_window}.")
+    theta = (config.rope_parameters or {}).get("rope_theta")
+    if theta is not None and not 0 < theta < math.inf:
+        raise StepError(f"rope_theta in '{directory}/config.json' must be above 0, got {theta}.")
     return config
 
 

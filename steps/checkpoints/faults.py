@@ -55,8 +55,13 @@ def _json_faults(file: Path) -> Iterator[str]:
     if not isinstance(content, dict):
         yield "it is not a JSON object"
     elif file.name.endswith(".index.json"):
-        shards = {str(name) for name in content.get("weight_map", {}).values()}
-        missing = sorted(name for name in shards if not (file.parent / name).is_file())
+        places = content.get("weight_map")
+        if not isinstance(places, dict) or not places:
+            yield "its weight_map must be an object with the file of each tensor"
+            return
+        shards = {str(name) for name in places.values()}
+        # A file of another folder would not be logged.
+        missing = sorted(name for name in shards if Path(name).name != name or not (file.parent / name).is_file())
         if missing:
             yield f"it lists files that do not exist ({', '.join(missing)})"
 

@@ -7,6 +7,7 @@ applies it.
 import json
 from pathlib import Path
 
+from steps.checkpoints.vocabulary import load_tokenizer
 from steps.config.schema import Prompting
 from steps.errors import StepError
 from steps.wrappers.chat_template import MARK, ChatTemplate, TemplateRefusal
@@ -42,18 +43,23 @@ def example_messages(prompting: Prompting) -> list[dict[str, str]]:
     ]
 
 
-def write_prompting(folder: Path, prompting: Prompting) -> None:
-    """Put the prompting into the chat template of a staged folder.
+def check_prompting(folder: Path, prompting: Prompting) -> ChatTemplate:
+    """Return the chat template of a checkpoint.
 
     Raises:
         StepError: The folder has no chat template that can be used, or it does not render the prompting.
     """
     template = _chat_template(folder)
-    messages = system_messages(prompting) + example_messages(prompting)
+    roles = [message["role"] for message in system_messages(prompting) + example_messages(prompting)]
     _refuse_unrendered(template, ["user"], "A chat needs it.")
-    _refuse_unrendered(template, [*(message["role"] for message in messages), "user"], _advice(prompting))
-    source = template.source
-    if messages:
+    _refuse_unrendered(template, [*roles, "user"], _advice(prompting))
+    return template
+
+
+def write_prompting(folder: Path, prompting: Prompting) -> None:
+    """Put the prompting into the chat template of a staged folder; raises StepError as `check_prompting` does."""
+    source = check_prompting(folder, prompting).source
+    if prompting.system or prompting.examples:
         source = PRESET % (_literal(system_messages(prompting)), _literal(example_messages(prompting))) + source
     file = folder / "chat_template.jinja"
     # Never through a link into the checkpoint.
@@ -68,9 +74,10 @@ def around_user_message(tokenizer: ChatTokenizer) -> tuple[str, str]:
 
 
 def _chat_template(folder: Path) -> ChatTemplate:
+    tokenizer = load_tokenizer(folder)
     try:
-        return ChatTokenizer(folder).template
-    except Exception as error:  # tokenizers raises nothing narrower
+        return tokenizer.template
+    except (ValueError, OSError) as error:
         raise StepError(f"The checkpoint's tokenizer cannot be used: {error}.") from None
 
 

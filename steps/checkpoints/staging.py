@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from steps.checkpoints.checkpoint import FILES
+from steps.checkpoints.checkpoint import checkpoint_files
 from steps.checkpoints.configuration import read_config
 from steps.checkpoints.prompting import write_prompting
 from steps.config.schema import Prompting
@@ -43,9 +43,8 @@ def staged(source: Path, prompting: Prompting, save: Callable[[Path, Path], None
 def link_checkpoint(source: Path, target: Path) -> Path:
     """Fill a new folder with links to a checkpoint's files, without any reference to code of the checkpoint's own."""
     target.mkdir()
-    for pattern in FILES:
-        for file in source.glob(pattern):
-            _link(file, target / file.name)
+    for file in checkpoint_files(source):
+        _link(file, target / file.name)
     for file in (target / "config.json", target / "tokenizer_config.json"):
         if file.is_file() and (content := read_config(file)) != json.loads(file.read_text(encoding="utf-8")):
             # Never through the link into the checkpoint.

@@ -1,11 +1,12 @@
 """Hold the weights of a checkpoint against its configuration: every tensor there, no other, each in its shape.
 
-transformers fills in random numbers for a tensor that is missing, and ignores one that it does not know. Reads
-config.json and the headers of the safetensors files, never the weights.
+transformers fills in random numbers for a tensor that is missing, and ignores one that it does not know. If all of them
+fit, the weights are read once: each has to be a finite number.
 """
 
 import json
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,9 @@ class StoredTensor:
 def check_weights(directory: Path) -> None:
     """Raise StepError with everything in a checkpoint in Hugging Face layout that does not fit its configuration."""
     config = load_config(directory)
-    model, stored = empty_model(directory, config), stored_tensors(directory)
+    model, tensors = empty_model(directory, config), list(_tensors(directory))
+    stored = dict(tensors)
+    copies = Counter(name for name, _ in tensors)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     optional = {EMBEDDING, HEAD} if config.tie_word_embeddings and stored.keys() & {EMBEDDING, HEAD} else set()
     kinds = {
@@ -54,7 +57,10 @@ def check_weights(directory: Path) -> None:
         f"stored as none of {', '.join(DTYPES)}": [
             f"{name} {tensor.dtype}" for name, tensor in stored.items() if tensor.dtype not in DTYPES
         ],
+        "stored more than once": [name for name, count in copies.items() if count > 1],
     }
+    if not any(kinds.values()):
+        kinds["with values that are not finite numbers"] = [*_not_finite(stored)]
     if faults := [f"{len(names)} {kind} ({_shortened(names)})" for kind, names in kinds.items() if names]:
         raise StepError(
             f"The weights in '{directory}' do not fit its config.json, which asks for {len(expected)} tensors: "
@@ -63,7 +69,12 @@ def check_weights(directory: Path) -> None:
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """Return the tensors in the files that transformers loads: one file, or the shards that an index lists."""
+    """Return the tensors in the files that transformers loads, by their names in the whole model."""
+    return dict(_tensors(directory))
+
+
+def _tensors(directory: Path) -> Iterator[tuple[str, StoredTensor]]:
+    """Yield the tensors of one file, or of the shards that an index lists."""
     from safetensors import safe_open
 
     if (directory / WEIGHTS).is_file():
@@ -73,13 +84,23 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     else:
         names = ", ".join(sorted(file.name for file in directory.glob("*.safetensors")))
         raise StepError(f"'{directory}' must hold its weights in {WEIGHTS} or list them in {INDEX}, got {names}.")
-    tensors = {}
     for file in (directory / name for name in sorted(files)):
         with safe_open(file, framework="numpy") as opened:
             for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
                 header = opened.get_slice(name)
-                tensors[_full_name(name)] = StoredTensor(file, name, header.get_dtype(), tuple(header.get_shape()))
-    return tensors
+                yield _full_name(name), StoredTensor(file, name, header.get_dtype(), tuple(header.get_shape()))
+
+
+def _not_finite(stored: Mapping[str, StoredTensor]) -> Iterator[str]:
+    """Yield the names of the tensors with a value that is infinite or not a number."""
+    import torch
+    from safetensors import safe_open
+
+    for name, tensor in stored.items():
+        with safe_open(tensor.file, framework="pt") as opened:
+            lowest, highest = torch.aminmax(opened.get_tensor(tensor.name))  # both are NaN if any value is
+        if not (lowest.isfinite() and highest.isfinite()):
+            yield name
 
 
 def _full_name(name: str) -> str:

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from steps.checkpoints.cache import cached
 from steps.checkpoints.checkpoint import Checkpoint
+from steps.checkpoints.generation import refuse_lost_settings
+from steps.checkpoints.prompting import check_prompting
 from steps.checkpoints.staging import link_checkpoint, staged
+from steps.checkpoints.vocabulary import check_vocabulary
 from steps.config.schema import BuildConfig, Int4Precision, Precision, key
 from steps.digests import digest, digest_files
 from steps.errors import StepError
@@ -61,6 +64,10 @@ class OnnxSettings(WrapperSettings):
 @contextlib.contextmanager
 def _stage(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Path]:
     """Stage a checkpoint in ONNX GenAI layout, exporting it first if it has Hugging Face layout."""
+    # Before the export, which takes minutes.
+    check_vocabulary(checkpoint.directory)
+    refuse_lost_settings(checkpoint.directory)
+    check_prompting(checkpoint.directory, config.prompting)
     with contextlib.ExitStack() as stack:
         if checkpoint.layout == "huggingface":
             source = _exported(checkpoint, config.precision)

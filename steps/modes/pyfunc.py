@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from steps.checkpoints.checkpoint import Checkpoint
+from steps.checkpoints.generation import refuse_lost_settings
 from steps.config.schema import BuildConfig, key
 from steps.modes.mode import Mode
 from steps.modes.torch_checkpoint import TORCH_MODULES, stage_for_torch
@@ -42,6 +45,11 @@ class PyfuncSettings(WrapperSettings):
         )
 
 
+def _stage(checkpoint: Checkpoint, config: BuildConfig) -> AbstractContextManager[Path]:
+    refuse_lost_settings(checkpoint.directory)
+    return stage_for_torch(checkpoint, config)
+
+
 def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo:
     settings = cast(PyfuncSettings, config.mode)
     engine = {
@@ -68,6 +76,6 @@ MODE = Mode(
     takes_params=True,
     takes_whole_prompts=True,
     seed=None,
-    stage=stage_for_torch,
+    stage=_stage,
     log=_log,
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from steps.checkpoints.checkpoint import Checkpoint
 from steps.checkpoints.int8 import save_as_int8
 from steps.checkpoints.staging import save_as_bf16, staged
+from steps.checkpoints.vocabulary import check_vocabulary
 from steps.checkpoints.weights import check_weights
 from steps.config.schema import BuildConfig
 from steps.errors import StepError
@@ -33,5 +34,6 @@ def stage_for_torch(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Pat
             f"'{checkpoint.directory}' has ONNX GenAI layout, which is for mode=onnx, got mode={config.mode.name}."
         )
     check_weights(checkpoint.directory)
+    check_vocabulary(checkpoint.directory)
     with staged(checkpoint.directory, config.prompting, SAVED.get(config.precision.name)) as folder:
         yield folder

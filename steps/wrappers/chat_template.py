@@ -99,6 +99,8 @@ def template_source(directory: Path, tokenizer_config: Mapping[str, Any]) -> str
         templates = {"default": main.read_text(encoding="utf-8")} | templates
     templates = templates or tokenizer_config.get("chat_template")
     if isinstance(templates, list):
+        if not all(isinstance(entry, dict) and {"name", "template"} <= entry.keys() for entry in templates):
+            raise ValueError("each of its chat templates must be an object with name and template")
         templates = {entry["name"]: entry["template"] for entry in templates}
     if isinstance(templates, dict):
         if "default" not in templates:

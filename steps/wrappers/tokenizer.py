@@ -49,6 +49,11 @@ class ChatTokenizer:
         """Return the chat template; raise ValueError if the checkpoint has none that can be used."""
         return ChatTemplate(template_source(self._directory, self._config), self._named_tokens)
 
+    @property
+    def highest_token(self) -> int:
+        """Return the highest id that a text can be encoded to."""
+        return max(self._tokenizer.get_vocab().values(), default=0)
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text; control tokens in it are encoded as control tokens."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

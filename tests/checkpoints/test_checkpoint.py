@@ -68,6 +68,21 @@ def test_a_folder_without_a_complete_checkpoint_is_refused(tmp_path, files, sent
     assert sentence in str(refusal.value)
 
 
+def test_a_folder_inside_is_not_part_of_the_checkpoint(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint.directory, tmp_path / "folder")
+    (folder / "notes.json").mkdir()
+    assert resolve(_folder(folder)).sha256 == checkpoint.sha256
+
+
+@pytest.mark.parametrize("target", ["nowhere", "tokenizer_config.json"], ids=["broken", "a loop"])
+def test_a_broken_link_is_damage(checkpoint, tmp_path, target):
+    folder = shutil.copytree(checkpoint.directory, tmp_path / "folder")
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "tokenizer_config.json").symlink_to(target)
+    with pytest.raises(StepError, match=r"config\.json is damaged: it is a link to a file that does not exist"):
+        resolve(_folder(folder))
+
+
 def _write(text):
     return lambda file: file.write_text(text)
 
@@ -87,6 +102,21 @@ def _write(text):
             _write('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'),
             False,
             "it lists files that do not exist (model-00001-of-00002.safetensors)",
+        ),
+        (
+            "model.safetensors.index.json",
+            _write('{"weight_map": {"a": "../folder/model.safetensors"}}'),
+            False,
+            "it lists files that do not exist (../folder/model.safetensors)",
+        ),
+        *(
+            (
+                "model.safetensors.index.json",
+                _write(content),
+                False,
+                "is damaged: its weight_map must be an object with the file of each tensor",
+            )
+            for content in ("{}", '{"weight_map": []}', '{"weight_map": null}', '{"weight_map": {}}')
         ),
     ],
 )

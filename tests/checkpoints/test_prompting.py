@@ -5,10 +5,12 @@ import shutil
 
 import pytest
 
-from steps.checkpoints.checkpoint import resolve
+from steps import command_line
+from steps.checkpoints.checkpoint import Checkpoint, resolve
 from steps.checkpoints.prompting import write_prompting
 from steps.config.schema import Example, FolderModel, Prompting
 from steps.errors import StepError
+from steps.modes import get_mode
 from steps.wrappers.tokenizer import ChatTokenizer
 from tests.wrappers import checkpoints
 from tests.wrappers.checkpoints import TEMPLATES
@@ -82,6 +84,37 @@ def test_broken_tokenizer_is_refused_in_one_sentence(tmp_path):
     (folder / "tokenizer.json").write_text('{"model": {}}')
     with pytest.raises(StepError, match="The checkpoint's tokenizer cannot be used: "):
         write_prompting(folder, PLAIN)
+
+
+BROKEN = {
+    "tokenizer without a model": ("tokenizer.json", "{}", "tokenizer cannot be used: "),
+    "template that is no text": (
+        "chat_template.jinja",
+        "\udcff",
+        "tokenizer cannot be used: 'utf-8' codec can't decode",
+    ),
+    "templates without names": (
+        "tokenizer_config.json",
+        '{"chat_template": ["a"]}',
+        "must be an object with name and te",
+    ),
+    "token without content": (
+        "tokenizer_config.json",
+        '{"added_tokens_decoder": {"3": {}}}',
+        "used: KeyError: content.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "words"), BROKEN.values(), ids=BROKEN)
+def test_broken_tokenizer_is_refused_before_an_export(tmp_path, name, content, words):
+    template = None if "chat_template" in content else TEMPLATES["phi3"]
+    folder = checkpoints.write(tmp_path, template=template)
+    (folder / name).write_text(content, errors="surrogateescape")
+    checkpoint, config = Checkpoint(folder, "huggingface", None, {}), command_line.compose("build", ["mode=onnx"])
+    with pytest.raises(StepError) as refusal, get_mode("onnx").stage(checkpoint, config):
+        pass
+    assert words in str(refusal.value)
 
 
 @pytest.mark.parametrize("mode", ["pyfunc", "onnx", "transformers"])

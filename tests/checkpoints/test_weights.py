@@ -45,6 +45,16 @@ def _as(dtype):
     return lambda tensors: tensors | {"lm_head.weight": tensors["lm_head.weight"].to(getattr(torch, dtype))}
 
 
+def _of(tensors, name):
+    return tensors[f"model.layers.{name}.weight"]
+
+
+def _with_first_value(tensor, value):
+    changed = tensor.clone()
+    changed[0, 0] = float(value)
+    return changed
+
+
 UNFIT = {
     "a prefix before every name": (
         lambda tensors: {PREFIX + name: tensor for name, tensor in tensors.items()},
@@ -65,6 +75,30 @@ UNFIT = {
     "another vocabulary": (
         lambda tensors: tensors | {"lm_head.weight": tensors["lm_head.weight"][:100]},
         ["1 misshapen (lm_head.weight [100, 64] instead of [101, 64])"],
+    ),
+    "transposed": (
+        lambda tensors: tensors | {"model.layers.0.mlp.down_proj.weight": _of(tensors, "0.mlp.down_proj").T},
+        ["1 misshapen (model.layers.0.mlp.down_proj.weight [96, 64] instead of [64, 96])"],
+    ),
+    "a layer too many": (
+        lambda tensors: tensors | {"model.layers.2.mlp.down_proj.weight": _of(tensors, "0.mlp.down_proj").clone()},
+        ["1 unexpected (model.layers.2.mlp.down_proj.weight)"],
+    ),
+    "separate projections, as Llama has them": (
+        lambda tensors: {name.replace("qkv_proj", "q_proj"): tensor for name, tensor in tensors.items()},
+        ["2 missing (model.layers.0.self_attn.qkv_proj.weight, ", "2 unexpected (model.layers.0.self_attn.q_proj.we"],
+    ),
+    "one value that is not a number": (
+        lambda tensors: tensors | {"lm_head.weight": _with_first_value(tensors["lm_head.weight"], "nan")},
+        ["1 with values that are not finite numbers (lm_head.weight)"],
+    ),
+    "an infinite value": (
+        lambda tensors: tensors | {"lm_head.weight": _with_first_value(tensors["lm_head.weight"], "-inf")},
+        ["1 with values that are not finite numbers (lm_head.weight)"],
+    ),
+    "one tensor under two names": (
+        lambda tensors: tensors | {"norm.weight": tensors["model.norm.weight"].clone()},
+        ["1 stored more than once (model.norm.weight)"],
     ),
     "integers": (_as("int8"), ["1 stored as none of F64, F32, F16, BF16 (lm_head.weight I8)"]),
     "eight bits": (_as("float8_e4m3fn"), ["(lm_head.weight F8_E4M3)"]),
@@ -129,6 +163,17 @@ def test_a_tensor_that_only_the_index_lists_is_missing(source):
         check_weights(source)
 
 
+def test_a_tensor_in_two_shards_is_refused(source):
+    """transformers and the model builder take the last one, whatever the index says."""
+    from safetensors.torch import load_file, save_file
+
+    _shard(source)
+    first, second = (load_file(source / f"model-{number}.safetensors") for number in (1, 2))
+    save_file(second | {"lm_head.weight": first["lm_head.weight"] * 2}, source / "model-2.safetensors")
+    with pytest.raises(StepError, match=r": 1 stored more than once \(lm_head\.weight\)\."):
+        check_weights(source)
+
+
 def test_weights_that_transformers_would_not_find_are_refused(source):
     (source / "model.safetensors").rename(source / "weights.safetensors")
     with pytest.raises(StepError, match=r"in model\.safetensors or list them in .*, got weights\.safetensors\."):
@@ -142,6 +187,12 @@ INVALID = {
     "activation": (without(hidden_act="nope"), "KeyError: nope"),
     "no heads": (without(num_attention_heads=0), "ZeroDivisionError"),
 }
+
+
+def test_a_rotary_embedding_without_a_base_is_refused(source):
+    edit_json(source / "config.json", without("rope_parameters", rope_theta=0))
+    with pytest.raises(StepError, match=r"rope_theta in '.*config\.json' must be above 0, got 0\."):
+        check_weights(source)
 
 
 @pytest.mark.parametrize(("change", "words"), INVALID.values(), ids=INVALID)
@@ -158,6 +209,7 @@ UNSUPPORTED = {
     "awq": (without(quantization_config={"quant_method": "awq"}), r"are quantised \(awq\)"),
     "bitsandbytes": (without(quantization_config={"load_in_4bit": True}), r"are quantised \(quantization_config\)"),
     "compressed": (without(compression_config={"quant_method": "sparse"}), r"are quantised \(sparse\)"),
+    "nothing": (without(quantization_config={}), r"are quantised \(quantization_config\)"),
     "llama": (without(model_type="llama"), "has model_type 'llama' in its config.json: only 'phi3' is supported"),
     "no type": (without("model_type"), "has model_type None"),
 }

@@ -170,6 +170,16 @@ NEUTRAL = {
     "echo": [False],
     "suffix": ["", None],
     "stream": [False],
+    # from other servers
+    "repetition_penalty": [1, 1.0, None],
+    "min_p": [0, 0.0],
+    "length_penalty": [1.0],
+    "min_tokens": [0],
+    "ignore_eos": [False],
+    "use_beam_search": [False],
+    "include_stop_str_in_output": [False],
+    "stop_token_ids": [[]],
+    "any_other": [None],
     # labels and hints: any value
     "model": ["phi3"],
     "user": ["me"],
@@ -210,6 +220,11 @@ DEMANDING = {
     "best_of": [2],
     "echo": [True],
     "suffix": ["a"],
+    "repetition_penalty": [1.1],
+    "min_p": [0.1],
+    "ignore_eos": [True],
+    "stop_token_ids": [[5]],
+    "any_other": [0, False, {}, ""],
 }
 
 
@@ -298,6 +313,48 @@ def test_what_no_reply_can_be_is_refused_as_history(contract, content, code):
     with pytest.raises(RequestError) as refusal:
         contract.requests([_history(content)], None)
     assert refusal.value.code == code
+
+
+def _parts(*texts, **fields):
+    return [{"type": "text", "text": text} | fields for text in texts]
+
+
+PARTS = {
+    "one": (_parts(SPAIN), SPAIN),
+    "several": (_parts("What is the ", "", "capital of Spain?"), SPAIN),
+    "in an array": (np.array(_parts(SPAIN), dtype=object), SPAIN),
+    "with fields that ask for nothing": (_parts(SPAIN, annotations=[], cache_control=None), SPAIN),
+}
+
+
+@pytest.mark.parametrize(("parts", "text"), PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_content_in_parts_of_text_is_their_text(contract, role, parts, text):
+    requests = [
+        contract.requests([{"messages": [{"role": role, "content": content}, USER]}], None) for content in (parts, text)
+    ]
+    assert requests[0] == requests[1]
+
+
+WRONG_PARTS = {
+    "an image": ([*_parts("a"), {"type": "image_url", "image_url": {"url": SPAIN}}], "not_text", "[1] must be a part"),
+    "no type": ([{"text": SPAIN}], "not_text", "[0] must be a part of type 'text' with a string"),
+    "no text": ([{"type": "text"}], "not_text", "[0] must be a part of type 'text' with a string"),
+    "a number": (_parts(5), "not_text", "[0] must be a part of type 'text' with a string"),
+    "texts": ([SPAIN], "not_text", "[0] must be a part of type 'text' with a string"),
+    "none": ([], "not_text", "must be a string, got list"),
+    "empty": (_parts("", " "), "empty_text", "must not be empty"),
+    "an unknown field": (_parts(SPAIN, language="es"), "unsupported_field", "[0].language is not supported"),
+    "a control token in two parts": (_parts("<|en", "d|>"), "control_token", "the control token <|end|>"),
+}
+
+
+@pytest.mark.parametrize(("parts", "code", "words"), WRONG_PARTS.values(), ids=WRONG_PARTS)
+def test_other_parts_are_refused(contract, parts, code, words):
+    with pytest.raises(RequestError) as refusal:
+        contract.requests([_row(parts)], None)
+    assert (refusal.value.code, words in refusal.value.message) == (code, True)
+    assert SPAIN not in refusal.value.message
 
 
 @pytest.fixture

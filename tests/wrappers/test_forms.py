@@ -56,6 +56,9 @@ LISTS = {
     "a named Series of texts": lambda interface, texts: pd.Series(texts, name="prompt"),
     "a Series without a name": lambda interface, texts: pd.Series(texts),
     "a frame without names": lambda interface, texts: pd.DataFrame(texts),
+    "an object with a list": lambda interface, texts: {
+        "messages" if interface == "chat" else "prompt": [next(iter(_row(interface, text).values())) for text in texts]
+    },
     "a list of objects": lambda interface, texts: [_row(interface, text) for text in texts],
     "a frame": lambda interface, texts: pd.DataFrame(
         [_row(interface, text) for text in texts], columns=list(_row(interface))

@@ -281,7 +281,7 @@ def test_another_charset_is_refused_with_415(server, charset):
 BODY = '{"inputs": "é"}'.encode()
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "x-gzip", " gzip "])
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "x-gzip", " gzip ", "gzip, identity", "identity,gzip"])
 @pytest.mark.parametrize("parts", [[BODY], [BODY[:5], BODY[5:]]], ids=["one member", "two members"])
 def test_gzip_body_is_decoded(server, encoding, parts):
     server.released.set()
@@ -290,14 +290,16 @@ def test_gzip_body_is_decoded(server, encoding, parts):
     assert server.bodies == [{"inputs": {"phi3_request": {"rows": "é", "params": None}}}]
 
 
-def test_body_that_is_not_encoded_may_say_so(server):
+@pytest.mark.parametrize("encoding", ["identity", "Identity, identity", ""])
+def test_body_that_is_not_encoded_may_say_so(server, encoding):
     server.released.set()
-    assert server.post(body=BODY, **{"Content-Encoding": "identity"}) == {"answered": True}
+    assert server.post(body=BODY, **{"Content-Encoding": encoding}) == {"answered": True}
 
 
 BOMB = gzip.compress(b'{"inputs": "' + b"a" * 100_000_000 + b'"}')
 ENCODED = {
     "another encoding": ("br", BODY, 415, "[content_encoding] the content encoding must be gzip or none, got 'br'"),
+    "deflate": ("deflate", BODY, 415, "[content_encoding] the content encoding must be gzip or none, got 'deflate'"),
     "two encodings": ("gzip, gzip", BODY, 415, "[content_encoding] "),
     "no header": (None, gzip.compress(BODY), 415, "[content_encoding] the body is compressed with gzip; send the"),
     "not gzip": ("gzip", BODY, 400, "[invalid_gzip] "),

@@ -17,7 +17,10 @@ ROLES = ("system", "user", "assistant")
 
 
 def rows(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the one row of a request that came as one object."""
+    """Return the rows of a request that came as one object: one for each conversation, if it holds a list of them."""
+    conversations: Any = request.get(SUBJECT)
+    if is_list(conversations) and len(conversations) and all(map(is_list, conversations)):
+        return [request | {SUBJECT: messages} for messages in conversations]
     return [request]
 
 
@@ -111,9 +114,22 @@ def _check_message(field: str, message: Any, tokenizer: ChatTokenizer) -> dict[s
     if others:
         raise RequestError("unsupported_field", f"{field}.{shown_name(others[0])} is not supported; leave it out")
     by_assistant = role == "assistant"
-    content = message.get("content")
+    content = _joined_parts(field, message.get("content"))
     # OpenAI's clients write null for a reply without text.
     content = check_text(f"{field}.content", "" if content is None and by_assistant else content, by_assistant)
     if token := tokenizer.control_token_in(content, by_assistant):
         raise RequestError("control_token", f"{field}.content must not contain the control token {token}")
     return {"role": role, "content": content}
+
+
+def _joined_parts(field: str, content: Any) -> Any:
+    """Return a content in OpenAI's parts as one text if all of them are text; any other content as it is."""
+    if not is_list(content) or len(content) == 0:
+        return content
+    for index, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise RequestError("not_text", f"{field}.content[{index}] must be a part of type 'text' with a string")
+        if others := [key for key in part if key not in ("type", "text") and not asks_for_nothing(part[key])]:
+            name = shown_name(others[0])
+            raise RequestError("unsupported_field", f"{field}.content[{index}].{name} is not supported; leave it out")
+    return "".join(part["text"] for part in content)

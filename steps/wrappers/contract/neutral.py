@@ -26,6 +26,9 @@ COLUMNS: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),  # without tools there is no choice
     "functions": (),
+    # from other servers with OpenAI's API
+    "repetition_penalty": (1, 1.0),
+    "min_p": (),
 }
 # A frame may have columns of its own with these names.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = COLUMNS | {
@@ -45,6 +48,13 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = COLUMNS | {
     "best_of": (1,),
     "echo": (),
     "suffix": (),
+    # from other servers
+    "ignore_eos": (),
+    "include_stop_str_in_output": (),
+    "length_penalty": (1, 1.0),
+    "min_tokens": (),
+    "stop_token_ids": (),
+    "use_beam_search": (),
 }
 # Labels and hints: whatever their values are, they change no answer.
 IGNORED = ("model", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")

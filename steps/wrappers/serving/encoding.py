@@ -13,10 +13,11 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 def decoded(body: bytes, encoding: bytes | None) -> bytes:
     """Return the body without its content encoding."""
-    name = (encoding or b"identity").decode("latin-1").strip().lower()
+    names = [name.strip() for name in (encoding or b"").decode("latin-1").lower().split(",")]
+    name = ", ".join(name for name in names if name not in ("", "identity"))
     if name in ("gzip", "x-gzip"):
         return _unzipped(body)
-    if name not in ("identity", ""):
+    if name:
         message = f"the content encoding must be gzip or none, got {name[:40]!r}"
         raise RequestError("content_encoding", message, status=415)
     if body.startswith(GZIP_MAGIC):
