@@ -132,4 +132,5 @@ MODE = Mode(
     seed=None,
     stage=_stage,
     log=_log,
+    takes_exports=True,
 )
