@@ -43,6 +43,13 @@ class MiniatureModel(Model):
 
 
 @dataclass
+class Smollm2Model(Model):
+    """SmolLM2-135M-Instruct from an installed package."""
+
+    source: str = key("smollm2", one_of=("smollm2",))
+
+
+@dataclass
 class HubModel(Model):
     """A hub repository at a revision: a commit, a tag or a branch. Without one it is the main branch.
 
@@ -81,6 +88,11 @@ class Int4Precision(Precision):
     accuracy_level: int = key(at_least=0, at_most=4)
 
 
-SOURCES: dict[str, type[Model]] = {"miniature": MiniatureModel, "hub": HubModel, "folder": FolderModel}
+SOURCES: dict[str, type[Model]] = {
+    "miniature": MiniatureModel,
+    "smollm2": Smollm2Model,
+    "hub": HubModel,
+    "folder": FolderModel,
+}
 # Precisions with keys of their own; every other one is a plain Precision.
 PRECISIONS: dict[str, type[Precision]] = {"int4": Int4Precision}

@@ -16,6 +16,7 @@ from steps.config.options import Int4Precision as Int4Precision
 from steps.config.options import MiniatureModel as MiniatureModel
 from steps.config.options import Model as Model
 from steps.config.options import Precision as Precision
+from steps.config.options import Smollm2Model as Smollm2Model
 from steps.config.options import key as key
 
 # MLflow keeps models and prompts in one table of names. Every prompt's name begins with this, and no model's may.
