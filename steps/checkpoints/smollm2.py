@@ -121,8 +121,9 @@ def fuse(llama: "LlamaForCausalLM") -> "Phi3ForCausalLM":
     phi3.load_state_dict(_fused_weights(llama.state_dict(), own.num_hidden_layers), assign=True, strict=True)
     phi3.tie_weights()
     # Not a weight, so it has none on the meta device.
-    phi3.model.rotary_emb = type(phi3.model.rotary_emb)(config)  # type: ignore[no-untyped-call]
-    return phi3.eval()  # type: ignore[no-untyped-call]
+    phi3.model.rotary_emb = type(phi3.model.rotary_emb)(config)
+    fused: Phi3ForCausalLM = phi3.eval()  # type: ignore[no-untyped-call]
+    return fused
 
 
 def _fused_weights(weights: dict[str, "Tensor"], layers: int) -> dict[str, "Tensor"]:
