@@ -1,4 +1,4 @@
-"""Stage the files that go into a logged model: a checkpoint with its prompting, in its precision.
+"""Stage the files that go into a logged model: a checkpoint with its prompting.
 
 A staged folder is temporary. It holds hard links to the checkpoint's weights where the file system allows (MLflow
 does not log through symbolic links), so that nothing is copied needlessly.
@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,18 +16,23 @@ from steps.checkpoints.checkpoint import FILES
 from steps.checkpoints.configuration import read_config
 from steps.checkpoints.prompting import write_prompting
 from steps.config.schema import Prompting
-from steps.output import suppress_output
-from steps.wrappers.manifest import write_manifest
+from steps.wrappers.manifest import FileEntry, write_manifest
 
 
 @contextlib.contextmanager
-def staged(source: Path, prompting: Prompting, as_bf16: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder named `checkpoint` with the files of a logged model and their manifest."""
+def staged(source: Path, prompting: Prompting, known: Mapping[str, FileEntry] | None = None) -> Iterator[Path]:
+    """Yield a temporary folder named `checkpoint` with the files of a logged model and their manifest.
+
+    Args:
+        source: Folder of the checkpoint.
+        prompting: What to write into its chat template.
+        known: Entries of files of the source that were computed already. Those that are linked keep them.
+    """
     with TemporaryDirectory(prefix="phi3-") as temporary:
-        linked = link_checkpoint(source, Path(temporary) / ("linked" if as_bf16 else "checkpoint"))
-        write_prompting(linked, prompting)
-        folder = _save_as_bf16(linked, Path(temporary) / "checkpoint") if as_bf16 else linked
-        write_manifest(folder)
+        folder = link_checkpoint(source, Path(temporary) / "checkpoint")
+        write_prompting(folder, prompting)
+        linked = {name for name in known or {} if _is_same_file(source / name, folder / name)}
+        write_manifest(folder, {name: entry for name, entry in (known or {}).items() if name in linked})
         yield folder
 
 
@@ -53,15 +58,5 @@ def _link(file: Path, target: Path) -> None:
         shutil.copyfile(file, target)
 
 
-def _save_as_bf16(source: Path, target: Path) -> Path:
-    """Save the weights as bf16, which halves the model's size on disk."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with suppress_output():
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, trust_remote_code=False)
-        model.save_pretrained(target)
-    for file in source.iterdir():
-        if not (target / file.name).exists() and not file.match("*.safetensors*"):
-            _link(file, target / file.name)
-    return target
+def _is_same_file(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and one.samefile(other)

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from steps.checkpoints.bf16 import as_bf16
 from steps.checkpoints.checkpoint import Checkpoint
 from steps.checkpoints.staging import staged
 from steps.checkpoints.weights import check_weights
@@ -29,5 +30,7 @@ def stage_for_torch(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Pat
             f"'{checkpoint.directory}' has ONNX GenAI layout, which is for mode=onnx, got mode={config.mode.name}."
         )
     check_weights(checkpoint.directory)
-    with staged(checkpoint.directory, config.prompting, as_bf16=config.precision.name == "bf16") as folder:
+    is_bf16 = config.precision.name == "bf16"
+    source, entries = as_bf16(checkpoint) if is_bf16 else (checkpoint.directory, checkpoint.manifest)
+    with staged(source, config.prompting, entries) as folder:
         yield folder
