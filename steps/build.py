@@ -29,7 +29,7 @@ from steps.interfaces import get_interface
 from steps.modes import get_mode
 from steps.modes.mode import Mode
 from steps.output import echo, suppress_output
-from steps.store import integrity, names, orphans, prompts, runs
+from steps.store import integrity, names, orphans, prompts, runs, shared_files
 from steps.store.environment import git_commit, package_versions
 from steps.wrappers.manifest import read_manifest
 
@@ -58,8 +58,11 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
         place = integrity.local_folder(run.info.artifact_uri)
         with explain_full_disk(checkpoint.bytes, place), mode.stage(checkpoint, config) as folder:
             size = sum(file.stat().st_size for file in folder.iterdir())
-            manifest = {f"{mode.weights_folder}/{file}": entry for file, entry in read_manifest(folder).items()}
-            model_id = _log_model(mode, config, checkpoint, folder)
+            entries = read_manifest(folder)
+            manifest = {f"{mode.weights_folder}/{file}": entry for file, entry in entries.items()}
+            with shared_files.set_aside_large_files(folder) as (rest, large):
+                model_id = _log_model(mode, config, checkpoint, rest)
+                shared_files.add_large_files(client, model_id, mode.weights_folder, large, entries)
         mlflow.log_metrics({names.BYTES.key: size, "build/seconds": perf_counter() - started}, model_id=model_id)
         manifest_sha256 = integrity.seal(client, model_id, manifest)
         if config.check:

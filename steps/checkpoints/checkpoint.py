@@ -21,6 +21,7 @@ FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.onnx", "*.onnx.data
 # `model.source` → a module with `fetch`. Each is imported only when it is used.
 SOURCES = {
     "miniature": "steps.checkpoints.miniature",
+    "smollm2": "steps.checkpoints.smollm2",
     "hub": "steps.checkpoints.hub",
     "folder": "steps.checkpoints.folder",
 }

@@ -23,7 +23,7 @@ def explain_full_disk(size: int, artifacts: Path | None = None) -> Iterator[None
         artifacts: Local folder that the block writes to besides TMPDIR, if there is one.
     """
     folders = [Path(tempfile.gettempdir()), *([artifacts] if artifacts else [])]
-    free = {folder: _free_bytes(folder) for folder in folders}
+    free = {folder: free_bytes(folder) for folder in folders}
     try:
         yield
     except Exception as error:
@@ -36,7 +36,7 @@ def explain_full_disk(size: int, artifacts: Path | None = None) -> Iterator[None
         ) from error
 
 
-def _free_bytes(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Return the free bytes of the disk that a folder is on, or will be on once it exists."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     return shutil.disk_usage(existing).free

@@ -1,18 +1,42 @@
-"""Save a checkpoint with the weights of its linear layers as int8: a quarter of fp32."""
+"""A checkpoint with the weights of its linear layers as int8: a cached conversion, a quarter of fp32."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from steps.checkpoints.cache import cached
+from steps.checkpoints.checkpoint import Checkpoint
 from steps.checkpoints.configuration import load_config
-from steps.checkpoints.weights import EMBEDDING, HEAD, INDEX, empty_model, stored_tensors
+from steps.checkpoints.staging import link_checkpoint
+from steps.checkpoints.weights import COMPUTED, EMBEDDING, HEAD, INDEX, empty_model, stored_tensors
+from steps.digests import digest, digest_files
+from steps.wrappers.manifest import MANIFEST, FileEntry, read_manifest
 
 # Bytes of one file: the weights of a shard are in memory together.
 SHARD_BYTES = 2**31
 
 
+def as_int8(checkpoint: Checkpoint) -> tuple[Path, dict[str, FileEntry]]:
+    """Return the folder of a checkpoint in Hugging Face layout with int8 weights, and the entries of its files."""
+    from steps.wrappers.engines import int8_linear, int8_model
+
+    code = [Path(str(file)) for file in (__file__, int8_linear.__file__, int8_model.__file__)]
+    made_of = [checkpoint.sha256, version("torch"), version("safetensors"), digest_files(code), MANIFEST]
+
+    def convert(target: Path) -> None:
+        target.rmdir()
+        link_checkpoint(checkpoint.directory, target)
+        for file in target.glob("*.safetensors*"):
+            file.unlink()
+        save_as_int8(checkpoint.directory, target)
+
+    folder = cached(f"int8-{digest(made_of)[:16]}", convert)
+    return folder, read_manifest(folder)
+
+
 def save_as_int8(source: Path, target: Path) -> None:
-    """Write the weights of a checkpoint in Hugging Face layout to a new folder, without its other files.
+    """Write the weights of a checkpoint in Hugging Face layout to another folder.
 
     The embedding stays as it is. A head that shares its weights with the embedding gets int8 weights of its own.
     """
@@ -22,7 +46,6 @@ def save_as_int8(source: Path, target: Path) -> None:
     from steps.wrappers.engines.int8_linear import quantize
     from steps.wrappers.engines.int8_model import SCALE, WEIGHT
 
-    target.mkdir()
     stored = stored_tensors(source)
     model = empty_model(source, load_config(source))
     linear = {f"{name}.weight" for name, module in model.named_modules() if type(module) is torch.nn.Linear}
@@ -32,7 +55,7 @@ def save_as_int8(source: Path, target: Path) -> None:
             values = opened.get_tensor(tensor.name)
         if name in linear:
             writer.add(dict(zip(_names(name, WEIGHT, SCALE), quantize(values), strict=True)))
-        else:
+        elif not name.endswith(COMPUTED):
             writer.add({name: values})
         if name == EMBEDDING and HEAD not in stored:
             writer.add(dict(zip(_names(HEAD, WEIGHT, SCALE), quantize(values), strict=True)))

@@ -6,60 +6,22 @@ No I/O and no heavy import, so that a step that only composes its configuration 
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-# OmegaConf's mark of a value that must be given. Written out, because a process that measures memory imports this.
-MISSING: Any = "???"
+# The options' keys are read from here too.
+from steps.config.options import MISSING as MISSING
+from steps.config.options import PRECISIONS as PRECISIONS
+from steps.config.options import SOURCES as SOURCES
+from steps.config.options import FolderModel as FolderModel
+from steps.config.options import HubModel as HubModel
+from steps.config.options import Int4Precision as Int4Precision
+from steps.config.options import MiniatureModel as MiniatureModel
+from steps.config.options import Model as Model
+from steps.config.options import Precision as Precision
+from steps.config.options import Smollm2Model as Smollm2Model
+from steps.config.options import key as key
+
 # MLflow keeps models and prompts in one table of names. Every prompt's name begins with this, and no model's may.
 PROMPT_PREFIX = "phi3.prompting."
 DEFAULT_METRICS = ("answer_match", "exact_match", "token_f1", "rouge_l", "chrf")
-
-
-def key(default: Any = MISSING, *, free_text: bool = False, is_path: bool = False, **bounds: Any) -> Any:
-    """Declare a configuration key. A list or dict default is copied for each configuration.
-
-    Args:
-        default: The value if no file and no override gives one; MISSING if conf/ must give it.
-        free_text: Take the value exactly as the user typed it, commas and quotes included.
-        is_path: A file or folder. A relative path starts where the user stands.
-        bounds: What `validation.py` checks: at_least, at_most, above (numbers), one_of (a tuple), needed (True),
-            plain_name (True: the value is a part of names that MLflow restricts).
-    """
-    metadata = {"free_text": free_text, "is_path": is_path, **bounds}
-    if isinstance(default, list | dict):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-@dataclass
-class Model:
-    """Where the checkpoint comes from. Each source has its own keys."""
-
-    name: str = key(plain_name=True)
-    source: str = MISSING
-
-
-@dataclass
-class MiniatureModel(Model):
-    """The miniature, trained on the spot from `seed`."""
-
-    source: str = key("miniature", one_of=("miniature",))
-    seed: int = key(at_least=0)
-
-
-@dataclass
-class HubModel(Model):
-    """A hub repository at a revision."""
-
-    source: str = key("hub", one_of=("hub",))
-    repository: str | None = key(needed=True)
-    revision: str | None = None
-
-
-@dataclass
-class FolderModel(Model):
-    """A folder on this machine, in Hugging Face or ONNX GenAI layout."""
-
-    source: str = key("folder", one_of=("folder",))
-    path: str | None = key(free_text=True, is_path=True, needed=True)
 
 
 @dataclass
@@ -82,22 +44,6 @@ class ModeSettings:
     def device_fault(self) -> str | None:
         """Why this machine cannot run the mode as it is set, without a full stop; None if it can."""
         return None
-
-
-@dataclass
-class Precision:
-    """The numeric format of the weights."""
-
-    name: str = key(one_of=("fp32", "bf16", "int8"))
-
-
-@dataclass
-class Int4Precision(Precision):
-    """Weights as blocks of 4-bit integers."""
-
-    name: str = key("int4", one_of=("int4",))
-    block_size: int = key(one_of=(16, 32, 64, 128, 256))
-    accuracy_level: int = key(at_least=0, at_most=4)
 
 
 @dataclass
@@ -289,9 +235,6 @@ STEPS: dict[str, type] = {
     "register": RegisterConfig,
     "main": MainConfig,
 }
-SOURCES: dict[str, type[Model]] = {"miniature": MiniatureModel, "hub": HubModel, "folder": FolderModel}
-# Precisions with keys of their own; every other one is a plain Precision.
-PRECISIONS: dict[str, type[Precision]] = {"int4": Int4Precision}
 
 
 def step_config(schema: type, config: MainConfig) -> Any:

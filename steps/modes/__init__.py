@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from importlib import import_module
 
-from steps.config.schema import BuildConfig
+from steps.config.schema import BuildConfig, HubModel
 from steps.errors import StepError, unknown
 from steps.interfaces import INTERFACES
 from steps.modes.mode import Mode
@@ -34,4 +34,20 @@ def build_faults(config: BuildConfig) -> Iterator[str]:
         yield (
             f"precision={precision} is not offered by mode={mode.name}, which has {', '.join(mode.precisions)}. "
             f"Modes that have {precision}: {', '.join(offering) or 'none'}."
+        )
+    yield from _export_faults(config, mode)
+
+
+def _export_faults(config: BuildConfig, mode: Mode) -> Iterator[str]:
+    """Yield why a checkpoint in ONNX GenAI layout cannot be taken, before it is downloaded."""
+    exported = config.model.exported if isinstance(config.model, HubModel) else None
+    if exported is None:
+        return
+    taking = " or ".join(f"mode={name}" for name in MODES if get_mode(name).takes_exports)
+    if not mode.takes_exports:
+        yield f"model={config.model.name} is exported to ONNX already, which is for {taking}, got mode={mode.name}."
+    if config.precision.name != exported:
+        yield (
+            f"model={config.model.name} is exported in {exported}, got precision={config.precision.name}: give "
+            f"precision={exported}."
         )

@@ -37,6 +37,7 @@ class Mode:
         seed: Seed the process before a call; None if a request carries its own seed.
         stage: Make a temporary folder with the checkpoint as the mode needs it.
         log: Log the staged folder to the active run. Takes the keyword arguments of MLflow that all modes share.
+        takes_exports: Whether it takes checkpoints that are in ONNX GenAI layout already.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Mode:
     seed: Callable[[int], None] | None
     stage: Callable[[Checkpoint, BuildConfig], AbstractContextManager[Path]]
     log: Callable[[BuildConfig, Path, dict[str, Any]], ModelInfo]
+    takes_exports: bool = False
 
     @property
     def requirements(self) -> list[str]:

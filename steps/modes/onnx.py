@@ -23,7 +23,7 @@ from steps.modes.mode import Mode
 from steps.modes.onnx_export import export_to_onnx
 from steps.modes.onnx_graph import correct_graph, exported_precision, folder_faults
 from steps.modes.wrapper import MODULES, PACKAGES, WEIGHTS_FOLDER, WrapperSettings, log_wrapper
-from steps.wrappers.manifest import MANIFEST
+from steps.wrappers.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -71,9 +71,11 @@ def _stage(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         if checkpoint.layout == "huggingface":
             source = _exported(checkpoint, config.precision)
+            entries = read_manifest(source)
         else:
-            source = stack.enter_context(_corrected(checkpoint.directory, config))
-        yield stack.enter_context(staged(source, config.prompting))
+            # The corrected graph has other entries than the checkpoint's.
+            source, entries = stack.enter_context(_corrected(checkpoint.directory, config)), {}
+        yield stack.enter_context(staged(source, config.prompting, entries))
 
 
 def _exported(checkpoint: Checkpoint, precision: Precision) -> Path:
@@ -140,4 +142,5 @@ MODE = Mode(
     seed=None,
     stage=_stage,
     log=_log,
+    takes_exports=True,
 )

@@ -4,9 +4,10 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from steps.checkpoints.bf16 import as_bf16
 from steps.checkpoints.checkpoint import Checkpoint
-from steps.checkpoints.int8 import save_as_int8
-from steps.checkpoints.staging import save_as_bf16, staged
+from steps.checkpoints.int8 import as_int8
+from steps.checkpoints.staging import staged
 from steps.checkpoints.vocabulary import check_vocabulary
 from steps.checkpoints.weights import check_weights
 from steps.config.schema import BuildConfig
@@ -22,8 +23,8 @@ TORCH_MODULES = (
     "transformers.models.phi3.modeling_phi3",
 )
 
-# The precisions whose weights are saved anew, and how.
-SAVED = {"bf16": save_as_bf16, "int8": save_as_int8}
+# The precisions whose weights are not always those of the checkpoint.
+CONVERSIONS = {"bf16": as_bf16, "int8": as_int8}
 
 
 @contextlib.contextmanager
@@ -35,5 +36,7 @@ def stage_for_torch(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Pat
         )
     check_weights(checkpoint.directory)
     check_vocabulary(checkpoint.directory)
-    with staged(checkpoint.directory, config.prompting, SAVED.get(config.precision.name)) as folder:
+    convert = CONVERSIONS.get(config.precision.name)
+    source, entries = convert(checkpoint) if convert else (checkpoint.directory, checkpoint.manifest)
+    with staged(source, config.prompting, entries) as folder:
         yield folder

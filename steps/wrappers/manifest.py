@@ -6,6 +6,7 @@ of the files, instead of giving wrong answers. It is always checked, several fil
 
 import hashlib
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict
@@ -24,12 +25,13 @@ class DamagedCheckpoint(Exception):
     """A checkpoint is not as its manifest describes it; the message names each file."""
 
 
-def write_manifest(directory: str | Path) -> None:
-    """Write the manifest of the files that are in a folder now."""
+def write_manifest(directory: str | Path, known: Mapping[str, FileEntry] | None = None) -> None:
+    """Write the manifest of the files that are in a folder now; `known` are entries that need not be computed."""
     (Path(directory) / MANIFEST).unlink(missing_ok=True)
-    files = _files(directory)
+    entries, files = dict(known or {}), _files(directory)
+    files = {name: file for name, file in files.items() if name not in entries}
     with ThreadPoolExecutor() as pool:
-        entries = dict(zip(files, pool.map(describe_file, files.values()), strict=True))
+        entries |= dict(zip(files, pool.map(describe_file, files.values()), strict=True))
     (Path(directory) / MANIFEST).write_text(json.dumps(entries, indent=2), encoding="utf-8")
 
 

@@ -18,6 +18,7 @@ from tests.conftest import PROJECT
 GROUP_FILES = sorted(path.relative_to(PROJECT / "conf") for path in (PROJECT / "conf").glob("*/*.yaml"))
 NEEDS = {
     "model=local": ["model.path=."],
+    "model=phi3_mini_4k_onnx": ["mode=onnx", "precision=int4"],
     "precision=int4": ["mode=onnx"],
     "prompt_set=dataset": ["prompt_set.path=."],
 }

@@ -29,6 +29,7 @@ def saved(checkpoint, tmp_path):
 
     def save(**config):
         original = random_phi3(tmp_path / "original", checkpoint.directory, **config)
+        (tmp_path / "int8").mkdir()
         save_as_int8(original, tmp_path / "int8")
         shutil.copy(original / "config.json", tmp_path / "int8")
         return original, tmp_path / "int8"

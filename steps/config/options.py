@@ -1,0 +1,98 @@
+"""The keys of the options that have keys of their own: where a checkpoint comes from, and the precision of its weights.
+
+`schema.py` has all the other keys.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+# OmegaConf's mark of a value that must be given. Written out, because a process that measures memory imports this.
+MISSING: Any = "???"
+
+
+def key(default: Any = MISSING, *, free_text: bool = False, is_path: bool = False, **bounds: Any) -> Any:
+    """Declare a configuration key. A list or dict default is copied for each configuration.
+
+    Args:
+        default: The value if no file and no override gives one; MISSING if conf/ must give it.
+        free_text: Take the value exactly as the user typed it, commas and quotes included.
+        is_path: A file or folder. A relative path starts where the user stands.
+        bounds: What `validation.py` checks: at_least, at_most, above (numbers), one_of (a tuple), needed (True),
+            plain_name (True: the value is a part of names that MLflow restricts).
+    """
+    metadata = {"free_text": free_text, "is_path": is_path, **bounds}
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Model:
+    """Where the checkpoint comes from. Each source has its own keys."""
+
+    name: str = key(plain_name=True)
+    source: str = MISSING
+
+
+@dataclass
+class MiniatureModel(Model):
+    """The miniature, trained on the spot from `seed`."""
+
+    source: str = key("miniature", one_of=("miniature",))
+    seed: int = key(at_least=0)
+
+
+@dataclass
+class Smollm2Model(Model):
+    """SmolLM2-135M-Instruct from an installed package."""
+
+    source: str = key("smollm2", one_of=("smollm2",))
+
+
+@dataclass
+class HubModel(Model):
+    """A hub repository at a revision: a commit, a tag or a branch. Without one it is the main branch.
+
+    `subfolder` is the checkpoint's folder in the repository. `exported` is the precision of a checkpoint that is in
+    ONNX GenAI layout already; null for weights in Hugging Face layout.
+    """
+
+    source: str = key("hub", one_of=("hub",))
+    repository: str | None = key(needed=True)
+    revision: str | None = None
+    subfolder: str | None = None
+    exported: str | None = None
+
+
+@dataclass
+class FolderModel(Model):
+    """A folder on this machine, in Hugging Face or ONNX GenAI layout."""
+
+    source: str = key("folder", one_of=("folder",))
+    path: str | None = key(free_text=True, is_path=True, needed=True)
+
+
+@dataclass
+class Precision:
+    """The numeric format of the weights."""
+
+    name: str = key(one_of=("fp32", "bf16", "int8"))
+
+
+@dataclass
+class Int4Precision(Precision):
+    """Weights as blocks of 4-bit integers."""
+
+    name: str = key("int4", one_of=("int4",))
+    block_size: int = key(one_of=(16, 32, 64, 128, 256))
+    accuracy_level: int = key(at_least=0, at_most=4)
+
+
+SOURCES: dict[str, type[Model]] = {
+    "miniature": MiniatureModel,
+    "smollm2": Smollm2Model,
+    "hub": HubModel,
+    "folder": FolderModel,
+}
+# Precisions with keys of their own; every other one is a plain Precision.
+PRECISIONS: dict[str, type[Precision]] = {"int4": Int4Precision}
