@@ -110,7 +110,7 @@ def _hidden(package: str) -> Iterator[None]:
         del modules[package]
 
 
-def _load_fault(name: str, error: Exception) -> str:
+def _load_fault(name: str, error: BaseException) -> str:
     reason = type(error).__name__
     if metric_file(name):
         return f"metric {name} cannot be loaded: {reason}: {error}"

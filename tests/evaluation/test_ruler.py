@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import sys
 from dataclasses import replace
 from importlib import metadata
 
@@ -109,6 +110,24 @@ def test_a_module_that_is_no_installed_library_counts_by_its_code(tmp_path, monk
     before = source_digest.digest_module(tmp_path / "m.py")
     (tmp_path / "outside_helper.py").write_text("X = 2\n")
     assert source_digest.digest_module(tmp_path / "m.py") != before
+
+
+@pytest.mark.parametrize("has_init", [True, False])
+@pytest.mark.parametrize(
+    "line", ["from own_package import part", "import own_package.part", "from own_package.part import X"]
+)
+def test_a_module_of_a_package_counts_by_its_code(tmp_path, monkeypatch, line, has_init):
+    package = tmp_path / "own_package"
+    package.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    if has_init:
+        (package / "__init__.py").write_text("")
+    (package / "part.py").write_text("X = 1\n")
+    (tmp_path / "m.py").write_text(f"{line}\n")
+    before = source_digest.digest_module(tmp_path / "m.py")
+    (package / "part.py").write_text("X = 2\n")
+    assert source_digest.digest_module(tmp_path / "m.py") != before
+    assert "own_package" not in sys.modules
 
 
 JUDGE = ["evaluate.judge.model=a", "evaluate.judge.address=http://127.0.0.1:1/v1"]
