@@ -226,7 +226,7 @@ def _evaluate(
             with _recorded(variant, NOT_REPORTED, outcome):
                 variant_report.finish(client, variant, rows, settings, bench)
         for variant, fault in comparison.compare(client, rows, measure, plan.left_out):
-            command = evaluate_command(config.prompt_set, measure.metrics, variant.run_id)
+            command = evaluate_command(config.prompt_set, measure.metrics, variant.run_id, measure.own_sources)
             outcome.faults.append(f"{fault} Score it again: `{command}`.")
         # Inside the run, so that it reads FAILED.
         outcome.check()

@@ -59,7 +59,7 @@ def parse(arguments: list[str]) -> tuple[list[str], list[str]]:
             overrides.append(_override(argument[2:], next(rest, "")))
         else:
             key, separator, value = argument.removeprefix("--").partition("=")
-            if not separator and not key.startswith("~"):
+            if not key.strip("+~ ") or (not separator and not key.startswith("~")):
                 raise StepError(f"Expected key=value, got '{argument}'.")
             overrides.append(_override(key, value) if separator else key)
     return flags, overrides
@@ -80,7 +80,7 @@ def _expand(overrides: Iterable[str]) -> list[list[str]]:
         try:
             override = parser.parse_overrides([text])[0]
         except HydraException:
-            faults.append(f"'{text}' cannot be read. Put the value in its own quotes: key=\"'a; b'\".")
+            faults.append(_unreadable(text))
         else:
             parsed.append(override)
             faults += _sweep_faults(override)
@@ -88,6 +88,12 @@ def _expand(overrides: Iterable[str]) -> list[list[str]]:
         raise StepError(*faults)
     jobs: list[list[str]] = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
     return jobs
+
+
+def _unreadable(text: str) -> str:
+    if re.search(r"=\s*[a-z]+\(\s*\)$", text):
+        return f"'{text}' has no value: a sweep needs at least one between its brackets."
+    return f"'{text}' cannot be read. Put the value in its own quotes: key=\"'a; b'\"."
 
 
 def _sweep_faults(override: Override) -> list[str]:

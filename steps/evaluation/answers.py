@@ -6,9 +6,10 @@ the rounding of its numbers. The journal knows a batch by what it asks: if a row
 batch is asked again.
 """
 
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+
+import regex
 
 from steps.config.schema import Evaluation
 from steps.digests import digest
@@ -23,8 +24,8 @@ from steps.store.variants import Variant
 SHOWN_ERRORS = 3
 # Few, because a row alone takes as long as several in a batch.
 ALONE = 8
-# Unicode's categories of spaces, controls and format characters.
-INVISIBLE = {"Zs", "Zl", "Zp", "Cc", "Cf"}
+# Anything but spaces, controls, characters of no width, and the Braille pattern without a dot.
+VISIBLE = regex.compile(r"[^\p{Z}\p{Cc}\p{Cf}\p{DI}\u2800]")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def answer_rows(
 
 def is_readable(text: str) -> bool:
     """Return True if a text holds more than spaces, control characters and characters of no width."""
-    return any(unicodedata.category(character) not in INVISIBLE for character in text)
+    return VISIBLE.search(text) is not None
 
 
 def rows_asked_alone(rows: int) -> list[int]:

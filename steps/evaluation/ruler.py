@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from steps.config.paths import from_user
 from steps.config.schema import EvaluateConfig, Judge
 from steps.digests import digest, digest_file
 from steps.errors import StepError
@@ -49,6 +50,13 @@ class Ruler:
         """Return how a variant is asked. A greedy one answers the same whatever the seed, and is asked once."""
         return {} if variant.config.generation.greedy else {"seed": self.seed, "repeats": self.repeats}
 
+    @property
+    def own_sources(self) -> dict[str, str]:
+        """What each metric that is not shipped is loaded from, wherever the next command is typed."""
+        shipped = scores.local_metrics()
+        own = {name: source for name, source in self.sources.items() if source not in shipped}
+        return {name: str(Path(source).resolve()) if Path(source).exists() else source for name, source in own.items()}
+
     def parts(self, variant: Variant) -> dict[str, str]:
         """Return the digest of each metric and of the checks of the variant's contract."""
         return dict(self.digests) | {CONTRACT: contract_suite.digest_of(variant.interface.name)}
@@ -75,8 +83,11 @@ def make(config: EvaluateConfig) -> Ruler:
 def _sources(listed: list[str]) -> dict[str, str]:
     """Return what each metric is loaded from, by its name."""
     sources: dict[str, str] = {}
+    shipped = scores.local_metrics()
     for source in listed:
         name = scores.metric_name(source)
+        if source not in shipped and scores.metric_file(typed := from_user(source)):
+            source = typed
         if sources.setdefault(name, source) != source:
             raise StepError(
                 f"evaluate.metrics has two metrics called {name}: {sources[name]} and {source}. Rename one."
@@ -86,16 +97,15 @@ def _sources(listed: list[str]) -> dict[str, str]:
 
 def _metric_digests(sources: Mapping[str, str]) -> dict[str, str]:
     base = [digest_file(file) for file in SCORING]
+    # Metrics that are not ours are loaded now: a fault in one should show before anything is built or asked.
+    shipped = scores.local_metrics()
+    loaded = scores.load_metrics(source for source in sources.values() if source not in shipped)
     digests: dict[str, str] = {}
-    elsewhere: list[str] = []
     for name, source in sources.items():
-        if file := scores.metric_file(source):
-            digests[name] = _short([*base, _file_digest(name, file)])
-        else:
-            elsewhere.append(source)
-    # A metric of the hub has files only when it is loaded.
-    for name, metric in scores.load_metrics(elsewhere).items():
-        digests[name] = _short([*base, digest_folder(scores.loaded_folder(metric))])
+        file = scores.metric_file(source)
+        # A metric of the hub has files only when it is loaded.
+        code = _file_digest(name, file) if file else digest_folder(scores.loaded_folder(loaded[name]))
+        digests[name] = _short([*base, code])
     return digests
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,7 @@ def tag(prompt_set_sha256: str) -> str:
     return names.of_prompt_set(names.SCORECARD, prompt_set_sha256)
 
 
-def mark(rows: PromptSet, digest: str, asked: dict[str, int], parts: dict[str, str]) -> str:
+def mark(rows: PromptSet, digest: str, asked: dict[str, int], parts: dict[str, str], sources: dict[str, str]) -> str:
     """Return the value of the mark of a complete scorecard.
 
     Args:
@@ -114,8 +115,10 @@ def mark(rows: PromptSet, digest: str, asked: dict[str, int], parts: dict[str, s
         digest: MLflow's digest of it.
         asked: How the variant was asked (`Ruler.asked`).
         parts: The ruler: a digest for each metric, and for the contract.
+        sources: What metrics are loaded from that are not shipped.
     """
-    return json.dumps({"prompt_set_sha256": rows.sha256, "digest": digest} | asked | {"ruler": parts})
+    own = {"sources": sources} if sources else {}
+    return json.dumps({"prompt_set_sha256": rows.sha256, "digest": digest} | asked | {"ruler": parts} | own)
 
 
 def has_scorecard(variant: Variant, rows: PromptSet, ruler: Ruler) -> bool:
@@ -144,6 +147,11 @@ def parts_of(variant: Variant, sha256: str) -> dict[str, str]:
     """Return the digests of the ruler that a variant's scorecard was made by; empty if it does not say."""
     parts: dict[str, str] = mark_of(variant, sha256).get("ruler", {})
     return parts
+
+
+def sources_of(variants: Iterable[Variant], sha256: str) -> dict[str, str]:
+    """Return what the metrics of scorecards are loaded from that are not shipped, by name."""
+    return {name: source for one in variants for name, source in mark_of(one, sha256).get("sources", {}).items()}
 
 
 def is_scored_at_all(variant: Variant) -> bool:

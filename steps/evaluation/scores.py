@@ -74,7 +74,7 @@ def load_metrics(sources: Iterable[str]) -> dict[str, Any]:
     for source in sources:
         try:
             loaded[metric_name(source)] = _load(source)
-        except Exception as error:  # whatever a module of the user's own or the hub's client raises
+        except (Exception, SystemExit) as error:  # whatever a module of the user's own or the hub's client raises
             faults.append(_load_fault(source, error))
     if faults:
         raise StepError(*faults)
@@ -86,7 +86,12 @@ def _load(source: str) -> Any:
         import evaluate
 
     if file := metric_file(source):
-        return evaluate.load(str(file))
+        try:
+            return evaluate.load(str(file))
+        except TypeError as error:
+            if "'NoneType' object is not callable" in str(error):
+                raise ValueError("it defines no class that is an evaluate.Metric") from error
+            raise
     with suppress_output():
         return evaluate.load(source)
 
@@ -105,7 +110,7 @@ def _hidden(package: str) -> Iterator[None]:
         del modules[package]
 
 
-def _load_fault(name: str, error: Exception) -> str:
+def _load_fault(name: str, error: BaseException) -> str:
     reason = type(error).__name__
     if metric_file(name):
         return f"metric {name} cannot be loaded: {reason}: {error}"

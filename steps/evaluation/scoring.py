@@ -84,7 +84,8 @@ def score_variant(
             findings = _ask(client, variant, rows, settings, entries, kept, check, over_context)
         card = scores.scorecard(rows, findings.repeats, _compute(rows, ruler, variant, findings, kept, entries))
         parts = (kept.parts if kept else {}) | ruler.parts(variant)
-        mark = {"asked": ruler.asked(variant), "parts": parts}
+        sources = scorecard.sources_of([current], rows.sha256) | ruler.own_sources
+        mark = {"asked": ruler.asked(variant), "parts": parts, "sources": sources}
         _log(client, variant, rows, card, findings, kept, mark)
         entries.remove()
     _echo_scored(variant, card, ruler.first, findings.seconds, kept is not None)
@@ -176,7 +177,7 @@ def _log(
             mlflow.log_dict({"columns": ["check", "passed", "fault"], "data": results}, "contract.json")
         scorecard.log(card, latencies)
         mlflow.set_tag(names.PROMPT_SET_SHA256, rows.sha256)
-    value = scorecard.mark(rows, data.digest, mark["asked"], mark["parts"])
+    value = scorecard.mark(rows, data.digest, **mark)
     client.set_logged_model_tags(variant.model_id, {scorecard.tag(rows.sha256): value})
 
 

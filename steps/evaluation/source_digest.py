@@ -66,8 +66,7 @@ def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
             yield node.level, module
-            if node.level:
-                yield from ((node.level, f"{module}.{alias.name}".lstrip(".")) for alias in node.names)
+            yield from ((node.level, f"{module}.{alias.name}".lstrip(".")) for alias in node.names)
 
 
 def _collect_absolute(module: str, base: Path, parts: dict[str, str]) -> None:
@@ -78,10 +77,11 @@ def _collect_absolute(module: str, base: Path, parts: dict[str, str]) -> None:
         parts[f"library {top}"] = metadata.version(top)
         return
     except metadata.PackageNotFoundError:
-        file = _imported_file(module) or _imported_file(top)
-    if file and INSTALLED & set(file.parts):
+        files = _imported_files(module)
+    if any(INSTALLED & set(file.parts) for file in files):
         parts[f"library {top}"] = _version(top)
-    elif file:
+        return
+    for file in files:
         _collect(file, base, parts)
 
 
@@ -96,14 +96,18 @@ def _distributions() -> Mapping[str, list[str]]:
     return metadata.packages_distributions()
 
 
-def _imported_file(module: str) -> Path | None:
-    """Return the file of a module on Python's path; None if there is none."""
+def _imported_files(module: str) -> list[Path]:
+    """Return the files of a module on Python's path and of the packages that it is in. None of them is imported."""
+    top, *inner = module.split(".")
     try:
-        spec = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
-        return None
-    origin = spec.origin if spec else None
-    return Path(origin) if origin and origin.endswith(".py") else None
+        return []
+    files = [Path(spec.origin)] if spec and spec.origin and spec.origin.endswith(".py") else []
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        places = [Path(folder).joinpath(*inner[:depth]) for depth in range(1, len(inner) + 1)]
+        files += [file for place in places if (file := _module_file(place))]
+    return files
 
 
 def _module_file(path: Path) -> Path | None:

@@ -74,7 +74,8 @@ def gather(job: Job, registry: Registry) -> Contest:
     competing = {
         variant.model_id: read[variant.model_id] for variant in _one_of_each(scored, registry, champion_id, unusable)
     }
-    _refuse_incomparable(job, policy, registry, incumbent.champion, competing)
+    sources = scorecard.sources_of(variants.values(), job.rows.sha256)
+    _refuse_incomparable(job, policy, registry, incumbent.champion, competing, sources)
     competing, lost = rulers.without_lost(job, competing, variants)
     left_out += [*rejected, *absent, *lost]
     if not competing:
@@ -96,7 +97,12 @@ def _reference(job: Job, registry: Registry, policy: Promotion) -> Reference:
 
 
 def _refuse_incomparable(
-    job: Job, promotion: Promotion, registry: Registry, champion: Variant | None, competing: dict[str, Candidate]
+    job: Job,
+    promotion: Promotion,
+    registry: Registry,
+    champion: Variant | None,
+    competing: dict[str, Candidate],
+    sources: dict[str, str],
 ) -> None:
     """Raise StepError if the policy names a metric that no candidate has, or that the champion lacks."""
     version, candidate, missing = registry.champion, None, None
@@ -108,7 +114,7 @@ def _refuse_incomparable(
     if competing and (unknown := policy_faults(list(competing.values()), policy)):
         raise StepError(*unknown)
     if missing:
-        raise StepError(missing.sentence)
+        raise StepError(replace(missing, sources=sources).sentence)
     if candidate and version and (lacking := lacking_metrics(candidate, promotion)):
         raise StepError(
             f"{candidate.name} is the champion (version {version.number}) and cannot be compared: "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from steps.config.schema import Promotion, RegisterConfig
+from steps.evaluation import scorecard
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.ruler import Ruler
 from steps.promotion import candidates, registry, rulers
@@ -92,7 +93,9 @@ def missing_scorecard(
     if missing is None and ruler and candidate and rulers.differs(job, champion, candidate, ruler):
         missing = missing_in(job, version, champion, None, policy)
     # Last, because reading all files of a model takes long.
-    return None if missing is None or _unscorable(job, champion) or job.faults(champion) else missing
+    if missing is None or _unscorable(job, champion) or job.faults(champion):
+        return None
+    return replace(missing, sources=scorecard.sources_of(variants, rows.sha256))
 
 
 def missing_in(

@@ -7,16 +7,19 @@ itself.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from steps.config.schema import DEFAULT_METRICS, EvaluateConfig, Promotion, PromptSet
-from steps.evaluation.scores import JUDGE
+from steps.evaluation.scores import JUDGE, metric_name
 from steps.promotion.candidate import Candidate
 from steps.promotion.rank import asked_metrics, lacking_metrics
 from steps.store.names import COSTS, is_timed, metric_key
 from steps.store.variants import Variant
+
+NO_SOURCES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class MissingScorecard:
         prompt_set: The prompt set, as configured.
         metrics: The quality metrics that the policy names.
         timed: Whether the policy names a metric that is timed.
+        sources: What metrics are loaded from that are not shipped.
     """
 
     variant: Variant
@@ -38,19 +42,21 @@ class MissingScorecard:
     prompt_set: PromptSet
     metrics: tuple[str, ...]
     timed: bool
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def evaluation(self, config: EvaluateConfig) -> EvaluateConfig:
         """Return a configuration that evaluates the variant with all that the policy needs, otherwise as `config`."""
         # A judge is computed if it is configured, not because it is named.
-        computed = [*config.evaluate.metrics, *config.prompt_set.metrics, JUDGE]
-        metrics = [*config.evaluate.metrics, *(name for name in self.metrics if name not in computed)]
+        computed = [*map(metric_name, [*config.evaluate.metrics, *config.prompt_set.metrics]), JUDGE]
+        added = [self.sources.get(name, name) for name in self.metrics if name not in computed]
+        metrics = [*config.evaluate.metrics, *added]
         evaluation = replace(config.evaluate, metrics=metrics, speed=config.evaluate.speed or self.timed)
         return replace(config, run_id=self.variant.run_id, evaluate=evaluation)
 
     @property
     def command(self) -> str:
         """The command that makes the scorecard."""
-        return evaluate_command(self.prompt_set, self.metrics, self.variant.run_id)
+        return evaluate_command(self.prompt_set, self.metrics, self.variant.run_id, self.sources)
 
     @property
     def sentence(self) -> str:
@@ -92,11 +98,16 @@ def quality_metrics(promotion: Promotion) -> tuple[str, ...]:
     return tuple(name for name in quality if name not in costs)
 
 
-def evaluate_command(prompt_set: PromptSet, metrics: Sequence[str], run_id: str | None = None) -> str:
-    """Return the command that scores variants, or the variant of a run, with these metrics besides the usual ones."""
+def evaluate_command(
+    prompt_set: PromptSet, metrics: Sequence[str], run_id: str | None = None, sources: Mapping[str, str] = NO_SOURCES
+) -> str:
+    """Return the command that scores variants, or the variant of a run, with these metrics besides the usual ones.
+
+    `sources` says what metrics are loaded from that are not shipped.
+    """
     overrides = [*([f"run_id={run_id}"] if run_id else []), *_overrides(prompt_set, PromptSet(), "prompt_set.")]
     computed = [*DEFAULT_METRICS, *prompt_set.metrics, JUDGE]
-    if added := [name for name in metrics if name not in computed]:
+    if added := [sources.get(name, name) for name in metrics if name not in computed]:
         overrides.append(f"evaluate.metrics=[{','.join([*DEFAULT_METRICS, *added])}]")
     if JUDGE in metrics:
         overrides += ["evaluate.judge.model=…", "evaluate.judge.address=…"]

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from steps.config.schema import Promotion, RegisterConfig
 from steps.errors import StepError
+from steps.evaluation import scorecard
 from steps.output import echo
 from steps.promotion import candidates, history, lock, registry, report, rulers
 from steps.promotion.admission import ensure_smoke_tested, set_champion
@@ -137,7 +138,10 @@ def _comparable(job: Job, variant: Variant, target: Version) -> Candidate:
     if missing and (lost := lost_run(job.client, variant)):
         raise StepError(f"{variant.name} is {role} and {missing.problem}, and cannot be scored: {lost}.")
     if missing or candidate is None:
-        raise StepError(missing.sentence if missing else f"{variant.name} has no scorecard on {job.rows.name}.")
+        # Other variants may say where a metric of the user's own is.
+        others = find_variants(job.client, runs.experiment_id())
+        known = replace(missing, sources=scorecard.sources_of(others, job.rows.sha256)) if missing else None
+        raise StepError(known.sentence if known else f"{variant.name} has no scorecard on {job.rows.name}.")
     return candidate
 
 

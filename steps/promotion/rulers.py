@@ -74,11 +74,12 @@ def _differing_parts(job: Job, pairs: list[tuple[Variant, Candidate]]) -> list[s
 def _sentence(job: Job, pairs: list[tuple[Variant, Candidate]]) -> str:
     """Return what differs, and the commands that score all of them by the same ruler."""
     metrics = quality_metrics(job.policy)
-    commands = [f"`{evaluate_command(job.config.prompt_set, metrics)}`"]
+    sources = scorecard.sources_of((variant for variant, _ in pairs), job.rows.sha256)
+    commands = [f"`{evaluate_command(job.config.prompt_set, metrics, sources=sources)}`"]
     differing, experiment = ", ".join(_differing_parts(job, pairs)), runs.experiment_id()
     for variant, _ in pairs:
         if job.client.get_logged_model(variant.model_id).experiment_id != experiment:
-            commands.append(f"`{evaluate_command(job.config.prompt_set, metrics, variant.run_id)}`")
+            commands.append(f"`{evaluate_command(job.config.prompt_set, metrics, variant.run_id, sources)}`")
     return (
         f"The scorecards on {job.rows.name} were made by different rulers ({differing}), and scores are only "
         f"compared by one. Score them again from their answers, without asking a model: {' and '.join(commands)}"

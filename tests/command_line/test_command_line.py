@@ -77,7 +77,10 @@ def test_a_glob_names_options_of_a_group(override, points):
     assert command_line.expand([override]) == [[point] for point in points]
 
 
-NO_POINTS = ("mode=glob(x*)", "generation.temperature=glob(*)", "mod=glob(*)", "generation.top_k=range(0,0)")
+NO_POINTS = (
+    *("mode=choice()", "mode=glob(x*)", "mod=glob(*)"),
+    *("generation.temperature=glob(*)", "generation.top_k=range(0,0)"),
+)
 
 
 @pytest.mark.parametrize("override", [*NO_POINTS, "generation.temperature=interval(0,1)"])

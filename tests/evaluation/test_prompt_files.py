@@ -42,6 +42,37 @@ TEXTS = [
 ROWS = [{"id": f"0{n}", "prompt": f"Question {n}?", "target": text, "tags": text} for n, text in enumerate(TEXTS)]
 
 
+# A file that is one JSON value: rows, or columns as pandas writes them.
+TWO = [{"question": "a", "answer": "007"}, {"question": "b", "answer": "NA"}]
+SHAPES = {
+    "rows": TWO,
+    "an object with rows": {"data": TWO},
+    "lists": {"question": ["a", "b"], "answer": ["007", "NA"]},
+    "objects": {"question": {"0": "a", "1": "b"}, "answer": {"0": "007", "1": "NA"}},
+    "split": {"columns": ["question", "answer"], "index": [0, 1], "data": [["a", "007"], ["b", "NA"]]},
+}
+
+
+@pytest.mark.parametrize("content", SHAPES.values(), ids=SHAPES)
+def test_json_is_read_by_rows_and_by_columns(tmp_path, content):
+    file = tmp_path / "set.json"
+    file.write_text(json.dumps(content))
+    assert [(row.question, row.targets) for row in _load(file).rows] == [("a", ("007",)), ("b", ("NA",))]
+
+
+def test_a_short_float_of_parquet_is_the_text_that_it_was_made_of(tmp_path):
+    answers = pa.array([0.1, 2.7, 3.0], pa.float32())
+    parquet.write_table(pa.table({"question": ["a", "b", "c"], "answer": answers}), tmp_path / "set.parquet")
+    assert [row.targets for row in _load(tmp_path / "set.parquet").rows] == [("0.1",), ("2.7",), ("3",)]
+
+
+def test_a_row_of_a_table_that_ends_early_lacks_its_last_cells(tmp_path):
+    file = tmp_path / "set.csv"
+    file.write_text("question,answer\na\n")
+    with pytest.raises(StepError, match=r"line 2 .*: target is missing"):
+        _load(file)
+
+
 def _csv(delimiter, line_end="\n", quote=True):
     def write(file):
         mark = '"' if quote else ""
@@ -151,9 +182,7 @@ def test_another_encoding_is_named_in_one_sentence_and_can_be_given(tmp_path, en
     with pytest.raises(StepError) as refusal:
         _load(file)
     (sentence,) = refusal.value.faults
-    # Of JSON lines every line is checked by itself.
-    advice = "give its encoding, such as -P prompt_set.encoding=cp1252 (Windows)."
-    assert sentence.endswith("it is not UTF-8 text." if ending == "jsonl" else advice)
+    assert sentence.lower().endswith("give its encoding, such as -p prompt_set.encoding=cp1252 (windows).")
     (row,) = _load(file, encoding="cp1252").rows
     assert (row.question, row.targets) == ("Was trägt man im café?", ("Geschirr € naïve",))
 

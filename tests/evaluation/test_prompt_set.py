@@ -10,6 +10,7 @@ from steps import command_line
 from steps.config.schema import PromptSet
 from steps.errors import StepError
 from steps.evaluation import prompt_set, ruler, scores, scores_log
+from steps.evaluation.prompt_set import files
 
 
 def _line(**fields):
@@ -26,7 +27,7 @@ def _load(tmp_path, *lines):
 
 FAULTS = {
     "broken JSON": ('{"id": ', "broken JSON: Expecting value at column 8."),
-    "not UTF-8": (b'{"id": "\xff"}', "it is not UTF-8 text."),
+    "not UTF-8": (b'{"id": "\xff"}', files.NOT_UTF8),
     "not an object": ("[1]", "expected a JSON object, got list."),
     "missing id": (_line(id=...), "id is missing."),
     "missing target": (_line(target=...), "target is missing."),

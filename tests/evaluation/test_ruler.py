@@ -1,14 +1,19 @@
 """A changed ruler is noticed, and the kept answers are scored again without asking a model."""
 
 import json
+import shlex
 import shutil
+import sys
+from dataclasses import replace
 from importlib import metadata
 
 import mlflow
 import pytest
 
 from steps import command_line
+from steps.errors import StepError
 from steps.evaluation import contract_suite, ruler, scorecard, scores, scoring, source_digest
+from steps.register import register
 from steps.store.names import SCORECARD
 from tests.evaluation.test_judge import judge  # noqa: F401  a fixture
 from tests.support import KILLED, die_in, make_row, write_prompt_set
@@ -88,6 +93,9 @@ def test_a_metric_by_its_path_has_the_name_of_its_file_and_counts_with_its_folde
     folder.mkdir()
     file = folder / "mine.py"
     file.write_text(METRIC)
+    shutil.copy(scores.METRICS / "row_metric.py", folder)
+    (folder / "own.py").write_text(HELPER)
+    (folder / "deeper.py").write_text("RESULT = 0.25\n")
     (folder / "words.txt").write_text("a")
     before = digests(f"evaluate.metrics=[{file}]")
     assert list(before) == ["mine"]
@@ -102,6 +110,24 @@ def test_a_module_that_is_no_installed_library_counts_by_its_code(tmp_path, monk
     before = source_digest.digest_module(tmp_path / "m.py")
     (tmp_path / "outside_helper.py").write_text("X = 2\n")
     assert source_digest.digest_module(tmp_path / "m.py") != before
+
+
+@pytest.mark.parametrize("has_init", [True, False])
+@pytest.mark.parametrize(
+    "line", ["from own_package import part", "import own_package.part", "from own_package.part import X"]
+)
+def test_a_module_of_a_package_counts_by_its_code(tmp_path, monkeypatch, line, has_init):
+    package = tmp_path / "own_package"
+    package.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    if has_init:
+        (package / "__init__.py").write_text("")
+    (package / "part.py").write_text("X = 1\n")
+    (tmp_path / "m.py").write_text(f"{line}\n")
+    before = source_digest.digest_module(tmp_path / "m.py")
+    (package / "part.py").write_text("X = 2\n")
+    assert source_digest.digest_module(tmp_path / "m.py") != before
+    assert "own_package" not in sys.modules
 
 
 JUDGE = ["evaluate.judge.model=a", "evaluate.judge.address=http://127.0.0.1:1/v1"]
@@ -242,3 +268,46 @@ def test_the_judge_is_asked_again_only_if_the_judge_has_changed(store, evaluate,
     assert scorecard.read(store.greedy, sha256).scores["judge"] == [0.5] * 3
     assert evaluate(*words, "evaluate.judge.instructions=Be strict.").returncode == 0
     assert len(handler.requests) == 6
+
+
+BROKEN_METRICS = {
+    "import no_such_module\n": "no_such_module",
+    "x = (\n": "was never closed",
+    "x = 1\n": "no class that is an evaluate.Metric",
+    "raise SystemExit(3)\n": "SystemExit: 3",
+    "1 / 0\n": "ZeroDivisionError",
+}
+
+
+@pytest.mark.parametrize(("code", "reason"), BROKEN_METRICS.items(), ids=BROKEN_METRICS.values())
+def test_a_metric_that_cannot_be_loaded_is_refused_before_anything_is_asked(tmp_path, code, reason):
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(StepError, match=f"metric .*mine.py cannot be loaded.*{reason}"):
+        digests(f"evaluate.metrics=[{tmp_path / 'mine.py'}]")
+
+
+def test_a_metric_by_a_relative_path_is_searched_where_the_user_stands(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("import no_such_module\n")
+    monkeypatch.setattr(ruler, "from_user", lambda path: str(tmp_path / path))
+    with pytest.raises(StepError, match=f"metric {tmp_path}/mine.py cannot be loaded"):
+        digests("evaluate.metrics=[mine.py]")
+
+
+def test_the_command_that_makes_scores_comparable_names_a_metric_by_its_file(store, evaluate, metrics, tmp_path):
+    words, _ = write_prompt_set(tmp_path / "rows.jsonl", [make_row("a"), make_row("b")])
+    own = tmp_path / "own" / "mine.py"
+    own.parent.mkdir()
+    for file in ("mine.py", "own.py", "deeper.py", "row_metric.py"):
+        shutil.copy(metrics / file, own.parent)
+    (metrics / "mine.py").unlink()
+    words = [words, f"evaluate.metrics=[answer_match,{own}]"]
+    assert evaluate(*words).returncode == 0
+    (own.parent / "deeper.py").write_text("RESULT = 0.75\n")
+    assert evaluate(*words, f"run_id={store.greedy.run_id}").returncode == 0
+    config = command_line.compose("register", [words[0], "promotion.metric=mine"])
+    with pytest.raises(StepError) as error:
+        register(config)
+    command = shlex.split(error.value.faults[0].partition("`")[2].partition("`")[0])
+    metrics_override = next(word for word in command if word.startswith("evaluate.metrics"))
+    assert evaluate(words[0], metrics_override).returncode == 0
+    assert register(replace(config, dry_run=True)).decision.promote

@@ -64,6 +64,8 @@ SAME_CHARACTERS = [
     ("Mad\u200brid", "Madrid"),
     ("tête", "te\u0302te"),
     ("ｶﾞﾗｽ", "ガラス"),
+    ("كـتـاب", "كتاب"),
+    ("Madrid\x00", "Madrid"),
     ("１０００", "1000"),  # noqa: RUF001
 ]
 
@@ -82,7 +84,7 @@ def test_no_metric_takes_one_character_for_another(metrics, name):
 
 
 @pytest.mark.parametrize("name", [*BY_WORDS, "chrf"])
-@pytest.mark.parametrize("answer", ["", " ", "\n", "\u200b", "\ufeff"])
+@pytest.mark.parametrize("answer", ["", " ", "\n", "\u200b", "\ufeff", "\u3164", "\u2800", "\x00", "\ufe0f"])
 def test_an_empty_answer_is_never_right(metrics, name, answer):
     accepted = ["Madrid", "+", "👍", "?", "*", "-5", "\u200b", "“”", "。"]
     assert _scores(metrics[name], [answer] * len(accepted), accepted) == [0] * len(accepted)
@@ -92,7 +94,7 @@ def test_an_empty_answer_scores_0_in_any_metric_of_rows():
     from steps.evaluation.metrics.row_metric import row_metric
 
     metric = row_metric("generous", "Generous.", lambda prediction, accepted: 1.0)()
-    assert _scores(metric, ["", " ", "x"], ["a", "b", "c"]) == [0, 0, 1]
+    assert _scores(metric, ["", " ", "\u200b", "\u3164", "x"], ["a"] * 5) == [0, 0, 0, 0, 1]
 
 
 def test_each_accepted_answer_is_compared_by_itself(metrics):

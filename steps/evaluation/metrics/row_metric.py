@@ -5,6 +5,10 @@ from typing import Any
 
 import datasets
 import evaluate
+import regex
+
+# Not `normalize`: `evaluate` copies only the helpers that the metric itself imports.
+VISIBLE = regex.compile(r"[^\p{Z}\p{Cc}\p{Cf}\p{DI}\u2800]")
 
 
 def row_metric(
@@ -44,7 +48,7 @@ def row_metric(
 
         def _compute(self, **values: list[Any]) -> dict[str, Any]:
             rows = zip(*(values[column] for column in inputs), strict=True)
-            scores = [score(*row) if row[0].strip() else 0.0 for row in rows]
+            scores = [score(*row) if VISIBLE.search(row[0]) else 0.0 for row in rows]
             return {name: sum(scores) / len(scores), "scores": scores}
 
     RowMetric.__name__ = name  # `evaluate` names a metric after its class

@@ -28,7 +28,7 @@ OTHER_KINDS = {
 }
 WRAPPERS = {"data", "rows", "examples", "instances", "items", "questions", "train", "validation", "test"}
 SHOWN = 40
-NOT_UTF8 = "it is not UTF-8 text."
+NOT_UTF8 = "it is not UTF-8 text. Give its encoding, such as -P prompt_set.encoding=cp1252 (Windows)."
 
 
 class Number(str):
@@ -164,11 +164,32 @@ def _whole(path: Path, encoding: str, suffix: str, decode: Any) -> Any:
 
 
 def _objects(content: Any) -> list[Any]:
-    """Return the rows of one JSON value: an array, or an object that holds one under a usual name."""
+    """Return the rows of one JSON value: an array, an object that holds one under a usual name, or columns."""
     if isinstance(content, dict):
+        if rows := _rows_of_columns(content):
+            return rows
         arrays = [value for key, value in content.items() if key.lower() in WRAPPERS and isinstance(value, list)]
         return arrays[0] if len(arrays) == 1 else [content]
     return list(content)
+
+
+def _rows_of_columns(content: dict[str, Any]) -> list[Any]:
+    """Return the rows of a table that is written by its columns, as pandas and `datasets` do; empty if it is none."""
+    names, cells = content.get("columns"), content.get("data")
+    if isinstance(names, list) and isinstance(cells, list) and all(isinstance(row, list) for row in cells):
+        return [dict(zip(map(str, names), row, strict=False)) for row in cells]
+    columns = list(content.values())
+    if len(columns) > 1 and all(isinstance(column, dict) for column in columns):
+        columns = [list(column.values()) for column in columns if column.keys() == columns[0].keys()]
+    are_columns = all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns)
+    # The messages of a single row are a list too.
+    if len(columns) != len(content) or len(columns) < 2 or not are_columns or _is_conversation(content):
+        return []
+    return [dict(zip(content, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _is_conversation(content: dict[str, Any]) -> bool:
+    return any(isinstance(column, list) and column and isinstance(column[0], dict) for column in content.values())
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
@@ -178,8 +199,21 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
     try:
         with parquet.ParquetFile(path) as file:
-            batches = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
+            batches = chain.from_iterable(_as_written(batch).to_pylist() for batch in file.iter_batches())
             yield from enumerate(batches, start=1)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise StepError(f"{path.name}: it cannot be read as Parquet: {reason}") from error
+
+
+def _as_written(batch: Any) -> Any:
+    """Return a batch with its short floats as text: as Python's floats, 0.1 of 32 bits is 0.10000000149011612."""
+    import pyarrow
+    from pyarrow import compute
+
+    for place, field in enumerate(batch.schema):
+        if field.type == pyarrow.float32():
+            column = batch.column(place)
+            text = compute.if_else(compute.is_nan(column), None, column.cast(pyarrow.string()))
+            batch = batch.set_column(place, field.name, text)
+    return batch

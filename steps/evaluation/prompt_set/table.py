@@ -6,7 +6,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any, Literal
 
 from steps.errors import StepError
@@ -86,4 +86,4 @@ def _row(names: list[str], cells: list[str], delimiter: str) -> dict[str, str | 
         return ValueError(
             f"it has {len(cells)} cells, the first line has {len(names)}. Put a cell that contains {shown} in quotes."
         )
-    return {column: cell or None for column, cell in zip(names, cells, strict=False) if column}
+    return {column: cell or None for column, cell in zip_longest(names, cells[: len(names)]) if column}
