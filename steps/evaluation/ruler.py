@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from steps.config.schema import EvaluateConfig, Judge
 from steps.digests import digest, digest_file
 from steps.errors import StepError
-from steps.evaluation import contract_suite, scores
+from steps.evaluation import contract_suite, metric_loading
 from steps.evaluation.source_digest import digest_folder, digest_module
 from steps.store.variants import Variant
 
@@ -60,10 +60,10 @@ def make(config: EvaluateConfig) -> Ruler:
     sources = _sources([*config.evaluate.metrics, *config.prompt_set.metrics])
     digests = _metric_digests(sources)
     if judge:
-        digests[scores.JUDGE] = _judge_digest(judge)
+        digests[metric_loading.JUDGE] = _judge_digest(judge)
     return Ruler(
-        metrics=(*sources, *([scores.JUDGE] if judge else [])),
-        first=scores.metric_name([*config.prompt_set.metrics, *config.evaluate.metrics][0]),
+        metrics=(*sources, *([metric_loading.JUDGE] if judge else [])),
+        first=metric_loading.metric_name([*config.prompt_set.metrics, *config.evaluate.metrics][0]),
         seed=config.evaluate.seed,
         repeats=config.evaluate.repeats,
         sources=sources,
@@ -76,7 +76,7 @@ def _sources(listed: list[str]) -> dict[str, str]:
     """Return what each metric is loaded from, by its name."""
     sources: dict[str, str] = {}
     for source in listed:
-        name = scores.metric_name(source)
+        name = metric_loading.metric_name(source)
         if sources.setdefault(name, source) != source:
             raise StepError(
                 f"evaluate.metrics has two metrics called {name}: {sources[name]} and {source}. Rename one."
@@ -89,13 +89,13 @@ def _metric_digests(sources: Mapping[str, str]) -> dict[str, str]:
     digests: dict[str, str] = {}
     elsewhere: list[str] = []
     for name, source in sources.items():
-        if file := scores.metric_file(source):
+        if file := metric_loading.metric_file(source):
             digests[name] = _short([*base, _file_digest(name, file)])
         else:
             elsewhere.append(source)
     # A metric of the hub has files only when it is loaded.
-    for name, metric in scores.load_metrics(elsewhere).items():
-        digests[name] = _short([*base, digest_folder(scores.loaded_folder(metric))])
+    for name, metric in metric_loading.load_metrics(elsewhere).items():
+        digests[name] = _short([*base, digest_folder(metric_loading.loaded_folder(metric))])
     return digests
 
 

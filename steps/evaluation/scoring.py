@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from steps.config.schema import Evaluation
 from steps.errors import StepError
-from steps.evaluation import context_check, contract_suite, journal, judge, kept_answers, scorecard, scores, scores_log
+from steps.evaluation import (
+    context_check,
+    contract_suite,
+    journal,
+    judge,
+    kept_answers,
+    metric_loading,
+    scorecard,
+    scores,
+    scores_log,
+)
 from steps.evaluation.answers import Answer, answer_rows
 from steps.evaluation.asking import Asker, loaded
 from steps.evaluation.context_check import ContextCheck
@@ -138,10 +148,10 @@ def _compute(
     """Return the values of every metric of the ruler, and of those that the kept scorecard has besides."""
     outdated = scorecard.outdated(kept.parts, ruler.parts(variant)) if kept else ruler.metrics
     stale = [name for name in ruler.metrics if name in outdated]
-    metrics = scores.load_metrics(ruler.sources[name] for name in stale if name in ruler.sources)
+    metrics = metric_loading.load_metrics(ruler.sources[name] for name in stale if name in ruler.sources)
     computed = scores.compute(metrics, rows, findings.repeats)
-    if ruler.judge and scores.JUDGE in stale:
-        computed[scores.JUDGE] = judge.compute(ruler.judge, rows, findings.repeats, entries)
+    if ruler.judge and metric_loading.JUDGE in stale:
+        computed[metric_loading.JUDGE] = judge.compute(ruler.judge, rows, findings.repeats, entries)
     if kept:
         others = [name for name in kept.parts if name not in computed and name != CONTRACT]
         computed |= {name: scores.carried(kept.card, name) for name in others}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from steps.config.schema import DEFAULT_METRICS, EvaluateConfig, Promotion, PromptSet
-from steps.evaluation.scores import JUDGE
+from steps.evaluation.metric_loading import JUDGE
 from steps.promotion.candidate import Candidate
 from steps.promotion.rank import asked_metrics, lacking_metrics
 from steps.store.names import COSTS, is_timed, metric_key

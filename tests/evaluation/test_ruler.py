@@ -8,7 +8,7 @@ import mlflow
 import pytest
 
 from steps import command_line
-from steps.evaluation import contract_suite, ruler, scorecard, scores, scoring, source_digest
+from steps.evaluation import contract_suite, metric_loading, ruler, scorecard, scoring, source_digest
 from steps.store.names import SCORECARD
 from tests.evaluation.test_judge import judge  # noqa: F401  a fixture
 from tests.support import KILLED, die_in, make_row, write_prompt_set
@@ -34,11 +34,11 @@ HELPER = "from .deeper import RESULT\n\n\ndef value(text):\n    return RESULT\n"
 def metrics(monkeypatch, tmp_path):
     """A copy of the folder of metrics, with one more that has helpers of its own."""
     folder = tmp_path / "metrics"
-    shutil.copytree(scores.METRICS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(metric_loading.METRICS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "mine.py").write_text(METRIC)
     (folder / "own.py").write_text(HELPER)
     (folder / "deeper.py").write_text("RESULT = 0.25\n")
-    monkeypatch.setattr(scores, "METRICS", folder)
+    monkeypatch.setattr(metric_loading, "METRICS", folder)
     return folder
 
 
