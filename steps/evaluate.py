@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from steps import command_line
-from steps.config.schema import EvaluateConfig, Promotion
+from steps.config.schema import EvaluateConfig
 from steps.errors import RowErrors, StepError, VariantErrors, sentences_of
 from steps.evaluation import (
     context_check,
@@ -36,10 +36,11 @@ from steps.evaluation.ruler import Ruler
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.statistics import power_sentence
 from steps.output import echo
+from steps.promotion import early_stopping
 from steps.promotion.missing_scorecard import evaluate_command
 from steps.store import connection, integrity, runs
 from steps.store.names import ERRORS
-from steps.store.variants import Variant, find_variants, variant_of_run
+from steps.store.variants import Variant, find_variants, read_variant, variant_of_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -83,6 +84,7 @@ class Plan:
         unfinished: Scored variants with an unfinished report.
         scored: All variants that are scored already.
         left_out: Model ids of variants whose model has lost files, or needs a device that this machine does not have.
+        stopped: Variants that were stopped early before, and stay so.
     """
 
     chosen: list[Variant]
@@ -90,6 +92,7 @@ class Plan:
     unfinished: list[Variant]
     scored: list[Variant]
     left_out: frozenset[str]
+    stopped: list[Variant] = field(default_factory=list)
 
 
 def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
@@ -109,21 +112,23 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
     rows = rows or prompt_set.load(config.prompt_set)
     measure = ruler.make(config)
     scores.check_rows(rows, measure.metrics)
+    if config.evaluate.stop_early:
+        early_stopping.check(config.promotion, measure)
     client = mlflow.MlflowClient()
     variants = find_variants(client, runs.experiment_id())
     plan = _plan(client, config, rows, measure, variants)
     if plan.asked and not announced:
         # Before anything is asked: a prompt set that is too small wastes the time.
-        echo(power_sentence(len(rows.rows), Promotion().margin, Promotion().alpha, len(variants)))
+        echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
     for warning in leaks.warnings([*variants, *plan.chosen], rows):
         echo(f"Warning: {warning}")
     outcome = Outcome()
     _review(plan.scored, rows, outcome)
     if plan.chosen or plan.unfinished or not state.is_compared(client, variants, rows, measure):
         _evaluate(client, rows, config, measure, plan, outcome)
-    else:
+    elif not plan.stopped:
         echo(f"All variants are already scored on {rows.name} ({len(rows.rows)} rows).")
-        outcome.check()
+    outcome.check()
     return outcome
 
 
@@ -134,6 +139,10 @@ def _plan(
     settings = config.evaluate
     chosen = _choose(client, config, rows, measure, variants)
     scored = [] if config.run_id else [variant for variant in variants if variant not in chosen]
+    stopped = [variant for variant in chosen if early_stopping.stays_stopped(config, variant, rows)]
+    for variant in stopped:
+        echo(early_stopping.sentence(config, variant, rows))
+    chosen = [variant for variant in chosen if variant not in stopped]
     asked = [
         variant
         for variant in chosen
@@ -157,6 +166,7 @@ def _plan(
         unfinished=[variant for variant in unfinished if variant.model_id not in lost],
         scored=scored,
         left_out=frozenset(lost),
+        stopped=stopped,
     )
 
 
@@ -198,8 +208,8 @@ def _evaluate(
     """Score the chosen variants, finish reports and compare all variants, in the evaluation's own run."""
     import mlflow
 
-    settings, over_context = config.evaluate, config.prompt_set.over_context
-    checks = context_check.check_variants(plan.asked, rows, over_context)
+    settings = config.evaluate
+    checks = context_check.check_variants(plan.asked, rows, config.prompt_set.over_context)
     unfinished = list(plan.unfinished)
     untimed = [variant for variant in [*plan.chosen, *unfinished] if not state.is_timed(variant, rows)]
     timed = [*plan.asked, *untimed] if settings.speed else []
@@ -209,19 +219,10 @@ def _evaluate(
         )
         for variant in plan.chosen:
             with _recorded(variant, NOT_SCORED, outcome):
-                card = scoring.score_variant(
-                    client,
-                    variant,
-                    rows,
-                    measure,
-                    settings,
-                    ask_again=config.run_id is not None,
-                    check=checks.get(variant.model_id),
-                    over_context=over_context,
-                )
-                outcome.row_errors.extend(_row_errors(variant, card))
-                outcome.model_ids.append(variant.model_id)
-                unfinished.append(variant)
+                if card := _score(client, config, variant, rows, measure, checks.get(variant.model_id)):
+                    outcome.row_errors.extend(_row_errors(variant, card))
+                    outcome.model_ids.append(variant.model_id)
+                    unfinished.append(variant)
         for variant in unfinished:
             with _recorded(variant, NOT_REPORTED, outcome):
                 variant_report.finish(client, variant, rows, settings, bench)
@@ -230,6 +231,31 @@ def _evaluate(
             outcome.faults.append(f"{fault} Score it again: `{command}`.")
         # Inside the run, so that it reads FAILED.
         outcome.check()
+
+
+def _score(
+    client: MlflowClient,
+    config: EvaluateConfig,
+    variant: Variant,
+    rows: PromptSet,
+    measure: Ruler,
+    check: context_check.ContextCheck | None,
+) -> Scorecard | None:
+    """Score one variant; None if it was stopped early."""
+    card = scoring.score_variant(
+        client,
+        variant,
+        rows,
+        measure,
+        config.evaluate,
+        ask_again=config.run_id is not None,
+        check=check,
+        over_context=config.prompt_set.over_context,
+        is_beaten=early_stopping.decider(client, config, variant, rows, measure),
+    )
+    if card is None:
+        early_stopping.report(config, read_variant(client, variant.model_id), rows)
+    return card
 
 
 @contextlib.contextmanager

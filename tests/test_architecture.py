@@ -128,3 +128,22 @@ def test_files_are_short():
 
 def test_layers_are_in_order():
     assert all(upper != lower for upper, lower in pairwise(LAYERS))
+
+
+def _module_imports(file):
+    """Yield the modules of the project that a file imports, also those for types only."""
+    modules = {".".join(path.relative_to(PROJECT).with_suffix("").parts) for path in _files()}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            yield from names & modules
+
+
+def test_no_metric_is_loaded_by_what_the_ruler_measures():
+    """The ruler decides which scorecards are out of date, so it must not depend on them."""
+    reached, left = set(), ["steps.evaluation.ruler"]
+    while left:
+        file = PROJECT / f"{left.pop().replace('.', '/')}.py"
+        left += [name for name in _module_imports(file) if name not in reached]
+        reached |= set(_module_imports(file))
+    assert not {"steps.evaluation.scores", "steps.evaluation.scorecard", "steps.evaluation.ruler"} & reached

@@ -80,15 +80,12 @@ class Prompting:
 
 @dataclass
 class Columns:
-    """The column of each field of a row. Defaults to the usual names of such a column; null ignores it.
-
-    `choices` is not a field: its columns are listed below the question.
-    """
+    """The column of each field of a row. Defaults to the usual names of such a column; null ignores it."""
 
     id: str | None = key("id", free_text=True)
     messages: str | None = key("messages", free_text=True)
     prompt: str | None = key("prompt", free_text=True)
-    choices: str | None = key("choices", free_text=True)
+    choices: str | None = key("choices", free_text=True)  # no field of a row: they are listed below the question
     target: str | None = key("target", free_text=True)
     tags: str | None = key("tags", free_text=True)
     rules: str | None = key("rules", free_text=True)
@@ -131,7 +128,8 @@ class Evaluation:
     """How `evaluate` asks, and which metrics it computes.
 
     A sampled variant is asked `repeats` times. Each row of each repeat has its own seed, counted from `seed`. `speed`
-    times calls of at most `speed_tokens` tokens: for `speed_seconds` one by one, and as long in batches.
+    times calls of at most `speed_tokens` tokens: for `speed_seconds` one by one, and as long in batches. `stop_early`
+    asks rows in an order drawn from `seed`, until a variant can no longer win.
     """
 
     metrics: list[str] = key(list(DEFAULT_METRICS))
@@ -139,6 +137,7 @@ class Evaluation:
     seed: int = key(0, at_least=0)
     repeats: int = key(1, at_least=1, at_most=100)
     max_errors: int = key(10, at_least=0)
+    stop_early: bool = False
     judge: Judge = field(default_factory=Judge)
     speed: bool = True
     speed_seconds: float = key(0.5, at_least=0, at_most=600)
@@ -203,11 +202,12 @@ class BuildConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Which variants to score, on what."""
+    """Which variants to score, on what. `promotion`: the policy that they will be promoted by."""
 
     prompt_set: PromptSet = field(default_factory=PromptSet)
     evaluate: Evaluation = field(default_factory=Evaluation)
     run_id: str | None = None
+    promotion: Promotion = field(default_factory=Promotion)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from steps.config.schema import PROMPT_PREFIX, EvaluateConfig, MainConfig, RegisterConfig
+from steps.config.schema import PROMPT_PREFIX, EvaluateConfig, MainConfig, Promotion, RegisterConfig
 
 # What MLflow takes as part of the name of a prompt and of a LoggedModel.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -19,6 +19,8 @@ def faults(config: Any) -> list[str]:
     sentences = [*_bound_faults(config)]
     if isinstance(config, EvaluateConfig):
         sentences += _evaluate_faults(config)
+    if isinstance(config, EvaluateConfig | RegisterConfig):
+        sentences += _limit_faults(config.promotion)
     if isinstance(config, RegisterConfig):
         sentences += _register_faults(config)
     return sentences
@@ -62,14 +64,17 @@ def _evaluate_faults(config: EvaluateConfig) -> Iterator[str]:
         yield f"{key} is needed for a judge: give -P {key}=…"
 
 
-def _register_faults(config: RegisterConfig) -> Iterator[str]:
-    for name, limit in config.promotion.limits.items():
+def _limit_faults(promotion: Promotion) -> Iterator[str]:
+    for name, limit in promotion.limits.items():
         if not isinstance(limit, dict) or not limit or set(limit) - {"min", "max"}:
             yield f"promotion.limits.{name} must have min, max or both, got {limit or 'neither'}."
         elif wrong := [value for value in limit.values() if not isinstance(value, int | float)]:
             yield f"promotion.limits.{name} must be numbers, got {wrong[0]!r}."
         elif limit.get("min", -math.inf) > limit.get("max", math.inf):
             yield f"promotion.limits.{name}.min must be at most its max {limit['max']:g}, got {limit['min']:g}."
+
+
+def _register_faults(config: RegisterConfig) -> Iterator[str]:
     if isinstance(config, MainConfig) and not config.variants:
         yield "variants must name at least one variant, such as [[mode=onnx], [mode=pyfunc]], got none."
     if isinstance(config, MainConfig) and config.action != "promote":

@@ -4,10 +4,15 @@ A killed evaluation goes on where it stopped. Batches always hold the same rows,
 asked again as a whole: so an answer does not depend on where the evaluation was interrupted, whatever a batch does to
 the rounding of its numbers. The journal knows a batch by what it asks: if a row of the prompt set changes, only its
 batch is asked again.
+
+With a course (`evaluate.stop_early=true`), the rows are asked in a seeded order, and a variant may be stopped after any
+batch. Its other rows are not asked.
 """
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 
 import regex
 
@@ -34,6 +39,7 @@ class Answer:
 
     Attributes:
         finish_reason: stop, or length if max_tokens cut the answer; None if the interface does not say.
+        unasked: Whether the row was not asked, because the variant was stopped early.
     """
 
     text: str = ""
@@ -41,11 +47,28 @@ class Answer:
     skipped: str | None = None
     latency_ms: float | None = None
     finish_reason: str | None = None
+    unasked: bool = False
 
     @property
     def answered(self) -> bool:
         """Whether there is an answer at all: no error, not skipped, and something to read."""
         return self.error is None and self.skipped is None and is_readable(self.text)
+
+
+@dataclass(frozen=True)
+class Course:
+    """The order in which rows are asked if a variant may be stopped early.
+
+    Attributes:
+        seed: Decides over the order.
+        batch_size: How many rows are asked before the next look.
+        is_beaten: Called with the indices of the rows that were asked, in order, and their answers by repeat. If it
+            returns True, the other rows are not asked.
+    """
+
+    seed: int
+    batch_size: int
+    is_beaten: Callable[[list[int], list[list[Answer]]], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +88,13 @@ def answer_rows(
     check: ContextCheck,
     settings: Evaluation,
     journal: Journal,
+    course: Course | None = None,
 ) -> list[list[Answer]]:
     """Return, for every repeat, the answers to every row in order; raises StepError beyond `max_errors`."""
     from tqdm import tqdm
 
-    batches = list(_batches(variant, prompt_set, check, settings))
+    batches = list(_batches(variant, prompt_set, check, settings, course))
+    repeats = _repeats(variant, settings)
     answers = {name: Answer(**entry) for name, entry in journal.entries.items() if name.startswith("answer ")}
     errors = check.unaskable | _errors(batches, answers)
     if len(errors) > settings.max_errors:
@@ -82,17 +107,22 @@ def answer_rows(
     total, left = sum(map(len, batches)), sum(map(len, missing))
     # disable=None: no bar if the output is not a terminal
     with tqdm(initial=total - left, total=total, desc=variant.name, unit="row", disable=None) as bar:
-        for batch in missing:
-            new = _answer_batch(asker, batch)
-            journal.add({name: asdict(answer) for name, answer in new.items()})
-            answers |= new
-            errors |= _errors([batch], answers)
-            bar.update(len(batch))
-            _refuse_errors(prompt_set, errors, settings.max_errors)
+        for place, batch in enumerate(batches, 1):
+            if not all(row.name in answers for row in batch):
+                new = _answer_batch(asker, batch)
+                journal.add({name: asdict(answer) for name, answer in new.items()})
+                answers |= new
+                errors |= _errors([batch], answers)
+                bar.update(len(batch))
+                _refuse_errors(prompt_set, errors, settings.max_errors)
+            if course and batch[0].repeat == repeats - 1 and _is_beaten(course, batches[:place], answers, repeats):
+                batches = batches[:place]
+                break
     by_place = {(row.repeat, row.index): answers[row.name] for batch in batches for row in batch}
+    rows, unasked = range(len(prompt_set.rows)), Answer(unasked=True)
     return [
-        [not_asked(check, index) or by_place[repeat, index] for index in range(len(prompt_set.rows))]
-        for repeat in range(_repeats(variant, settings))
+        [not_asked(check, index) or by_place.get((repeat, index), unasked) for index in rows]
+        for repeat in range(repeats)
     ]
 
 
@@ -122,20 +152,33 @@ def _repeats(variant: Variant, settings: Evaluation) -> int:
     return 1 if variant.config.generation.greedy else settings.repeats
 
 
+def _is_beaten(course: Course, batches: list[list[RowQuestion]], answers: dict[str, Answer], repeats: int) -> bool:
+    """Return True if the answers to the rows of these batches, in all their repeats, are enough."""
+    if course.is_beaten is None:
+        return False
+    rows = [row for batch in batches for row in batch]
+    by_repeat = [[answers[row.name] for row in rows if row.repeat == repeat] for repeat in range(repeats)]
+    return course.is_beaten([row.index for row in rows if row.repeat == 0], by_repeat)
+
+
 def _batches(
-    variant: Variant, prompt_set: PromptSet, check: ContextCheck, settings: Evaluation
+    variant: Variant, prompt_set: PromptSet, check: ContextCheck, settings: Evaluation, course: Course | None
 ) -> Iterator[list[RowQuestion]]:
     """Yield all questions in batches."""
     greedy, rows = variant.config.generation.greedy, len(prompt_set.rows)
     asked = [index for index in range(rows) if not_asked(check, index) is None]
     alone = set(rows_asked_alone(rows)) if greedy else set()
     together = [index for index in asked if index not in alone]
-    size = settings.batch_size
+    size = course.batch_size if course else settings.batch_size
+    if course:
+        random.Random(course.seed).shuffle(together)
     groups = [[index] for index in asked if index in alone]
     groups += [together[start : start + size] for start in range(0, len(together), size)]
-    for repeat in range(_repeats(variant, settings)):
-        for group in groups:
-            yield _named([_row_question(prompt_set, check, greedy, settings, repeat, index) for index in group])
+    repeats = range(_repeats(variant, settings))
+    # With a course, all repeats of some rows come before the next rows.
+    places = product(groups, repeats) if course else ((group, repeat) for repeat in repeats for group in groups)
+    for group, repeat in places:
+        yield _named([_row_question(prompt_set, check, greedy, settings, repeat, index) for index in group])
 
 
 def _row_question(

@@ -15,7 +15,7 @@ from steps.config.paths import from_user
 from steps.config.schema import EvaluateConfig, Judge
 from steps.digests import digest, digest_file
 from steps.errors import StepError
-from steps.evaluation import contract_suite, scores
+from steps.evaluation import contract_suite, metric_loading
 from steps.evaluation.source_digest import digest_folder, digest_module
 from steps.store.variants import Variant
 
@@ -53,7 +53,7 @@ class Ruler:
     @property
     def own_sources(self) -> dict[str, str]:
         """What each metric that is not shipped is loaded from, wherever the next command is typed."""
-        shipped = scores.local_metrics()
+        shipped = metric_loading.local_metrics()
         own = {name: source for name, source in self.sources.items() if source not in shipped}
         return {name: str(Path(source).resolve()) if Path(source).exists() else source for name, source in own.items()}
 
@@ -68,10 +68,10 @@ def make(config: EvaluateConfig) -> Ruler:
     sources = _sources([*config.evaluate.metrics, *config.prompt_set.metrics])
     digests = _metric_digests(sources)
     if judge:
-        digests[scores.JUDGE] = _judge_digest(judge)
+        digests[metric_loading.JUDGE] = _judge_digest(judge)
     return Ruler(
-        metrics=(*sources, *([scores.JUDGE] if judge else [])),
-        first=scores.metric_name([*config.prompt_set.metrics, *config.evaluate.metrics][0]),
+        metrics=(*sources, *([metric_loading.JUDGE] if judge else [])),
+        first=metric_loading.metric_name([*config.prompt_set.metrics, *config.evaluate.metrics][0]),
         seed=config.evaluate.seed,
         repeats=config.evaluate.repeats,
         sources=sources,
@@ -83,10 +83,10 @@ def make(config: EvaluateConfig) -> Ruler:
 def _sources(listed: list[str]) -> dict[str, str]:
     """Return what each metric is loaded from, by its name."""
     sources: dict[str, str] = {}
-    shipped = scores.local_metrics()
+    shipped = metric_loading.local_metrics()
     for source in listed:
-        name = scores.metric_name(source)
-        if source not in shipped and scores.metric_file(typed := from_user(source)):
+        name = metric_loading.metric_name(source)
+        if source not in shipped and metric_loading.metric_file(typed := from_user(source)):
             source = typed
         if sources.setdefault(name, source) != source:
             raise StepError(
@@ -98,13 +98,13 @@ def _sources(listed: list[str]) -> dict[str, str]:
 def _metric_digests(sources: Mapping[str, str]) -> dict[str, str]:
     base = [digest_file(file) for file in SCORING]
     # Metrics that are not ours are loaded now: a fault in one should show before anything is built or asked.
-    shipped = scores.local_metrics()
-    loaded = scores.load_metrics(source for source in sources.values() if source not in shipped)
+    shipped = metric_loading.local_metrics()
+    loaded = metric_loading.load_metrics(source for source in sources.values() if source not in shipped)
     digests: dict[str, str] = {}
     for name, source in sources.items():
-        file = scores.metric_file(source)
+        file = metric_loading.metric_file(source)
         # A metric of the hub has files only when it is loaded.
-        code = _file_digest(name, file) if file else digest_folder(scores.loaded_folder(loaded[name]))
+        code = _file_digest(name, file) if file else digest_folder(metric_loading.loaded_folder(loaded[name]))
         digests[name] = _short([*base, code])
     return digests
 

@@ -5,24 +5,18 @@ answer that is empty or an error has the score 0, whatever the metric. The score
 so that rows stay independent of each other.
 """
 
-import contextlib
 import math
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from steps.errors import StepError, unknown
+from steps.errors import StepError
 from steps.evaluation.answers import Answer
 from steps.evaluation.prompt_set import PromptSet, shortened
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.statistics import interval
 from steps.output import suppress_output
 
-METRICS = Path(__file__).parent / "metrics"
-HELPERS = ("__init__", "normalize", "row_metric", "rules")
-JUDGE = "judge"
 # The metric that checks the rules of a row.
 RULES_METRIC = "instruction_match"
 
@@ -35,23 +29,6 @@ class Computed:
     aggregates: dict[str, float]
 
 
-def metric_name(source: str) -> str:
-    """Return the name of a metric that is given by its name, its address on the hub, or the path of its file."""
-    return source.rstrip("/").rpartition("/")[2].removesuffix(".py")
-
-
-def metric_file(source: str) -> Path | None:
-    """Return the file of a shipped metric or of one given by a path; None for a metric of the hub."""
-    path = Path(source)
-    files = [METRICS / f"{source}.py"] if source in local_metrics() else [path, path / f"{path.name}.py"]
-    return next((file for file in files if file.suffix == ".py" and file.is_file()), None)
-
-
-def loaded_folder(metric: Any) -> Path:
-    """Return the folder with the files of a loaded metric."""
-    return Path(str(sys.modules[type(metric).__module__].__file__)).parent
-
-
 def check_rows(prompt_set: PromptSet, metrics: Iterable[str]) -> None:
     """Raise StepError with every row that lacks what a metric needs, before any model loads."""
     if RULES_METRIC not in metrics:
@@ -60,61 +37,6 @@ def check_rows(prompt_set: PromptSet, metrics: Iterable[str]) -> None:
     if lacking:
         faults = [f"{prompt_set.name}: {place}: the metric {RULES_METRIC} needs rules." for place in lacking]
         raise StepError(*shortened(faults))
-
-
-def local_metrics() -> list[str]:
-    """Return the names of the metrics that need no hub."""
-    return sorted(file.stem for file in METRICS.glob("*.py") if file.stem not in HELPERS)
-
-
-def load_metrics(sources: Iterable[str]) -> dict[str, Any]:
-    """Load metrics of the `evaluate` library and return them by name; raises StepError with all that fail."""
-    loaded: dict[str, Any] = {}
-    faults: list[str] = []
-    for source in sources:
-        try:
-            loaded[metric_name(source)] = _load(source)
-        except (Exception, SystemExit) as error:  # whatever a module of the user's own or the hub's client raises
-            faults.append(_load_fault(source, error))
-    if faults:
-        raise StepError(*faults)
-    return loaded
-
-
-def _load(source: str) -> Any:
-    with _hidden("transformers"):
-        import evaluate
-
-    if file := metric_file(source):
-        try:
-            return evaluate.load(str(file))
-        except TypeError as error:
-            if "'NoneType' object is not callable" in str(error):
-                raise ValueError("it defines no class that is an evaluate.Metric") from error
-            raise
-    with suppress_output():
-        return evaluate.load(source)
-
-
-@contextlib.contextmanager
-def _hidden(package: str) -> Iterator[None]:
-    """Hide an optional dependency during an import (`evaluate` would import transformers: ten seconds)."""
-    if package in sys.modules:
-        yield
-        return
-    modules: dict[str, Any] = sys.modules
-    modules[package] = None
-    try:
-        yield
-    finally:
-        del modules[package]
-
-
-def _load_fault(name: str, error: BaseException) -> str:
-    reason = type(error).__name__
-    if metric_file(name):
-        return f"metric {name} cannot be loaded: {reason}: {error}"
-    return f"{unknown('metric', name, local_metrics())} Others are loaded from the hub, which gave: {reason}."
 
 
 def compute(metrics: dict[str, Any], prompt_set: PromptSet, repeats: list[list[Answer]]) -> dict[str, list[Computed]]:

@@ -2,17 +2,32 @@
 
 If the variant has answers already and only the ruler differs, its answers are kept: no model is loaded, and only what
 differs is computed again. A changed contract suite is run again, because it has no answers to keep.
+
+A variant that is stopped early gets no scorecard: partial.py keeps its answers, and the next time only the rest is
+asked.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from steps.config.schema import Evaluation
 from steps.errors import StepError
-from steps.evaluation import context_check, contract_suite, journal, judge, kept_answers, scorecard, scores, scores_log
-from steps.evaluation.answers import Answer, answer_rows
+from steps.evaluation import (
+    context_check,
+    contract_suite,
+    journal,
+    judge,
+    kept_answers,
+    metric_loading,
+    partial,
+    scorecard,
+    scores,
+    scores_log,
+)
+from steps.evaluation.answers import Answer, Course, answer_rows
 from steps.evaluation.asking import Asker, loaded
 from steps.evaluation.context_check import ContextCheck
 from steps.evaluation.journal import Journal
@@ -31,6 +46,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SHOWN_ROWS = 5
+IsBeaten = Callable[[list[int], list[list[Answer]]], bool]
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,11 @@ class Findings:
 
     repeats: list[list[Answer]]
     contract: list[contract_suite.Result] | None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether rows were not asked, because the variant was stopped early."""
+        return any(answer.unasked for answer in self.repeats[0])
 
     @property
     def seconds(self) -> float:
@@ -56,7 +77,8 @@ def score_variant(
     ask_again: bool = False,
     check: ContextCheck | None = None,
     over_context: str = "refuse",
-) -> Scorecard:
+    is_beaten: IsBeaten | None = None,
+) -> Scorecard | None:
     """Ask, score and log one variant. Its scorecard counts only when all of it is logged.
 
     Args:
@@ -68,6 +90,10 @@ def score_variant(
         ask_again: Ask a variant again that has a scorecard by this ruler.
         check: The variant's context check, if it was made before.
         over_context: What to do with rows beyond the context.
+        is_beaten: Whether some answers suffice to stop asking the variant (`answers.Course`); None to ask all rows.
+
+    Returns:
+        None if the variant was stopped early.
     """
     current = read_variant(client, variant.model_id)
     again = ask_again and scorecard.has_scorecard(current, rows, ruler)
@@ -81,12 +107,19 @@ def score_variant(
         if kept and CONTRACT not in scorecard.outdated(kept.parts, ruler.parts(variant)):
             findings = Findings(kept.repeats, None)
         else:
-            findings = _ask(client, variant, rows, settings, entries, kept, check, over_context)
+            course = _course(current, rows, settings, entries, is_beaten)
+            findings = _ask(client, variant, rows, settings, entries, kept, check, over_context, course)
+            if course and findings.stopped:
+                partial.log(client, variant, rows, findings.repeats, course, entries, journal_key(variant))
+                entries.remove()
+                return None
         card = scores.scorecard(rows, findings.repeats, _compute(rows, ruler, variant, findings, kept, entries))
         parts = (kept.parts if kept else {}) | ruler.parts(variant)
         sources = scorecard.sources_of([current], rows.sha256) | ruler.own_sources
         mark = {"asked": ruler.asked(variant), "parts": parts, "sources": sources}
         _log(client, variant, rows, card, findings, kept, mark)
+        if partial.mark_of(current, rows):
+            partial.tag(client, variant, rows, {})
         entries.remove()
     _echo_scored(variant, card, ruler.first, findings.seconds, kept is not None)
     return card
@@ -105,6 +138,16 @@ def _is_complete(client: MlflowClient, variant: Variant, rows: PromptSet, ruler:
     return scorecard.has_scorecard(variant, rows, ruler) and scorecard.is_stored(client, variant, rows.sha256)
 
 
+def _course(
+    variant: Variant, rows: PromptSet, settings: Evaluation, entries: Journal, is_beaten: IsBeaten | None
+) -> Course | None:
+    """Return the course that a variant was begun with, or a new one if it may be stopped early; None without any."""
+    course = partial.restore(variant, rows, journal_key(variant), entries)
+    if course is None and is_beaten:
+        course = Course(settings.seed, settings.batch_size)
+    return replace(course, is_beaten=is_beaten) if course else None
+
+
 def _ask(
     client: MlflowClient,
     variant: Variant,
@@ -114,6 +157,7 @@ def _ask(
     kept: Kept | None,
     check: ContextCheck | None,
     over_context: str,
+    course: Course | None,
 ) -> Findings:
     """Load the variant's model, ask it the rows unless its answers are kept, and run the contract suite."""
     if check is None and kept is None:
@@ -127,10 +171,17 @@ def _ask(
         if kept:
             repeats = kept.repeats
         else:
-            repeats = answer_rows(asker, variant, rows, check or ContextCheck(), settings, entries)
+            check = check or ContextCheck()
+            if course and (check.too_long or check.unaskable):
+                # The rows that cannot be asked have no place in the order.
+                course = replace(course, is_beaten=None)
+            repeats = answer_rows(asker, variant, rows, check, settings, entries, course)
+        findings = Findings(repeats, None)
+        if findings.stopped:
+            return findings
         with suppress_output():
             contract = contract_suite.run_checks(asker, contract_suite.checks(variant.interface.name))
-    return Findings(repeats, contract)
+    return replace(findings, contract=contract)
 
 
 def _compute(
@@ -139,10 +190,10 @@ def _compute(
     """Return the values of every metric of the ruler, and of those that the kept scorecard has besides."""
     outdated = scorecard.outdated(kept.parts, ruler.parts(variant)) if kept else ruler.metrics
     stale = [name for name in ruler.metrics if name in outdated]
-    metrics = scores.load_metrics(ruler.sources[name] for name in stale if name in ruler.sources)
+    metrics = metric_loading.load_metrics(ruler.sources[name] for name in stale if name in ruler.sources)
     computed = scores.compute(metrics, rows, findings.repeats)
-    if ruler.judge and scores.JUDGE in stale:
-        computed[scores.JUDGE] = judge.compute(ruler.judge, rows, findings.repeats, entries)
+    if ruler.judge and metric_loading.JUDGE in stale:
+        computed[metric_loading.JUDGE] = judge.compute(ruler.judge, rows, findings.repeats, entries)
     if kept:
         others = [name for name in kept.parts if name not in computed and name != CONTRACT]
         computed |= {name: scores.carried(kept.card, name) for name in others}

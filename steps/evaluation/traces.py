@@ -66,6 +66,7 @@ def timeline(skipped: list[str | None], latencies: list[float | None], end_ns: i
 def _log_row(variant: Variant, rows: PromptSet, card: Scorecard, index: int, start_ns: int, end_ns: int) -> None:
     import mlflow
     from mlflow.entities import SpanType
+    from mlflow.tracing.constant import TraceTagKey
     from mlflow.tracing.provider import with_active_span
 
     row, error = rows.rows[index], card.errors[index]
@@ -73,7 +74,13 @@ def _log_row(variant: Variant, rows: PromptSet, card: Scorecard, index: int, sta
         variant.name,
         span_type=SpanType.CHAT_MODEL,
         inputs={"messages": row.conversation},
-        tags={SET: rows.sha256[:16], "variant": variant.name, "row": row.id},
+        tags={
+            SET: rows.sha256[:16],
+            "variant": variant.name,
+            "row": row.id,
+            # By this MLflow pairs the rows of two runs, also rows that ask the same.
+            TraceTagKey.EVAL_REQUEST_ID: f"{rows.sha256[:16]} {row.id}",
+        },
         metadata={"mlflow.sourceRun": variant.run_id, "mlflow.modelId": variant.model_id},
         experiment_id=runs.experiment_id(),
         start_time_ns=start_ns,

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 from steps.config.schema import Promotion
 from steps.errors import StepError
-from steps.evaluation import scorecard
+from steps.evaluation import partial, scorecard
 from steps.promotion import history, reference, rulers
 from steps.promotion.candidate import Candidate
 from steps.promotion.candidates import find_variant, measured_policy, scored_candidate, to_candidate
 from steps.promotion.incumbent import missing_in, read_incumbent
 from steps.promotion.job import Job, broken_model
+from steps.promotion.missing_scorecard import evaluate_command
 from steps.promotion.rank import faults_of, lacking_metrics, policy_faults
 from steps.promotion.reference import NO_REFERENCE, Reference
 from steps.promotion.registry import Registry
@@ -80,10 +81,18 @@ def gather(job: Job, registry: Registry) -> Contest:
     left_out += [*rejected, *absent, *lost]
     if not competing:
         raise StepError(*_no_candidate(job, allowed, left_out))
-    left_out += [f"{variant.name} has no scorecard for these rows" for variant in allowed if variant not in scored]
+    left_out += [_unscored(job, variant) for variant in allowed if variant not in scored]
     champion = competing.get(champion_id) if champion_id else None
     best = _reference(job, registry, policy) if champion else NO_REFERENCE
     return Contest(list(competing.values()), variants, left_out, champion, incumbent.vacancy, policy, best)
+
+
+def _unscored(job: Job, variant: Variant) -> str:
+    mark = partial.mark_of(variant, job.rows)
+    if not mark:
+        return f"{variant.name} has no scorecard for these rows"
+    command = evaluate_command(job.config.prompt_set, (), variant.run_id)
+    return f"{variant.name} was stopped early: {partial.extent(mark)}, so it is not compared. Ask the rest: `{command}`"
 
 
 def _reference(job: Job, registry: Registry, policy: Promotion) -> Reference:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from steps.config.schema import DEFAULT_METRICS, EvaluateConfig, Promotion, PromptSet
-from steps.evaluation.scores import JUDGE, metric_name
+from steps.evaluation.metric_loading import JUDGE, metric_name
 from steps.promotion.candidate import Candidate
 from steps.promotion.rank import asked_metrics, lacking_metrics
 from steps.store.names import COSTS, is_timed, metric_key

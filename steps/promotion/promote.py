@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from steps.errors import StepError
 from steps.output import echo
-from steps.promotion import gate, registry, report
+from steps.promotion import gate, mlflow_verdict, registry, report
 from steps.promotion.admission import Rejected, ensure_registered, ensure_smoke_tested, set_champion
 from steps.promotion.candidate import Candidate
 from steps.promotion.contest import Contest, gather
@@ -115,6 +115,7 @@ def log_report(job: Job, assessment: Assessment, current: Registry, decision: De
     content["rejected"] = list(job.rejected.values())
     content["reference"] = report.reference_dict(contest.reference, job.rows)
     report.log(content | {"decision": report.decision_dict(decision, contest.champion, assessment.best)}, current)
+    mlflow_verdict.log(job.client, decision, contest.policy, assessment.best, contest.champion, contest.variants)
 
 
 def _promote_next_best(job: Job) -> tuple[Assessment, Registry]:

@@ -16,6 +16,8 @@ PROCESS = "phi3.process"
 # Tags with one value for each prompt set (`of_prompt_set`): a complete scorecard; its report; on an evaluation's run,
 # the scorecards and reports that it compares.
 SCORECARD = "phi3.scorecard"
+# The same for a variant that was stopped early: how many rows were asked. It has no scorecard then.
+PARTIAL = "phi3.partial"
 REPORT = "phi3.report"
 COMPARED = "phi3.compared"
 # A tag of each trace: the prompt set of its row.

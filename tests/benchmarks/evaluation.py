@@ -29,7 +29,7 @@ from steps.build import build
 from steps.checkpoints.checkpoint import resolve
 from steps.config.schema import Evaluation, FolderModel
 from steps.config.schema import PromptSet as PromptSetConfig
-from steps.evaluation import prompt_set, ruler, scores
+from steps.evaluation import metric_loading, prompt_set, ruler
 from steps.evaluation.answers import answer_rows
 from steps.evaluation.asking import Asker, loaded
 from steps.evaluation.context_check import ContextCheck, context_check
@@ -156,7 +156,7 @@ def scored_seconds(variant: Variant) -> float:
     config = command_line.compose("evaluate", [])
     rows = benchmark_set()
     measure = ruler.make(config)
-    scores.load_metrics(measure.sources.values())
+    metric_loading.load_metrics(measure.sources.values())
     started = time.perf_counter()
     card = score_variant(client, variant, rows, measure, config.evaluate)
     seconds = time.perf_counter() - started

@@ -3,6 +3,9 @@
     python -m tests.benchmarks.promotion              # races: about ten minutes on two cores
     python -m tests.benchmarks.promotion exact        # all outcomes of binary scores, without drawing
     python -m tests.benchmarks.promotion drift        # ten promotions in a row
+    python -m tests.benchmarks.promotion stopping     # early stopping (stopping.py)
+    python -m tests.benchmarks.promotion clusters     # rows that depend on each other (clusters.py)
+    python -m tests.benchmarks.promotion seeds        # int4 on two checkpoints, really built and asked (seeds.py)
     python -m tests.benchmarks.promotion --races 500  # a quick look
 
 A race draws the scores of all variants on the same rows and decides. Two races are run on each draw:
@@ -60,15 +63,24 @@ class Setting:
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", nargs="?", default="races", choices=("races", "exact", "drift"))
+    parser.add_argument(
+        "what", nargs="?", default="races", choices=("races", "exact", "drift", "stopping", "clusters", "seeds")
+    )
     parser.add_argument("--races", type=int, default=10_000)
+    parser.add_argument("--seeds", type=int, default=20)
     arguments = parser.parse_args()
+    from tests.benchmarks import clusters, seeds, stopping  # they import this module
+
     if arguments.what == "exact":
         exact()
     elif arguments.what == "drift":
         drift(min(arguments.races, 300))
-    else:
+    elif arguments.what == "races":
         races(arguments.races)
+    elif arguments.what == "seeds":
+        seeds.main(arguments.seeds)
+    else:
+        {"stopping": stopping, "clusters": clusters}[arguments.what].main(arguments.races)
 
 
 def races(count: int) -> None:

@@ -20,7 +20,7 @@ import onnxruntime_genai  # noqa: F401
 import pandas  # noqa: F401
 
 from steps import evaluate
-from steps.evaluation import scores
+from steps.evaluation import metric_loading
 from steps.evaluation.asking import Asker
 from steps.evaluation.journal import Journal
 
@@ -38,7 +38,7 @@ class DeadlyEntries(dict):
 def kill(deaths, asked):
     count_rows(asked)
     # No evaluation gets as far as its scores, so none needs a metric.
-    scores.load_metrics = dict.fromkeys
+    metric_loading.load_metrics = dict.fromkeys
     for batch in deaths:
         child = os.fork()
         if not child:

@@ -7,7 +7,7 @@ import pytest
 
 from steps import command_line
 from steps.errors import StepError
-from steps.evaluation import ruler, scores
+from steps.evaluation import metric_loading, ruler, scores
 from steps.evaluation.answers import Answer
 from steps.evaluation.metrics import rules
 from steps.evaluation.prompt_set import PromptSet
@@ -30,7 +30,7 @@ COLUMNS = {"exact_match": 2, "answer_match": 3, "token_f1": 4, "rouge_l": 5}
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_a_metric_gives_the_score_of_each_row_and_their_mean(name):
-    metric = scores.load_metrics([name])[name]
+    metric = metric_loading.load_metrics([name])[name]
     computed = metric.compute(predictions=[row[0] for row in SCORES], references=[row[1] for row in SCORES])
     expected = [row[COLUMNS[name]] for row in SCORES]
     assert computed["scores"] == pytest.approx(expected)
@@ -89,7 +89,7 @@ def test_rows_without_the_rules_that_a_metric_needs_are_reported_by_line():
 def test_chrf_is_sacrebleus_score_scaled_to_0_and_1():
     from sacrebleu.metrics import CHRF
 
-    metric = scores.load_metrics(["chrf"])["chrf"]
+    metric = metric_loading.load_metrics(["chrf"])["chrf"]
     pairs = [("Madrid", ["Madrid"]), ("Madird", ["Madrid", "Rome"]), ("", ["Madrid"])]
     computed = metric.compute(predictions=[p for p, _ in pairs], references=[r for _, r in pairs])
     assert computed["scores"] == pytest.approx([CHRF().sentence_score(p, r).score / 100 for p, r in pairs])
@@ -98,12 +98,19 @@ def test_chrf_is_sacrebleus_score_scaled_to_0_and_1():
 
 
 def test_all_shipped_metrics_are_listed():
-    assert scores.local_metrics() == ["answer_match", "chrf", "exact_match", "instruction_match", "rouge_l", "token_f1"]
+    assert metric_loading.local_metrics() == [
+        "answer_match",
+        "chrf",
+        "exact_match",
+        "instruction_match",
+        "rouge_l",
+        "token_f1",
+    ]
 
 
-@pytest.mark.parametrize("name", scores.local_metrics())
+@pytest.mark.parametrize("name", metric_loading.local_metrics())
 def test_a_metric_describes_itself_and_has_the_name_of_its_file(name):
-    metric = scores.load_metrics([name])[name]
+    metric = metric_loading.load_metrics([name])[name]
     assert metric.name == name
     assert metric.description
     columns = ["predictions", "references", *(["rules"] if name == "instruction_match" else [])]
@@ -112,7 +119,7 @@ def test_a_metric_describes_itself_and_has_the_name_of_its_file(name):
 
 
 def test_instruction_match_takes_the_rules_of_each_row():
-    metric = scores.load_metrics(["instruction_match"])["instruction_match"]
+    metric = metric_loading.load_metrics(["instruction_match"])["instruction_match"]
     inputs = {"predictions": ["Madrid", "New Delhi"], "references": [["x"], ["y"]]}
     computed = metric.compute(**inputs, rules=[["one_word", "contains=Mad"], ["one_line", "one_word"]])
     assert computed == {"instruction_match": 0.5, "scores": [1, 0]}
@@ -136,18 +143,18 @@ Length = row_metric(__name__, __doc__, score)
 
 def test_a_new_metric_is_one_file(monkeypatch, tmp_path):
     folder = tmp_path / "metrics"
-    shutil.copytree(scores.METRICS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(metric_loading.METRICS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "length.py").write_text(NEW_METRIC)
-    monkeypatch.setattr(scores, "METRICS", folder)
-    assert "length" in scores.local_metrics()
-    metric = scores.load_metrics(["length"])["length"]
+    monkeypatch.setattr(metric_loading, "METRICS", folder)
+    assert "length" in metric_loading.local_metrics()
+    metric = metric_loading.load_metrics(["length"])["length"]
     computed = metric.compute(predictions=["abc", "d"], references=[["xyz", "zz"], ["zz"]])
     assert computed == {"length": 0.5, "scores": [1, 0]}
 
 
 def test_all_unknown_metrics_are_reported_at_once():
     with pytest.raises(StepError) as refusal:
-        scores.load_metrics(["exact_mach", "chrf", "zzz"])
+        metric_loading.load_metrics(["exact_mach", "chrf", "zzz"])
     first, second = refusal.value.faults
     assert first.startswith("Unknown metric 'exact_mach'. Did you mean 'exact_match'? Available: answer_match, chrf,")
     assert second.startswith("Unknown metric 'zzz'. Available:")

@@ -12,7 +12,7 @@ import pytest
 
 from steps import command_line
 from steps.errors import StepError
-from steps.evaluation import contract_suite, ruler, scorecard, scores, scoring, source_digest
+from steps.evaluation import contract_suite, metric_loading, ruler, scorecard, scoring, source_digest
 from steps.register import register
 from steps.store.names import SCORECARD
 from tests.evaluation.test_judge import judge  # noqa: F401  a fixture
@@ -39,11 +39,11 @@ HELPER = "from .deeper import RESULT\n\n\ndef value(text):\n    return RESULT\n"
 def metrics(monkeypatch, tmp_path):
     """A copy of the folder of metrics, with one more that has helpers of its own."""
     folder = tmp_path / "metrics"
-    shutil.copytree(scores.METRICS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(metric_loading.METRICS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "mine.py").write_text(METRIC)
     (folder / "own.py").write_text(HELPER)
     (folder / "deeper.py").write_text("RESULT = 0.25\n")
-    monkeypatch.setattr(scores, "METRICS", folder)
+    monkeypatch.setattr(metric_loading, "METRICS", folder)
     return folder
 
 
@@ -93,7 +93,7 @@ def test_a_metric_by_its_path_has_the_name_of_its_file_and_counts_with_its_folde
     folder.mkdir()
     file = folder / "mine.py"
     file.write_text(METRIC)
-    shutil.copy(scores.METRICS / "row_metric.py", folder)
+    shutil.copy(metric_loading.METRICS / "row_metric.py", folder)
     (folder / "own.py").write_text(HELPER)
     (folder / "deeper.py").write_text("RESULT = 0.25\n")
     (folder / "words.txt").write_text("a")

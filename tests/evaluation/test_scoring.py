@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from steps.evaluation import scores
+from steps.evaluation import metric_loading
 from steps.evaluation.metrics.normalize import VANISHING, comparable
 from tests.conftest import PROJECT
 
@@ -31,7 +31,7 @@ CASES = list(_cases())
 
 @pytest.fixture(scope="module")
 def metrics():
-    return scores.load_metrics([*BY_WORDS, "chrf"])
+    return metric_loading.load_metrics([*BY_WORDS, "chrf"])
 
 
 def _scores(metric, answers, accepted):
