@@ -11,7 +11,7 @@ command asks only what is missing. Exit codes: 0 done, 1 failed, 3 done but some
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -92,12 +92,15 @@ class Plan:
     left_out: frozenset[str]
 
 
-def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
+def evaluate(
+    config: EvaluateConfig, rows: PromptSet | None = None, model_ids: Collection[str] | None = None
+) -> Outcome:
     """Score every variant without a scorecard, and finish the report of those that have one.
 
     Args:
         config: What to score, and how.
         rows: The prompt set, if it is loaded already.
+        model_ids: The LoggedModels to score; None for all of the experiment.
 
     Raises:
         VariantErrors: With every variant that could not be scored or reported on.
@@ -110,7 +113,8 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
     measure = ruler.make(config)
     scores.check_rows(rows, measure.metrics)
     client = mlflow.MlflowClient()
-    variants = find_variants(client, runs.experiment_id())
+    logged = find_variants(client, runs.experiment_id())
+    variants = [variant for variant in logged if model_ids is None or variant.model_id in model_ids]
     plan = _plan(client, config, rows, measure, variants)
     if plan.asked and not announced:
         # Before anything is asked: a prompt set that is too small wastes the time.
@@ -119,7 +123,7 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
         echo(f"Warning: {warning}")
     outcome = Outcome()
     _review(plan.scored, rows, outcome)
-    if plan.chosen or plan.unfinished or not state.is_compared(client, variants, rows, measure):
+    if plan.chosen or plan.unfinished or not state.is_compared(client, logged, rows, measure):
         _evaluate(client, rows, config, measure, plan, outcome)
     else:
         echo(f"All variants are already scored on {rows.name} ({len(rows.rows)} rows).")

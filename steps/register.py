@@ -12,6 +12,7 @@ version that is intact and smoke-tested, and the next start finishes the job.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,12 +58,15 @@ class Outcome:
         return Standing(ranked, self.champion_model_id, self.version)
 
 
-def register(config: RegisterConfig, rows: PromptSet | None = None) -> Outcome | None:
+def register(
+    config: RegisterConfig, rows: PromptSet | None = None, model_ids: Collection[str] | None = None
+) -> Outcome | None:
     """Promote the best variant, or do what `action` names instead.
 
     Args:
         config: What to do.
         rows: The prompt set, if it is loaded already.
+        model_ids: The LoggedModels that compete, besides the champion; None for all of the experiment.
 
     Returns:
         The outcome of a promotion; None after another action.
@@ -78,7 +82,8 @@ def register(config: RegisterConfig, rows: PromptSet | None = None) -> Outcome |
         for line in lines or [f"{config.registered_model} has had no champion yet."]:
             echo(line)
         return None
-    job = Job(client, config, rows or prompt_set.load(config.prompt_set))
+    only = None if model_ids is None else frozenset(model_ids)
+    job = Job(client, config, rows or prompt_set.load(config.prompt_set), only)
     if config.action == "rollback":
         rollback.rollback(job)
         return None

@@ -19,7 +19,7 @@ from steps.config.paths import CONF
 from steps.config.schema import MainConfig, RegisterConfig
 from steps.errors import StepError
 from steps.interrupts import EXIT_CODE, INTERRUPTED, clean_end
-from steps.output import lasting_output
+from steps.output import lasting_output, signs_of_life
 from steps.redaction import redacted
 from steps.store import connection, orphans, runs
 
@@ -42,7 +42,7 @@ def exit_on_error(command: Callable[[], Any]) -> None:
 
     HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
-    with lasting_output(), clean_end():
+    with lasting_output(), signs_of_life(), clean_end():
         try:
             command()
         except (StepError, HydraException, OmegaConfBaseException, KeyboardInterrupt) as error:

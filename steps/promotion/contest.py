@@ -57,7 +57,8 @@ def gather(job: Job, registry: Registry) -> Contest:
         StepError: No candidate is left, the policy names a metric that none has, or the champion has no scorecard
             that the policy can use.
     """
-    variants = {variant.model_id: variant for variant in find_variants(job.client, runs.experiment_id())}
+    logged = filter(job.competes, find_variants(job.client, runs.experiment_id()))
+    variants = {variant.model_id: variant for variant in logged}
     incumbent = read_incumbent(job, registry)
     if incumbent.variant:
         variants.setdefault(incumbent.variant.model_id, incumbent.variant)
