@@ -35,7 +35,7 @@ from steps.evaluation.report import comparison, state, variant_report
 from steps.evaluation.ruler import Ruler
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.statistics import power_sentence
-from steps.output import echo
+from steps.output import activity, echo
 from steps.promotion.missing_scorecard import evaluate_command
 from steps.store import connection, integrity, runs
 from steps.store.names import ERRORS
@@ -128,6 +128,8 @@ def evaluate(
     else:
         echo(f"All variants are already scored on {rows.name} ({len(rows.rows)} rows).")
         outcome.check()
+    if not announced:
+        comparison.show(client, rows, measure)
     return outcome
 
 
@@ -226,8 +228,9 @@ def _evaluate(
                 outcome.row_errors.extend(_row_errors(variant, card))
                 outcome.model_ids.append(variant.model_id)
                 unfinished.append(variant)
-        for variant in unfinished:
-            with _recorded(variant, NOT_REPORTED, outcome):
+        for place, variant in enumerate(unfinished, 1):
+            words = f"timing {variant.name}, {place} of {len(unfinished)}"
+            with activity(words), _recorded(variant, NOT_REPORTED, outcome):
                 variant_report.finish(client, variant, rows, settings, bench)
         for variant, fault in comparison.compare(client, rows, measure, plan.left_out):
             command = evaluate_command(config.prompt_set, measure.metrics, variant.run_id)

@@ -11,12 +11,10 @@ error.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from steps import command_line, register
 from steps.build import build, find_reusable, fingerprint
@@ -26,10 +24,11 @@ from steps.errors import RowErrors, StepError, VariantErrors, sentences_of
 from steps.evaluate import evaluate
 from steps.evaluation import prompt_set, ruler, scores
 from steps.evaluation.prompt_set import PromptSet
-from steps.evaluation.report import leaderboard
+from steps.evaluation.report import by_set, leaderboard, views
+from steps.evaluation.report.leaderboard import Standing
 from steps.evaluation.statistics import power_sentence
 from steps.output import echo
-from steps.store import address, connection, names, runs
+from steps.store import connection, names, runs
 from steps.store.variants import Variant, find_variants
 
 if TYPE_CHECKING:
@@ -65,10 +64,10 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
             variant for variant in find_variants(client, active.info.experiment_id) if variant.model_id in model_ids
         ]
         if promoted:
-            metrics = list(measure.metrics)
-            leaderboard.show(chosen, rows, metrics, promoted.standing)
-            mlflow.log_dict(leaderboard.as_dict(chosen, rows, metrics, promoted.standing), "leaderboard.json")
-    echo_next_commands(chosen, config, active.info.experiment_id)
+            _log_leaderboard(chosen, rows, list(measure.metrics), promoted.standing)
+        policy = config.promotion
+        view = views.prepare(client, by_set.label(client, rows), policy.metric, policy.less_is_better)
+    echo_next_commands(config, view)
     if faults:
         raise RowErrors(*faults)
 
@@ -147,15 +146,20 @@ def evaluate_all(config: EvaluateConfig, rows: PromptSet, model_ids: list[str]) 
         return list(error.faults)
 
 
-def echo_next_commands(variants: list[Variant], config: MainConfig, experiment: str) -> None:
+def _log_leaderboard(variants: list[Variant], rows: PromptSet, metrics: list[str], standing: Standing) -> None:
+    """Print the leaderboard, and log all of it to the main job's run, whose description is the printed part."""
+    import mlflow
+
+    leaderboard.show(variants, rows, metrics, standing)
+    mlflow.log_dict(leaderboard.as_dict(variants, rows, metrics, standing), "leaderboard.json")
+    mlflow.set_tag(names.NOTE, leaderboard.markdown(variants, rows, metrics, standing))
+
+
+def echo_next_commands(config: MainConfig, view: str) -> None:
     """Print the two commands to go on with. A dry run has made no champion to serve."""
-    run_ids = quote(json.dumps([variant.run_id for variant in variants]))
-    experiments = quote(json.dumps([experiment]))
     echo("\nCompare the runs:")
-    page = address.ui_address()
-    if page.startswith("http://127.0.0.1:5000"):
-        echo(f"    mlflow ui --port 5000{address.ui_arguments()}")
-    echo(f"    {page}/#/compare-runs?runs={run_ids}&experiments={experiments}")
+    for line in views.link(view):
+        echo(f"    {line}")
     if not config.dry_run:
         echo("Serve the champion:")
         model = f"models:/{config.registered_model}@{names.CHAMPION}"

@@ -1,0 +1,98 @@
+"""The views of MLflow's UI that a step prepares: the runs of a prompt set with the columns that matter.
+
+MLflow keeps a shared view in a tag of the experiment. A link with its name opens it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from steps.store import address, names, runs
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ABOUT = """\
+Ways to wrap one Phi-3 checkpoint, compared on the same questions. Built by `mlflow run .` of phi3-mlflow.
+
+- A run such as `onnx-int4-chat` is a **variant**: its parameters, scores by prompt set (`facts/answer_match`), speed.
+- `evaluate-…` compares all variants; `register-…` says which one became `models:/phi3@champion`, and why.
+- The column `phi3.standing` says what the last promotion made of each variant.
+"""
+
+
+def prepare(client: MlflowClient, label: str, metric: str, lower: bool = False) -> str:
+    """Write the view of a prompt set; returns the path of its page.
+
+    Args:
+        client: The store.
+        label: What the experiment calls the prompt set.
+        metric: The metric to sort by.
+        lower: Whether a lower value is better.
+    """
+    experiment = client.get_experiment(runs.experiment_id())
+    tags = {f"mlflow.sharedViewState.{label}": json.dumps(_state(label, metric, lower))}
+    if names.NOTE not in experiment.tags:
+        tags[names.NOTE] = ABOUT
+    for key, value in tags.items():
+        if experiment.tags.get(key) != value:
+            client.set_experiment_tag(experiment.experiment_id, key, value)
+    share = f"workflowType=machine_learning&viewStateShareKey={quote(label)}"
+    return f"#/experiments/{experiment.experiment_id}/runs?{share}"
+
+
+def link(path: str) -> list[str]:
+    """Return the lines that open a page: the command that starts the UI, if there is no server, and the address."""
+    page = address.ui_address()
+    start = [f"mlflow ui --port 5000{address.ui_arguments()}"] if page.startswith("http://127.0.0.1:5000") else []
+    return [*start, f"{page}/{path}"]
+
+
+def _state(label: str, metric: str, lower: bool) -> dict[str, object]:
+    score = f"{label}/{metric}"
+    shown = [score, f"{score}_low", f"{score}_high", f"{label}/tokens_per_second", "size/bytes", "contract/passed"]
+    columns = [f"tags.`{names.STANDING}`", *(f"metrics.`{key}`" for key in shown), "attributes.`Models`"]
+    bars = [(score, 0), (f"{label}/tokens_per_second", 0), ("size/bytes", 0)]
+    charts = [
+        {"type": "BAR", "runsCountToCompare": 20, "metricSectionId": "scores", "deleted": False, "isGenerated": False}
+        | {"uuid": f"bar-{place}", "metricKey": key, "metricSectionId": "scores"}
+        for place, (key, _) in enumerate(bars)
+    ]
+    scatter = {"type": "SCATTER", "runsCountToCompare": 20, "metricSectionId": "scores", "deleted": False}
+    scatter |= {"isGenerated": False, "uuid": "quality-against-speed"}
+    scatter |= {
+        "xaxis": {"key": f"{label}/tokens_per_second", "type": "METRIC"},
+        "yaxis": {"key": score, "type": "METRIC"},
+    }
+    return {
+        "searchFilter": f"metrics.`{score}` >= -1000000000",
+        "orderByKey": f"metrics.`{score}`",
+        "orderByAsc": lower,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "selectedColumns": columns,
+        "columnOrder": [],
+        "columnWidths": {},
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+        "runsVisibilityMap": {},
+        "runsHiddenMode": "FIRST_20_RUNS",
+        "compareRunCharts": [scatter, *charts],
+        "compareRunSections": [
+            {"uuid": "scores", "name": f"Quality, speed and size on {label}", "display": True, "isReordered": False}
+        ],
+        "viewMaximized": False,
+        "runListHidden": False,
+        "isAccordionReordered": False,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "autoRefreshEnabled": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
