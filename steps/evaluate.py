@@ -213,8 +213,9 @@ def _evaluate(
         mlflow.log_params(
             {"prompt_set.rows": len(rows.rows), "prompt_set.sha256": rows.sha256, "evaluated": len(plan.chosen)}
         )
-        for variant in plan.chosen:
-            with _recorded(variant, NOT_SCORED, outcome):
+        for place, variant in enumerate(plan.chosen, 1):
+            words = f"scoring {variant.name}, {place} of {len(plan.chosen)}"
+            with activity(words), _recorded(variant, NOT_SCORED, outcome):
                 card = scoring.score_variant(
                     client,
                     variant,

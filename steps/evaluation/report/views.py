@@ -10,10 +10,36 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from steps.store import address, names, runs
+from steps.store.names import BYTES, CONTRACT_PASSED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SECTION = "scores"
+CHART = {"runsCountToCompare": 20, "metricSectionId": SECTION, "deleted": False, "isGenerated": False}
+# The parts of a state that are as MLflow's UI has them at first.
+FIXED: dict[str, object] = {
+    "startTime": "ALL",
+    "lifecycleFilter": "Active",
+    "modelVersionFilter": "All Runs",
+    "datasetsFilter": [],
+    "columnOrder": [],
+    "columnWidths": {},
+    "runsExpanded": {},
+    "runsPinned": [],
+    "runsHidden": [],
+    "runsVisibilityMap": {},
+    "runsHiddenMode": "FIRST_20_RUNS",
+    "viewMaximized": False,
+    "runListHidden": False,
+    "isAccordionReordered": False,
+    "useGroupedValuesInCharts": True,
+    "hideEmptyCharts": True,
+    "groupBy": None,
+    "groupsExpanded": {},
+    "autoRefreshEnabled": True,
+    "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+}
 ABOUT = """\
 Ways to wrap one Phi-3 checkpoint, compared on the same questions. Built by `mlflow run .` of phi3-mlflow.
 
@@ -51,48 +77,26 @@ def link(path: str) -> list[str]:
 
 
 def _state(label: str, metric: str, lower: bool) -> dict[str, object]:
-    score = f"{label}/{metric}"
-    shown = [score, f"{score}_low", f"{score}_high", f"{label}/tokens_per_second", "size/bytes", "contract/passed"]
-    columns = [f"tags.`{names.STANDING}`", *(f"metrics.`{key}`" for key in shown), "attributes.`Models`"]
-    bars = [(score, 0), (f"{label}/tokens_per_second", 0), ("size/bytes", 0)]
-    charts = [
-        {"type": "BAR", "runsCountToCompare": 20, "metricSectionId": "scores", "deleted": False, "isGenerated": False}
-        | {"uuid": f"bar-{place}", "metricKey": key, "metricSectionId": "scores"}
-        for place, (key, _) in enumerate(bars)
-    ]
-    scatter = {"type": "SCATTER", "runsCountToCompare": 20, "metricSectionId": "scores", "deleted": False}
-    scatter |= {"isGenerated": False, "uuid": "quality-against-speed"}
-    scatter |= {
-        "xaxis": {"key": f"{label}/tokens_per_second", "type": "METRIC"},
-        "yaxis": {"key": score, "type": "METRIC"},
-    }
-    return {
+    """Return the state of the page in the words of MLflow's UI: which runs, in which order, with which columns."""
+    score, speed = f"{label}/{metric}", f"{label}/tokens_per_second"
+    shown = [score, f"{score}_low", f"{score}_high", speed, BYTES.key, CONTRACT_PASSED.key]
+    return FIXED | {
+        # Only runs that have the score: the variants, and no step.
         "searchFilter": f"metrics.`{score}` >= -1000000000",
         "orderByKey": f"metrics.`{score}`",
         "orderByAsc": lower,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "modelVersionFilter": "All Runs",
-        "datasetsFilter": [],
-        "selectedColumns": columns,
-        "columnOrder": [],
-        "columnWidths": {},
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-        "runsVisibilityMap": {},
-        "runsHiddenMode": "FIRST_20_RUNS",
-        "compareRunCharts": [scatter, *charts],
+        "selectedColumns": [f"tags.`{names.STANDING}`", *(f"metrics.`{key}`" for key in shown)],
+        "compareRunCharts": [_scatter(speed, score), *map(_bar, (score, speed, BYTES.key))],
         "compareRunSections": [
-            {"uuid": "scores", "name": f"Quality, speed and size on {label}", "display": True, "isReordered": False}
+            {"uuid": SECTION, "name": f"Quality, speed and size on {label}", "display": True, "isReordered": False}
         ],
-        "viewMaximized": False,
-        "runListHidden": False,
-        "isAccordionReordered": False,
-        "useGroupedValuesInCharts": True,
-        "hideEmptyCharts": True,
-        "groupBy": None,
-        "groupsExpanded": {},
-        "autoRefreshEnabled": True,
-        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }
+
+
+def _scatter(speed: str, score: str) -> dict[str, object]:
+    axes = {"xaxis": {"key": speed, "type": "METRIC"}, "yaxis": {"key": score, "type": "METRIC"}}
+    return CHART | {"type": "SCATTER", "uuid": "quality-against-speed"} | axes
+
+
+def _bar(key: str) -> dict[str, object]:
+    return CHART | {"type": "BAR", "uuid": f"bar-{key}", "metricKey": key}
