@@ -29,7 +29,7 @@ from steps.evaluation.report.leaderboard import Standing
 from steps.evaluation.statistics import power_sentence
 from steps.output import echo
 from steps.store import connection, names, runs
-from steps.store.variants import Variant, find_variants
+from steps.store.variants import Variant, find_variants, read_variant
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -64,6 +64,7 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
             variant for variant in find_variants(client, active.info.experiment_id) if variant.model_id in model_ids
         ]
         if promoted:
+            chosen = _with_champion(client, chosen, promoted.champion_model_id)
             _log_leaderboard(chosen, rows, list(measure.metrics), promoted.standing)
         policy = config.promotion
         view = views.prepare(client, by_set.label(client, rows), policy.metric, policy.less_is_better)
@@ -144,6 +145,14 @@ def evaluate_all(config: EvaluateConfig, rows: PromptSet, model_ids: list[str]) 
         return evaluate(config, rows, model_ids).row_errors
     except VariantErrors as error:
         return list(error.faults)
+
+
+def _with_champion(client: MlflowClient, variants: list[Variant], model_id: str | None) -> list[Variant]:
+    """Return the variants and the champion, which may be of another experiment, instead of a copy of it."""
+    if model_id is None or any(variant.model_id == model_id for variant in variants):
+        return variants
+    champion = read_variant(client, model_id)
+    return [champion, *(variant for variant in variants if variant.fingerprint != champion.fingerprint)]
 
 
 def _log_leaderboard(variants: list[Variant], rows: PromptSet, metrics: list[str], standing: Standing) -> None:

@@ -88,7 +88,7 @@ def variants(project):
 
 def test_the_main_job_ends_with_a_leaderboard_a_champion_and_two_commands(project, variants):
     output = project.first.stdout
-    assert "facts, 118 rows, best first" in output
+    assert "Leaderboard on facts, 118 rows, best first" in output
     assert re.search(r"Promoted \S+ to phi3@champion \(version 1\)", output)
     assert "★" in output
     assert re.search(r"^    mlflow ui --port 5000$", output, re.MULTILINE)

@@ -76,7 +76,11 @@ def show(variants: list[Variant], rows: PromptSet, metrics: list[str], standing:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{rows.name}, {len(rows.rows)} rows, best first", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=f"Leaderboard on {rows.name}, {len(rows.rows)} rows, best first",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("")
     table.add_column("variant", overflow="fold")
     for heading in (standing.metric, "verdict", "contract", "MB", "tok/s"):
