@@ -39,7 +39,7 @@ from steps.output import activity, echo
 from steps.promotion.missing_scorecard import evaluate_command
 from steps.store import connection, integrity, runs
 from steps.store.names import ERRORS
-from steps.store.variants import Variant, find_variants, variant_of_run
+from steps.store.variants import Variant, elsewhere, find_variants, variant_of_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -173,7 +173,8 @@ def _choose(
     if config.run_id:
         return [variant_of_run(client, config.run_id)]
     if not variants:
-        raise StepError(f"There is no variant to evaluate in this experiment. {BUILD_ONE}")
+        hint = elsewhere(client, runs.experiment_id())
+        raise StepError(f"There is no variant to evaluate in this experiment. {BUILD_ONE}{hint}")
     return [
         variant
         for variant in variants
