@@ -202,7 +202,7 @@ def test_selected_runs_are_compared_with_their_scores(page, server):
     page.get_by_text(f"Comparing {len(VARIANTS)} Runs").wait_for()
     page.get_by_text("answer_match/ci_low").first.wait_for()
     text = page.inner_text("body")
-    for name in ("answer_match/mean", "memory/peak_mb", "prompting", "precision", *VARIANTS):
+    for name in ("answer_match/mean", "contract/passed", "prompting", "precision", *VARIANTS):
         assert name in text
     take_screenshot(page, "comparison")
 
@@ -310,6 +310,10 @@ def test_the_prepared_view_shows_the_winner_and_sorts_by_score(page, server, sto
     for column in ("phi3.standing", "facts/answer_match", "facts/tokens_per_second", "size/bytes"):
         assert column in heads
     take_screenshot(page, "view")
+    page.goto(f"{page.url}&compareRunsMode=CHART")
+    page.get_by_text("Quality, speed and size on facts").first.wait_for()
+    page.locator(".scatterlayer .point").first.wait_for(state="attached")
+    take_screenshot(page, "view_charts")
 
 
 def test_each_run_describes_itself(page, server, store):

@@ -40,10 +40,11 @@ def metrics(label: str, values: dict[str, float], card: Scorecard) -> dict[str, 
     for key in card.metrics:
         name, slash, aggregate = key.partition("/")
         if key in values:
-            named[f"{label}/{name}{ENDINGS.get(slash + aggregate, f'_{aggregate}')}"] = values[key]
+            # Digits that nobody reads would fill the columns. The scorecard has all of them.
+            named[f"{label}/{name}{ENDINGS.get(slash + aggregate, f'_{aggregate}')}"] = round(values[key], 4)
     for key in (names.TOKENS_PER_SECOND.key, names.PEAK_MEMORY.key):
         if key in values:
-            named[f"{label}/{key.partition('/')[2]}"] = values[key]
+            named[f"{label}/{key.partition('/')[2]}"] = round(values[key])
     return named
 
 

@@ -23,8 +23,6 @@ FIXED: dict[str, object] = {
     "lifecycleFilter": "Active",
     "modelVersionFilter": "All Runs",
     "datasetsFilter": [],
-    "columnOrder": [],
-    "columnWidths": {},
     "runsExpanded": {},
     "runsPinned": [],
     "runsHidden": [],
@@ -32,7 +30,8 @@ FIXED: dict[str, object] = {
     "runsHiddenMode": "FIRST_20_RUNS",
     "viewMaximized": False,
     "runListHidden": False,
-    "isAccordionReordered": False,
+    # MLflow adds sections of its own below ours; otherwise it sorts them all by name.
+    "isAccordionReordered": True,
     "useGroupedValuesInCharts": True,
     "hideEmptyCharts": True,
     "groupBy": None,
@@ -80,15 +79,18 @@ def _state(label: str, metric: str, lower: bool) -> dict[str, object]:
     """Return the state of the page in the words of MLflow's UI: which runs, in which order, with which columns."""
     score, speed = f"{label}/{metric}", f"{label}/tokens_per_second"
     shown = [score, f"{score}_low", f"{score}_high", speed, BYTES.key, CONTRACT_PASSED.key]
+    widths = {f"tags.`{names.STANDING}`": 215} | {f"metrics.`{key}`": 170 if key == score else 100 for key in shown}
     return FIXED | {
         # Only runs that have the score: the variants, and no step.
         "searchFilter": f"metrics.`{score}` >= -1000000000",
         "orderByKey": f"metrics.`{score}`",
         "orderByAsc": lower,
-        "selectedColumns": [f"tags.`{names.STANDING}`", *(f"metrics.`{key}`" for key in shown)],
+        "selectedColumns": list(widths),
+        "columnOrder": list(widths),
+        "columnWidths": widths,
         "compareRunCharts": [_scatter(speed, score), *map(_bar, (score, speed, BYTES.key))],
         "compareRunSections": [
-            {"uuid": SECTION, "name": f"Quality, speed and size on {label}", "display": True, "isReordered": False}
+            {"uuid": SECTION, "name": f"Quality, speed and size on {label}", "display": True, "isReordered": True}
         ],
     }
 
