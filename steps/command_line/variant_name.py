@@ -42,7 +42,8 @@ def variant_name(config: BuildConfig) -> str:
         parts.append(f"t{_text(config.generation.temperature)}")
     for group in ("mode", "precision", "model", "generation"):
         ours, theirs = asdict(getattr(config, group)), asdict(getattr(shipped, group))
-        skipped = {"name", "source", "temperature"}
+        # A folder counts by what is in it: `build` tells two of them apart.
+        skipped = {"name", "source", "path", "temperature"}
         parts += [
             _part(f"{group}.{key}", value) for key, value in ours.items() if key not in skipped and value != theirs[key]
         ]
