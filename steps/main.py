@@ -67,7 +67,9 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
             chosen = _with_champion(client, chosen, promoted.champion_model_id)
             _log_leaderboard(chosen, rows, list(measure.metrics), promoted.standing)
         policy = config.promotion
-        view = views.prepare(client, by_set.label(client, rows), policy.metric, policy.less_is_better)
+        # A policy may compare by something that is no score.
+        shown = (policy.metric, policy.less_is_better) if policy.metric in measure.metrics else (measure.first, False)
+        view = views.prepare(client, by_set.label(client, rows), *shown)
     echo_next_commands(config, view)
     if faults:
         raise RowErrors(*faults)

@@ -51,7 +51,8 @@ def exit_on_error(command: Callable[[], Any]) -> None:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             code = _report(error)
-            runs.describe_failure(Path(sys.argv[0]).stem, _sentences(error))
+            if not isinstance(error, KeyboardInterrupt):
+                runs.describe_failure(Path(sys.argv[0]).stem, _sentences(error))
             sys.exit(code)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from steps.output import echo
 from steps.redaction import redacted
-from steps.store import address, names, processes
+from steps.store import address, connection, names, processes
 
 if TYPE_CHECKING:
     from mlflow import ActiveRun
@@ -69,12 +69,12 @@ def describe_failure(step_name: str, sentences: Iterable[str]) -> None:
     if not run_id:
         return
     with contextlib.suppress(Exception):
-        import mlflow
-
+        # It returns within seconds, also if a server is gone.
+        client = connection.connect()
         if run_id not in _named_here:
             name_project_run(f"{step_name}-failed")
         text = "\n\n".join(f"**error**: {redacted(sentence)}" for sentence in sentences)
-        mlflow.MlflowClient().set_tag(run_id, names.NOTE, text)
+        client.set_tag(run_id, names.NOTE, text)
 
 
 def _name_from_user() -> str | None:

@@ -248,7 +248,7 @@ def test_a_broken_or_deleted_champion_is_replaced_with_the_reason(store, broken,
     store.register()
     assert store.registry.champion.model_id == store.variants[2 if loss == "broken" else 1].model_id
     reason = {
-        "broken": "the champion onnx-int4-chat-max13 (version 1) is broken: model.onnx was changed; onnx-int4-chat-max14 has",
+        "broken": "the champion onnx-int4-chat-max13 (version 1) is broken: model.onnx was changed; ",
         "deleted": "the model of the champion (version 1) was deleted; onnx-int4-chat-max14 has the highest score",
     }[loss]
     assert store.report()[1]["decision"]["reason"].startswith(reason)

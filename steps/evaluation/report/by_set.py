@@ -25,7 +25,8 @@ LOGGED = "mlflow.loggedArtifacts"
 
 def label(client: MlflowClient, rows: PromptSet) -> str:
     """Return what this experiment calls a prompt set, and record it."""
-    name = re.sub(r"[^\w. -]", "_", rows.name)
+    # What MLflow takes as a part of a tag's or metric's name.
+    name = re.sub(r"[^\w. -]", "_", rows.name)[:100].strip(". ") or "set"
     experiment = runs.experiment_id()
     tag, digest = names.SET + name, rows.sha256[:16]
     owner = client.get_experiment(experiment).tags.get(tag)
