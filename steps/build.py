@@ -4,23 +4,27 @@
     mlflow run . -e build -P mode=transformers,pyfunc,onnx
 
 Reads conf/build.yaml and the checkpoint. Writes one run (parameters, config.yaml, manifests, size, time) with one
-LoggedModel.
+LoggedModel. A variant that is there already is not built again, unless `force=true` asks for a copy.
 """
+
+from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from steps import command_line
 from steps.checkpoints.checkpoint import Checkpoint, resolve
 from steps.checkpoints.disk_space import explain_full_disk
-from steps.config.parameters import to_params
+from steps.command_line import variant_name
+from steps.config.parameters import NO_PARAMETERS, to_params
 from steps.config.schema import BuildConfig
 from steps.digests import digest, digest_code
 from steps.errors import StepError
@@ -28,12 +32,37 @@ from steps.evaluation.first_question import ask_first_question, cause
 from steps.interfaces import get_interface
 from steps.modes import get_mode
 from steps.modes.mode import Mode
-from steps.output import echo, suppress_output
+from steps.output import activity, echo, suppress_output
 from steps.store import integrity, names, orphans, prompts, runs, shared_files
 from steps.store.environment import git_commit, package_versions
+from steps.store.variants import Variant, find_variants
 from steps.wrappers.manifest import read_manifest
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 WRAPPERS = Path(__file__).parent / "wrappers"
+
+
+def build_or_reuse(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
+    """Return the LoggedModel of a variant: one that is there and has lost no file, or a new one."""
+    import mlflow
+
+    checkpoint = checkpoint or resolve(config.model)
+    client = mlflow.MlflowClient()
+    reusable = None if config.force else find_reusable(client, fingerprint(config, checkpoint))
+    return reusable.model_id if reusable else build(config, checkpoint)
+
+
+def find_reusable(client: MlflowClient, identity: str) -> Variant | None:
+    """Return the newest variant of the experiment with this fingerprint that has lost no file."""
+    logged = find_variants(client, runs.experiment_id())
+    for variant in reversed([variant for variant in logged if variant.fingerprint == identity]):
+        if not (lost := integrity.missing(client, variant)):
+            echo(f"Ready already: {variant.name} ({variant.uri}); force=true builds a copy")
+            return variant
+        echo(f"Not reused: {variant.name} ({variant.uri}): {', '.join(lost)}.")
+    return None
 
 
 def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
@@ -53,7 +82,12 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
     client, mode = mlflow.MlflowClient(), get_mode(config.mode.name)
     started = perf_counter()
     name, identity = variant_name(config), fingerprint(config, checkpoint)
-    with runs.start(name, {names.FINGERPRINT: identity}) as run, orphans.discard_on_failure(client, run):
+    name = _free_name(client, name, identity)
+    with (
+        activity(f"building {name}"),
+        runs.start(name, {names.FINGERPRINT: identity}) as run,
+        orphans.discard_on_failure(client, run),
+    ):
         _log_inputs(config, checkpoint)
         place = integrity.local_folder(run.info.artifact_uri)
         with explain_full_disk(checkpoint.bytes, place), mode.stage(checkpoint, config) as folder:
@@ -61,7 +95,7 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
             entries = read_manifest(folder)
             manifest = {f"{mode.weights_folder}/{file}": entry for file, entry in entries.items()}
             with shared_files.set_aside_large_files(folder) as (rest, large):
-                model_id = _log_model(mode, config, checkpoint, rest)
+                model_id = _log_model(mode, config, checkpoint, rest, name)
                 shared_files.add_large_files(client, model_id, mode.weights_folder, large, entries)
         mlflow.log_metrics({names.BYTES.key: size, "build/seconds": perf_counter() - started}, model_id=model_id)
         manifest_sha256 = integrity.seal(client, model_id, manifest)
@@ -78,25 +112,11 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
 
 def fingerprint(config: BuildConfig, checkpoint: Checkpoint) -> str:
     """Return the sha256 over the resolved configuration, the checkpoint's files, the wrappers and the pins."""
-    settings = asdict(config)
-    # The question changes nothing in the variant.
-    del settings["check"]
+    # How it is built changes nothing in the variant.
+    settings = {key: value for key, value in asdict(config).items() if key not in NO_PARAMETERS}
     # The checkpoint counts by its bytes, not by where they are.
     settings["model"] = {"name": config.model.name, "sha256": checkpoint.sha256}
     return digest([settings, digest_code(WRAPPERS), get_mode(config.mode.name).requirements])
-
-
-def variant_name(config: BuildConfig) -> str:
-    """Return a readable name: mode, precision, interface, and what differs from the defaults."""
-    parts = [config.mode.name, config.precision.name, config.interface]
-    if config.model.name != "miniature":
-        parts.insert(0, config.model.name)
-    if config.prompting.name != "plain" or config.prompting.system or config.prompting.examples:
-        parts.append(config.prompting.name)
-    if config.generation.temperature:
-        # MLflow allows no dot in the name of a model.
-        parts.append(f"t{config.generation.temperature:g}".replace(".", "_"))
-    return "-".join(parts)
 
 
 def _log_inputs(config: BuildConfig, checkpoint: Checkpoint) -> None:
@@ -119,7 +139,21 @@ def _log_inputs(config: BuildConfig, checkpoint: Checkpoint) -> None:
         mlflow.set_tag("mlflow.source.git.commit", commit)
 
 
-def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: Path) -> str:
+def _free_name(client: MlflowClient, name: str, identity: str) -> str:
+    """Return a name that no other variant of the experiment has.
+
+    Another checkpoint or another version of the code can give the same configuration a new fingerprint, whose first
+    digits tell the two apart. A copy of a variant is numbered.
+    """
+    taken = {variant.name: variant.fingerprint for variant in find_variants(client, runs.experiment_id())}
+    if name not in taken:
+        return name
+    base = name if taken[name] == identity else f"{name}-{identity[:4]}"
+    copies = (base if number == 1 else f"{base}-copy{number}" for number in count(1))
+    return next(candidate for candidate in copies if candidate not in taken)
+
+
+def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: Path, name: str) -> str:
     """Log the staged folder as the mode does; returns the id of the LoggedModel."""
     import mlflow
 
@@ -128,7 +162,7 @@ def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: 
             # Created first, because MLflow would replace these parameters by those of the run, which `mlflow run` logs
             # in the shell's quotes.
             tags = {names.CHECKPOINT_SHA256: checkpoint.sha256}
-            model = mlflow.initialize_logged_model(variant_name(config), params=to_params(config), tags=tags)
+            model = mlflow.initialize_logged_model(name, params=to_params(config), tags=tags)
             common: dict[str, Any] = {
                 "model_id": model.model_id,
                 "input_example": get_interface(config.interface).example,
@@ -153,7 +187,7 @@ def _without_bytecode() -> Iterator[None]:
 
 def main() -> None:
     """Run the step from the command line."""
-    command_line.run("build", build)
+    command_line.run("build", build_or_reuse)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ command asks only what is missing. Exit codes: 0 done, 1 failed, 3 done but some
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,12 +35,12 @@ from steps.evaluation.report import comparison, state, variant_report
 from steps.evaluation.ruler import Ruler
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.statistics import power_sentence
-from steps.output import echo
+from steps.output import activity, echo
 from steps.promotion import early_stopping
 from steps.promotion.missing_scorecard import evaluate_command
 from steps.store import connection, integrity, runs
 from steps.store.names import ERRORS
-from steps.store.variants import Variant, find_variants, read_variant, variant_of_run
+from steps.store.variants import Variant, elsewhere, find_variants, read_variant, variant_of_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -95,12 +95,15 @@ class Plan:
     stopped: list[Variant] = field(default_factory=list)
 
 
-def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
+def evaluate(
+    config: EvaluateConfig, rows: PromptSet | None = None, model_ids: Collection[str] | None = None
+) -> Outcome:
     """Score every variant without a scorecard, and finish the report of those that have one.
 
     Args:
         config: What to score, and how.
         rows: The prompt set, if it is loaded already.
+        model_ids: The LoggedModels to score; None for all of the experiment.
 
     Raises:
         VariantErrors: With every variant that could not be scored or reported on.
@@ -115,7 +118,8 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
     if config.evaluate.stop_early:
         early_stopping.check(config.promotion, measure)
     client = mlflow.MlflowClient()
-    variants = find_variants(client, runs.experiment_id())
+    logged = find_variants(client, runs.experiment_id())
+    variants = [variant for variant in logged if model_ids is None or variant.model_id in model_ids]
     plan = _plan(client, config, rows, measure, variants)
     if plan.asked and not announced:
         # Before anything is asked: a prompt set that is too small wastes the time.
@@ -124,11 +128,13 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
         echo(f"Warning: {warning}")
     outcome = Outcome()
     _review(plan.scored, rows, outcome)
-    if plan.chosen or plan.unfinished or not state.is_compared(client, variants, rows, measure):
+    if plan.chosen or plan.unfinished or not state.is_compared(client, logged, rows, measure):
         _evaluate(client, rows, config, measure, plan, outcome)
     elif not plan.stopped:
         echo(f"All variants are already scored on {rows.name} ({len(rows.rows)} rows).")
     outcome.check()
+    if not announced:
+        comparison.show(client, rows, measure)
     return outcome
 
 
@@ -177,7 +183,8 @@ def _choose(
     if config.run_id:
         return [variant_of_run(client, config.run_id)]
     if not variants:
-        raise StepError(f"There is no variant to evaluate in this experiment. {BUILD_ONE}")
+        hint = elsewhere(client, runs.experiment_id())
+        raise StepError(f"There is no variant to evaluate in this experiment. {BUILD_ONE}{hint}")
     return [
         variant
         for variant in variants
@@ -217,14 +224,16 @@ def _evaluate(
         mlflow.log_params(
             {"prompt_set.rows": len(rows.rows), "prompt_set.sha256": rows.sha256, "evaluated": len(plan.chosen)}
         )
-        for variant in plan.chosen:
-            with _recorded(variant, NOT_SCORED, outcome):
+        for place, variant in enumerate(plan.chosen, 1):
+            words = f"scoring {variant.name}, {place} of {len(plan.chosen)}"
+            with activity(words), _recorded(variant, NOT_SCORED, outcome):
                 if card := _score(client, config, variant, rows, measure, checks.get(variant.model_id)):
                     outcome.row_errors.extend(_row_errors(variant, card))
                     outcome.model_ids.append(variant.model_id)
                     unfinished.append(variant)
-        for variant in unfinished:
-            with _recorded(variant, NOT_REPORTED, outcome):
+        for place, variant in enumerate(unfinished, 1):
+            words = f"timing {variant.name}, {place} of {len(unfinished)}"
+            with activity(words), _recorded(variant, NOT_REPORTED, outcome):
                 variant_report.finish(client, variant, rows, settings, bench)
         for variant, fault in comparison.compare(client, rows, measure, plan.left_out):
             command = evaluate_command(config.prompt_set, measure.metrics, variant.run_id, measure.own_sources)

@@ -11,26 +11,25 @@ error.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from steps import command_line, register
-from steps.build import build, fingerprint, variant_name
+from steps.build import build, find_reusable, fingerprint
 from steps.checkpoints.checkpoint import Checkpoint, resolve
 from steps.config.schema import BuildConfig, EvaluateConfig, MainConfig, Model, RegisterConfig, step_config
 from steps.errors import RowErrors, StepError, VariantErrors, sentences_of
 from steps.evaluate import evaluate
 from steps.evaluation import prompt_set, ruler, scores
 from steps.evaluation.prompt_set import PromptSet
-from steps.evaluation.report import leaderboard
+from steps.evaluation.report import by_set, leaderboard, views
+from steps.evaluation.report.leaderboard import Standing
 from steps.evaluation.statistics import power_sentence
 from steps.output import echo
-from steps.store import address, connection, integrity, names, runs
-from steps.store.variants import Variant, find_variants
+from steps.store import connection, names, runs
+from steps.store.variants import Variant, find_variants, read_variant
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,12 +50,12 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
     echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
     with runs.start("main") as active:
         model_ids, faults = build_all(client, variants)
-        faults += evaluate_all(evaluate_config, rows)
+        faults += evaluate_all(evaluate_config, rows, model_ids)
         try:
             # The champion may be of another experiment, or lack what the policy asks for.
             if missing := register.missing_scorecard(client, register_config, rows, measure):
                 evaluate(missing.evaluation(evaluate_config), rows)
-            promoted = register.register(register_config, rows)
+            promoted = register.register(register_config, rows, model_ids)
         except StepError as error:
             if not faults:
                 raise
@@ -65,10 +64,13 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
             variant for variant in find_variants(client, active.info.experiment_id) if variant.model_id in model_ids
         ]
         if promoted:
-            metrics = list(measure.metrics)
-            leaderboard.show(chosen, rows, metrics, promoted.standing)
-            mlflow.log_dict(leaderboard.as_dict(chosen, rows, metrics, promoted.standing), "leaderboard.json")
-    echo_next_commands(chosen, config, active.info.experiment_id)
+            chosen = _with_champion(client, chosen, promoted.champion_model_id)
+            _log_leaderboard(chosen, rows, list(measure.metrics), promoted.standing)
+        policy = config.promotion
+        # A policy may compare by something that is no score.
+        shown = (policy.metric, policy.less_is_better) if policy.metric in measure.metrics else (measure.first, False)
+        view = views.prepare(client, by_set.label(client, rows), *shown)
+    echo_next_commands(config, view)
     if faults:
         raise RowErrors(*faults)
 
@@ -84,8 +86,6 @@ def build_all(client: MlflowClient, variants: list[BuildConfig]) -> tuple[list[s
     """
     import mlflow
 
-    # The newest last: it is the one to reuse.
-    logged = find_variants(client, runs.experiment_id())
     ready: dict[str, str] = {}
     resolve_once = _resolve_once()
     faults: dict[str, str] = {}  # the reason of each sentence
@@ -94,11 +94,13 @@ def build_all(client: MlflowClient, variants: list[BuildConfig]) -> tuple[list[s
             checkpoint = resolve_once(config.model)
             identity = fingerprint(config, checkpoint)
             if identity not in ready:
-                twins = [variant for variant in reversed(logged) if variant.fingerprint == identity]
-                ready[identity] = _reusable(client, twins) or build(config, checkpoint)
+                reusable = None if config.force else find_reusable(client, identity)
+                ready[identity] = reusable.model_id if reusable else build(config, checkpoint)
         except Exception as error:  # whatever a library raises: the others go on
             connection.check_server("went away and has not come back")
-            faults[f"{variant_name(config)} could not be built: {sentences_of(error)}"] = sentences_of(error)
+            faults[f"{command_line.variant_name(config)} could not be built: {sentences_of(error)}"] = sentences_of(
+                error
+            )
     if not ready:
         raise StepError(*dict.fromkeys(faults.values()))
     model_ids = list(dict.fromkeys(ready.values()))
@@ -135,37 +137,40 @@ def _runnable(variants: list[BuildConfig]) -> list[BuildConfig]:
         raise StepError(*dict.fromkeys(f"{fault}." for fault in faults))
     for config in variants:
         if fault := config.device_fault:
-            echo(f"Left out: {variant_name(config)}: {fault}.")
+            echo(f"Left out: {command_line.variant_name(config)}: {fault}.")
     return [config for config in variants if not config.device_fault]
 
 
-def evaluate_all(config: EvaluateConfig, rows: PromptSet) -> list[str]:
-    """Evaluate; returns a sentence for each variant that could not be, and for rows that have an error."""
+def evaluate_all(config: EvaluateConfig, rows: PromptSet, model_ids: list[str]) -> list[str]:
+    """Evaluate these models; returns a sentence for each variant that could not be, and for rows that have an error."""
     try:
-        return evaluate(config, rows).row_errors
+        return evaluate(config, rows, model_ids).row_errors
     except VariantErrors as error:
         return list(error.faults)
 
 
-def _reusable(client: MlflowClient, twins: list[Variant]) -> str | None:
-    """Return the model of the first variant that has lost no file; None if there is none."""
-    for variant in twins:
-        if not (lost := integrity.missing(client, variant)):
-            echo(f"Ready already: {variant.uri} (variant {variant.fingerprint[:12]})")
-            return variant.model_id
-        echo(f"Not reused: {variant.name} ({variant.uri}): {', '.join(lost)}.")
-    return None
+def _with_champion(client: MlflowClient, variants: list[Variant], model_id: str | None) -> list[Variant]:
+    """Return the variants and the champion, which may be of another experiment, instead of a copy of it."""
+    if model_id is None or any(variant.model_id == model_id for variant in variants):
+        return variants
+    champion = read_variant(client, model_id)
+    return [champion, *(variant for variant in variants if variant.fingerprint != champion.fingerprint)]
 
 
-def echo_next_commands(variants: list[Variant], config: MainConfig, experiment: str) -> None:
+def _log_leaderboard(variants: list[Variant], rows: PromptSet, metrics: list[str], standing: Standing) -> None:
+    """Print the leaderboard, and log all of it to the main job's run, whose description is the printed part."""
+    import mlflow
+
+    leaderboard.show(variants, rows, metrics, standing)
+    mlflow.log_dict(leaderboard.as_dict(variants, rows, metrics, standing), "leaderboard.json")
+    mlflow.set_tag(names.NOTE, leaderboard.markdown(variants, rows, metrics, standing))
+
+
+def echo_next_commands(config: MainConfig, view: str) -> None:
     """Print the two commands to go on with. A dry run has made no champion to serve."""
-    run_ids = quote(json.dumps([variant.run_id for variant in variants]))
-    experiments = quote(json.dumps([experiment]))
     echo("\nCompare the runs:")
-    page = address.ui_address()
-    if page.startswith("http://127.0.0.1:5000"):
-        echo(f"    mlflow ui --port 5000{address.ui_arguments()}")
-    echo(f"    {page}/#/compare-runs?runs={run_ids}&experiments={experiments}")
+    for line in views.link(view):
+        echo(f"    {line}")
     if not config.dry_run:
         echo("Serve the champion:")
         model = f"models:/{config.registered_model}@{names.CHAMPION}"
@@ -175,7 +180,8 @@ def echo_next_commands(variants: list[Variant], config: MainConfig, experiment: 
 def plan(overrides: list[str]) -> tuple[list[str], list[list[str]]]:
     """Split overrides into main's own overrides and the override lists of all variants.
 
-    An override such as `model.seed=3` applies to every variant that has the key; a sweep multiplies the list.
+    A choice such as `mode=onnx` picks the variants that have it. Any other override, such as `model.seed=3`, applies to
+    every variant that has the key; a sweep multiplies the list.
     """
     build_keys = {entry.name for entry in fields(BuildConfig)}
     shared = [entry for entry in overrides if command_line.key_of(entry).partition(".")[0] in build_keys]
@@ -184,7 +190,7 @@ def plan(overrides: list[str]) -> tuple[list[str], list[list[str]]]:
     command_line.check("main", jobs)
     if len(jobs) > 1:
         raise StepError("A sweep in main multiplies variants: only keys of build can have one.")
-    listed = [command_line.parse(variant)[1] for variant in command_line.compose("main", own).variants]
+    listed, shared = command_line.pick(command_line.listed_variants(own), shared)
     points = [point for variant in listed for point in command_line.expand([*variant, *shared])]
     points = command_line.without_foreign_keys("build", points, {command_line.key_of(entry) for entry in shared})
     command_line.check("build", points, devices=False)

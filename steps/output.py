@@ -5,6 +5,8 @@ import io
 import logging
 import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +16,55 @@ from typing import Any, TextIO
 PLAIN = str.maketrans({"★": "*", "…": "...", "→": "->", "“": '"', "”": '"'})
 
 
+# A step is never silent for longer than this, in seconds. The next sign of life is printed then.
+LONGEST_SILENCE = 9.0
+# The clock and the words of the signs of life: when a line was printed last, and what the step is doing.
+_last_line = time.monotonic()
+_activities: list[str] = []
+
+
 def echo(line: str) -> None:
     """Print one line about the step's progress, at once."""
+    global _last_line
+    _last_line = time.monotonic()
     print(line, flush=True)
+
+
+@contextlib.contextmanager
+def activity(words: str) -> Iterator[None]:
+    """Say what the block does, for the signs of life that are printed while it takes long."""
+    _activities.append(words)
+    try:
+        yield
+    finally:
+        _activities.remove(words)
+
+
+@contextlib.contextmanager
+def signs_of_life() -> Iterator[None]:
+    """Print what the step is doing whenever it has printed nothing for LONGEST_SILENCE seconds."""
+    # A library's output may be hidden meanwhile, which replaces sys.stdout.
+    global _last_line
+    stream, ended, started = sys.stdout, threading.Event(), time.monotonic()
+    _last_line = started
+
+    def watch() -> None:
+        global _last_line
+        while not ended.wait(max(0.1, _last_line + LONGEST_SILENCE - time.monotonic())):
+            now = time.monotonic()
+            if now - _last_line >= LONGEST_SILENCE:
+                _last_line = now
+                words = _activities[-1] if _activities else "working"
+                stream.write(f"… {words} ({now - started:.0f} s so far)\n")
+                stream.flush()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class LastingStream:

@@ -12,6 +12,7 @@ version that is intact and smoke-tested, and the next start finishes the job.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from steps.evaluation import prompt_set
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report.leaderboard import Standing
 from steps.output import echo
-from steps.promotion import history, lock, registry, rollback
+from steps.promotion import history, lock, registry, rollback, standing
 from steps.promotion.gate import Decision
 from steps.promotion.incumbent import missing_scorecard
 from steps.promotion.job import Job
@@ -49,20 +50,32 @@ class Outcome:
     decision: Decision
     version: str | None
     champion_model_id: str | None
+    metric: str
+    less_is_better: bool = False
 
     @property
     def standing(self) -> Standing:
-        """The order of the candidates, and the champion."""
-        ranked = [candidate.model_id for candidate in self.ranking.ranked]
-        return Standing(ranked, self.champion_model_id, self.version)
+        """The order of the candidates, how each compares, and the champion with the reason."""
+        return Standing(
+            [candidate.model_id for candidate in self.ranking.ranked],
+            self.champion_model_id,
+            self.version,
+            standing.words(self.ranking, self.metric),
+            self.metric,
+            self.less_is_better,
+            self.decision.reason,
+        )
 
 
-def register(config: RegisterConfig, rows: PromptSet | None = None) -> Outcome | None:
+def register(
+    config: RegisterConfig, rows: PromptSet | None = None, model_ids: Collection[str] | None = None
+) -> Outcome | None:
     """Promote the best variant, or do what `action` names instead.
 
     Args:
         config: What to do.
         rows: The prompt set, if it is loaded already.
+        model_ids: The LoggedModels that compete, besides the champion; None for all of the experiment.
 
     Returns:
         The outcome of a promotion; None after another action.
@@ -78,7 +91,8 @@ def register(config: RegisterConfig, rows: PromptSet | None = None) -> Outcome |
         for line in lines or [f"{config.registered_model} has had no champion yet."]:
             echo(line)
         return None
-    job = Job(client, config, rows or prompt_set.load(config.prompt_set))
+    only = None if model_ids is None else frozenset(model_ids)
+    job = Job(client, config, rows or prompt_set.load(config.prompt_set), only)
     if config.action == "rollback":
         rollback.rollback(job)
         return None
@@ -95,7 +109,7 @@ def _preview(job: Job) -> Outcome:
     assessment = assess(job)
     verdict = f"would promote {assessment.best.name}" if assessment.decision.promote else "nothing would change"
     echo(f"Dry run: {verdict}: {assessment.decision.reason}.")
-    return _outcome(assessment, assessment.registry)
+    return _outcome(job, assessment, assessment.registry)
 
 
 def _promote(job: Job) -> Outcome:
@@ -103,7 +117,11 @@ def _promote(job: Job) -> Outcome:
     with lock.held(job.name, job.policy.lock_seconds) as locked, runs.start(f"register-{job.name}"):
         assessment, current = settle(job, locked)
         log_report(job, assessment, current, assessment.decision)
-    outcome = _outcome(assessment, current)
+        standing.mark(job.client, current, standing.words(assessment.ranking, job.policy.metric))
+        # If nothing changes, the page keeps the reason of the promotion.
+        if assessment.decision.promote:
+            standing.describe(job.client, current, assessment.decision.reason)
+    outcome = _outcome(job, assessment, current)
     promoted = f"Promoted {assessment.best.name} to {job.name}@champion (version {outcome.version})"
     echo(f"{promoted if assessment.decision.promote else 'Nothing changes'}: {assessment.decision.reason}.")
     for sentence in assessment.contest.left_out:
@@ -111,10 +129,16 @@ def _promote(job: Job) -> Outcome:
     return outcome
 
 
-def _outcome(assessment: Assessment, current: Registry) -> Outcome:
-    if champion := current.champion:
-        return Outcome(assessment.ranking, assessment.decision, champion.number, champion.model_id)
-    return Outcome(assessment.ranking, assessment.decision, None, assessment.best.model_id)
+def _outcome(job: Job, assessment: Assessment, current: Registry) -> Outcome:
+    champion = current.champion
+    return Outcome(
+        assessment.ranking,
+        assessment.decision,
+        champion.number if champion else None,
+        champion.model_id if champion else assessment.best.model_id,
+        job.policy.metric,
+        job.policy.less_is_better,
+    )
 
 
 def main() -> None:

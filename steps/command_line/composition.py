@@ -66,6 +66,13 @@ def without_foreign_keys(step_name: str, jobs: list[list[str]], keys: set[str]) 
         ]
 
 
+@cache
+def option_names(group: str) -> tuple[str, ...]:
+    """Return the names of the options of a group of conf/."""
+    with initialized_hydra():
+        return tuple(_group_options(group))
+
+
 def to_yaml(config: Any) -> str:
     """Return a typed configuration as YAML. OmegaConf would read a `${` in a user's text as an interpolation."""
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
@@ -134,8 +141,10 @@ def _unknown_key(step_name: str, key: str, keys: list[str], choices: tuple[str, 
     ]
     if owners:
         chosen = next((choice for choice in choices if key_of(choice) == group), f"the default {group}")
-        return f"{key} is not a key of {chosen}, it is a key of {' and '.join(owners)}."
+        return f"{key} is not a key of {chosen}, it is a key of {' and '.join(owners)}. Add {' or '.join(owners)}."
     parent = key.rpartition(".")[0]
+    if not parent and (longer := [known for known in keys if known.endswith(f".{key}")]):
+        return f"Unknown key '{key}'. Did you mean {' or '.join(longer)}?"
     siblings = [known for known in keys if known.rpartition(".")[0] == parent]
     return unknown("key", key, siblings if parent in keys else [known for known in keys if "." not in known])
 

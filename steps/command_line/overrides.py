@@ -31,6 +31,8 @@ UNSUPPORTED = (
 )
 # Keys below these are the user's to name.
 OPEN_KEYS = ("promotion.limits",)
+# Groups for which a user may give a file instead of an option.
+IMPLIED_PATHS = {"prompt_set": "prompt_set.path"}
 # Keys whose values are overrides themselves.
 OVERRIDE_LISTS = ("variants",)
 
@@ -116,6 +118,8 @@ def key_of(override: str) -> str:
 
 def _override(key: str, value: str) -> str:
     """Return one override: free text quoted, a path absolute if it exists, interpolation refused elsewhere."""
+    if key.lstrip("+") in IMPLIED_PATHS and _is_file(value):
+        key = IMPLIED_PATHS[key.lstrip("+")]
     if key.lstrip("+") in keys_with("is_path"):
         value = from_user(value)
     if key.lstrip("+") in keys_with("free_text"):
@@ -129,15 +133,25 @@ def _override(key: str, value: str) -> str:
     return f"{key}={value}"
 
 
+def _is_file(value: str) -> bool:
+    """Return True if a value is the path of a file, or could be meant as one: no option has a dot or a slash."""
+    return bool(re.fullmatch(r"[^,{}\[\]()]*[./][^,{}\[\]()]*", value)) and not value.startswith("${")
+
+
 def _quoted_lists(key: str, text: str) -> str:
-    """Return a list of lists of overrides, typed as conf/main.yaml has it, in Hydra's grammar."""
+    """Return a list of lists of overrides, typed as conf/main.yaml has it, or names, in Hydra's grammar."""
     try:
         lists = yaml.safe_load(text)
     except yaml.YAMLError:
         lists = None
+    if isinstance(lists, str) and lists.strip():
+        lists = [name.strip() for name in lists.split(",")]
+    if isinstance(lists, list):
+        lists = [[entry] if _is_text(entry) and "=" not in entry else entry for entry in lists]
     if not isinstance(lists, list) or not all(isinstance(entry, list) and all(map(_is_text, entry)) for entry in lists):
         raise StepError(
-            f"{key} must be a list of lists of overrides, such as [[mode=onnx], [mode=pyfunc]], got '{text}'."
+            f"{key} must be names such as onnx-int4-chat,pyfunc-fp32-chat, or a list of lists of overrides such as "
+            f"[[mode=onnx], [mode=pyfunc]], got '{text}'."
         )
     return "[" + ",".join("[" + ",".join(map(_quoted, entry)) + "]" for entry in lists) + "]"
 

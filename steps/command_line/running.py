@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -15,11 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 from steps.command_line.composition import check
 from steps.command_line.hydra_schemas import store_schemas
 from steps.command_line.overrides import expand, parse
+from steps.command_line.variant_name import variant_name
 from steps.config.paths import CONF
-from steps.config.schema import MainConfig, RegisterConfig
+from steps.config.schema import BuildConfig, MainConfig, RegisterConfig
 from steps.errors import StepError
 from steps.interrupts import EXIT_CODE, INTERRUPTED, clean_end
-from steps.output import lasting_output
+from steps.output import lasting_output, signs_of_life
 from steps.redaction import redacted
 from steps.store import connection, orphans, runs
 
@@ -42,13 +44,16 @@ def exit_on_error(command: Callable[[], Any]) -> None:
 
     HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
-    with lasting_output(), clean_end():
+    with lasting_output(), signs_of_life(), clean_end():
         try:
             command()
         except (StepError, HydraException, OmegaConfBaseException, KeyboardInterrupt) as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            sys.exit(_report(error))
+            code = _report(error)
+            if not isinstance(error, KeyboardInterrupt):
+                runs.describe_failure(Path(sys.argv[0]).stem, _sentences(error))
+            sys.exit(code)
 
 
 def _report(error: BaseException) -> int:
@@ -56,9 +61,15 @@ def _report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print(INTERRUPTED, file=sys.stderr, flush=True)
         return EXIT_CODE
-    for line in error.faults if isinstance(error, StepError) else [str(error).strip()]:
+    for line in _sentences(error):
         print(f"error: {redacted(line)}", file=sys.stderr, flush=True)
     return error.exit_code if isinstance(error, StepError) else 1
+
+
+def _sentences(error: BaseException) -> tuple[str, ...]:
+    if isinstance(error, KeyboardInterrupt):
+        return (INTERRUPTED,)
+    return error.faults if isinstance(error, StepError) else (str(error).strip(),)
 
 
 def _run(step_name: str, step: Callable[[Any], Any]) -> None:
@@ -87,6 +98,7 @@ def run_with_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[s
             with connection.plain_errors():
                 typed: Any = OmegaConf.to_object(config)
                 client, experiment = connection.connect(), runs.experiment_id()
+                runs.name_project_run(_run_name(step_name, typed))
                 if not _only_reads(typed):
                     connection.check_writable(client, experiment)
                     orphans.fail_orphans(client, experiment)
@@ -104,6 +116,15 @@ def run_with_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[s
     if failures:
         worst = min(failures, key=lambda error: error.exit_code)  # 1 (failed) is worse than 3 (done with row errors)
         raise type(worst)(*(fault for error in failures for fault in error.faults)) from worst
+
+
+def _run_name(step_name: str, config: Any) -> str:
+    """Return a name for a run whose step has none of its own: it only reads, or fails early."""
+    if _only_reads(config):
+        return f"{config.action if config.action != 'promote' else step_name}{'-dry-run' if config.dry_run else ''}"
+    return (
+        f"{step_name}-{variant_name(config)}" if isinstance(config, BuildConfig) and step_name == "build" else step_name
+    )
 
 
 def _only_reads(config: Any) -> bool:

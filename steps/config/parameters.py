@@ -12,10 +12,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from steps.config.schema import BuildConfig
 
+# How to build, which says nothing about the variant.
+NO_PARAMETERS = ("check", "force")
+
 
 def to_params(config: BuildConfig) -> dict[str, str]:
     """Return a parameter for every key. The name of a group is stored under the group's own key: `mode`."""
-    return {key: _text(value) for key, value in _flatten(asdict(config)).items()}
+    return {key: _text(value) for key, value in _flatten(asdict(config)).items() if key not in NO_PARAMETERS}
 
 
 def from_params(params: Mapping[str, str], empty: BuildConfig) -> BuildConfig:

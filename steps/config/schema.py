@@ -1,7 +1,4 @@
-"""The type, default and bounds of every configuration key.
-
-No I/O and no heavy import, so that a step that only composes its configuration starts at once.
-"""
+"""The type, default and bounds of every configuration key: no I/O and no heavy import, so that composing is fast."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -184,7 +181,7 @@ class Promotion:
 
 @dataclass
 class BuildConfig:
-    """Everything that makes a variant. `check`: load the new model and ask it one question before it becomes one."""
+    """Everything that makes a variant. `check`: load it and ask it one question first. `force`: build it once more."""
 
     model: Model = field(default_factory=Model)
     mode: ModeSettings = field(default_factory=ModeSettings)
@@ -193,6 +190,7 @@ class BuildConfig:
     prompting: Prompting = field(default_factory=Prompting)
     generation: Generation = field(default_factory=Generation)
     check: bool = True
+    force: bool = False
 
     @property
     def device_fault(self) -> str | None:
@@ -224,9 +222,10 @@ class RegisterConfig:
 
 @dataclass
 class MainConfig(BuildConfig, EvaluateConfig, RegisterConfig):
-    """All three steps. Each of `variants` is a list of overrides of build's configuration."""
+    """All three steps. Each of `variants` is a list of overrides of build; `presets` are lists of their names."""
 
     variants: list[list[str]] = key([])
+    presets: dict[str, list[str]] = key({})
 
 
 STEPS: dict[str, type] = {

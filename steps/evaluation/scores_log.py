@@ -63,7 +63,8 @@ def log(card: Scorecard, data: PandasDataset, latencies: list[float | None], mod
         )
     if lost := sorted(set(card.metrics) - set(result.metrics)):
         raise StepError(f"MLflow did not log {', '.join(lost)}.")
-    _log_table(card, data.df, latencies)
+    # MLflow itself would append to the table of an earlier evaluation.
+    mlflow.log_text(table(card, data.df, latencies), TABLE)
 
 
 def _computed(scores: list[float | None] | None, aggregates: dict[str, float]) -> Callable[..., MetricValue]:
@@ -78,15 +79,14 @@ def _computed(scores: list[float | None] | None, aggregates: dict[str, float]) -
     return eval_fn
 
 
-def _log_table(card: Scorecard, questions: Any, latencies: list[float | None]) -> None:
-    """Log the table of rows for MLflow's views. MLflow itself would append to the table of an earlier evaluation."""
-    import mlflow
-
+def table(card: Scorecard, questions: Any, latencies: list[float | None] | None = None) -> str:
+    """Return the table of rows for MLflow's views, as JSON."""
     # MLflow's table view compares the second column by the first until the user chooses others.
-    table = questions.copy()
-    table.insert(1, "outputs", [answer or "" for answer in card.answers])
+    frame = questions.copy()
+    frame.insert(1, "outputs", [answer or "" for answer in card.answers])
     for name, rows in card.scores.items():
-        table[f"{name}/score"] = rows
-    table["latency_ms"] = latencies
-    table["error"] = [error or skipped or "" for error, skipped in zip(card.errors, card.skipped, strict=True)]
-    mlflow.log_text(table.to_json(orient="split", index=False), TABLE)
+        frame[f"{name}/score"] = rows
+    if latencies is not None:
+        frame["latency_ms"] = latencies
+    frame["error"] = [error or skipped or "" for error, skipped in zip(card.errors, card.skipped, strict=True)]
+    return str(frame.to_json(orient="split", index=False))

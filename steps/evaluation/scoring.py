@@ -37,7 +37,7 @@ from steps.evaluation.report import state
 from steps.evaluation.ruler import CONTRACT, Ruler
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.scores import Computed
-from steps.output import echo, suppress_output
+from steps.output import activity, echo, suppress_output
 from steps.store import integrity, names, runs
 from steps.store.environment import package_versions
 from steps.store.variants import Variant, read_variant
@@ -166,7 +166,8 @@ def _ask(
     # Before anything of it is loaded: a changed model could run anything.
     if changed := integrity.verify(client, variant):
         raise StepError(f"it is not what build logged: {'; '.join(changed)}.")
-    with integrity.local_copy(client, variant) as folder, loaded(folder) as model:
+    words = f"loading and asking {variant.name}"
+    with activity(words), integrity.local_copy(client, variant) as folder, loaded(folder) as model:
         asker = Asker(model, variant.mode, variant.interface)
         if kept:
             repeats = kept.repeats
@@ -179,7 +180,7 @@ def _ask(
         findings = Findings(repeats, None)
         if findings.stopped:
             return findings
-        with suppress_output():
+        with suppress_output(), activity(f"checking the contract of {variant.name}"):
             contract = contract_suite.run_checks(asker, contract_suite.checks(variant.interface.name))
     return replace(findings, contract=contract)
 

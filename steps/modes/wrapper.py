@@ -54,7 +54,7 @@ def log_wrapper(config: BuildConfig, folder: Path, common: dict[str, Any], engin
     import mlflow
 
     interface = get_interface(config.interface)
-    with _staged_code(config.mode.name) as code:
+    with _staged_code(config.mode.name) as code, _parameters_once():
         info: ModelInfo = mlflow.pyfunc.log_model(
             python_model=str(code / f"{config.mode.name}_model.py"),
             code_paths=[str(code / CODE_FOLDER)],
@@ -80,6 +80,19 @@ def _unchecked(signature: ModelSignature) -> ModelSignature:
     """
     signature._is_signature_from_type_hint = True
     return signature
+
+
+@contextlib.contextmanager
+def _parameters_once() -> Iterator[None]:
+    """Keep MLflow from logging a model's configuration to the run, which has all of it as parameters already."""
+    from mlflow.tracking import fluent
+
+    log_params = fluent.log_params
+    fluent.log_params = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        fluent.log_params = log_params
 
 
 @contextlib.contextmanager

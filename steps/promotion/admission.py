@@ -6,7 +6,7 @@ and does not compete again until the user asks for it (`promotion.retry_rejected
 
 from steps.errors import StepError
 from steps.evaluation import scorecard
-from steps.output import echo
+from steps.output import activity, echo
 from steps.promotion import history, registry, smoke
 from steps.promotion.candidate import Candidate
 from steps.promotion.job import Job
@@ -46,7 +46,8 @@ def ensure_smoke_tested(job: Job, version: Version, variant: Variant) -> None:
         echo(f"Smoke test of {job.name} version {number} ({variant.name}): serving it …")
         card = scorecard.read(variant, job.rows.sha256)
         try:
-            fault = smoke.find_fault(f"models:/{job.name}/{number}", variant, job.rows, card, job.policy)
+            with activity(f"smoke test of version {number}: serving it and asking it"):
+                fault = smoke.find_fault(f"models:/{job.name}/{number}", variant, job.rows, card, job.policy)
         except NotServed as error:
             raise StepError(
                 f"{variant.name} (version {number} of {job.name}) could not be smoke-tested: {error}. The version is "

@@ -18,7 +18,7 @@ from steps.promotion.reference import NO_REFERENCE, Reference
 from steps.promotion.registry import Registry
 from steps.store import runs
 from steps.store.names import FINGERPRINT, SMOKE, is_timed
-from steps.store.variants import Variant, find_variants
+from steps.store.variants import Variant, elsewhere, find_variants
 
 SCORE_THEM = "Score them with `mlflow run . -e evaluate` (or `python -m steps.evaluate`)."
 BUILD_ONE = "Build one with `mlflow run . -e build` (or `python -m steps.build`)."
@@ -58,14 +58,16 @@ def gather(job: Job, registry: Registry) -> Contest:
         StepError: No candidate is left, the policy names a metric that none has, or the champion has no scorecard
             that the policy can use.
     """
-    variants = {variant.model_id: variant for variant in find_variants(job.client, runs.experiment_id())}
+    logged = filter(job.competes, find_variants(job.client, runs.experiment_id()))
+    variants = {variant.model_id: variant for variant in logged}
     incumbent = read_incumbent(job, registry)
     if incumbent.variant:
         variants.setdefault(incumbent.variant.model_id, incumbent.variant)
     champion_id = incumbent.champion.model_id if incumbent.champion else None
     intact, left_out = _without_broken(job, list(variants.values()))
     if not intact:
-        raise StepError(f"There is no variant to register in this experiment. {BUILD_ONE}", *_sentences(left_out))
+        hint = elsewhere(job.client, runs.experiment_id())
+        raise StepError(f"There is no variant to register in this experiment. {BUILD_ONE}{hint}", *_sentences(left_out))
     allowed, rejected = _without_rejected(job, intact, registry, champion_id)
     allowed, absent = _without_device(job, allowed, registry, champion_id)
     scored = [variant for variant in allowed if scorecard.metrics_of(variant, job.rows.sha256) is not None]

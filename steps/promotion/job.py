@@ -41,6 +41,8 @@ class Job:
     client: MlflowClient
     config: RegisterConfig
     rows: PromptSet
+    # The LoggedModels that compete, besides the champion; None for all of the experiment.
+    only: frozenset[str] | None = None
     integrity: IntegrityCache = field(default_factory=IntegrityCache)
     # By fingerprint, what this run has rejected, as a sentence without its full stop.
     rejected: dict[str, str] = field(default_factory=dict)
@@ -54,6 +56,10 @@ class Job:
     def policy(self) -> Promotion:
         """The promotion policy."""
         return self.config.promotion
+
+    def competes(self, variant: Variant) -> bool:
+        """Return True if a variant takes part."""
+        return self.only is None or variant.model_id in self.only
 
     def faults(self, variant: Variant) -> list[str]:
         """Return what is wrong with a variant's files."""

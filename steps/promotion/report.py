@@ -72,7 +72,9 @@ def log(content: dict[str, Any], registry: Registry) -> None:
     aliases = {f"{alias}_version": registry.aliases.get(alias) for alias in (names.CHAMPION, names.CHALLENGER)}
     content |= aliases | {"next": next_commands(registry.name)}
     mlflow.log_dict(content, "promotion.json")
-    mlflow.log_text(markdown(content), "promotion.md")
+    text = markdown(content)
+    mlflow.log_text(text, "promotion.md")
+    mlflow.set_tag(names.NOTE, text)
     decision = content["decision"]
     mlflow.set_tags(
         {

@@ -11,7 +11,7 @@ from steps.config.schema import Promotion, RegisterConfig
 from steps.errors import StepError
 from steps.evaluation import scorecard
 from steps.output import echo
-from steps.promotion import candidates, history, lock, registry, report, rulers
+from steps.promotion import candidates, history, lock, registry, report, rulers, standing
 from steps.promotion.admission import ensure_smoke_tested, set_champion
 from steps.promotion.candidate import Candidate
 from steps.promotion.gate import Decision
@@ -161,7 +161,10 @@ def _report(job: Job, target: Version, candidate: Candidate, replaced: Version |
     content = report.as_dict(job, policy, Ranking([candidate], {}, candidate), {}, [])
     gap = verdict.difference if verdict else None
     decision = report.decision_dict(Decision(True, reason, verdict, gap), opponent, candidate)
-    report.log(content | {"decision": decision}, registry.read(job.client, job.name))
+    current = registry.read(job.client, job.name)
+    report.log(content | {"decision": decision}, current)
+    standing.mark(job.client, current, {replaced.model_id: "rolled back from"} if replaced else {}, None)
+    standing.describe(job.client, current, reason)
 
 
 def _replaced_candidate(job: Job, replaced: Version | None, target: Version, ours: Candidate) -> Candidate | None:

@@ -33,6 +33,8 @@ DEFAULT_SETTINGS = {
 }
 # The system's numbers for a missing right and a read-only file system.
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK = "the disk is full. Free some space, and run the same command again: finished work is kept."
 READ_ONLY = (
     "The store {} cannot be written. Set MLFLOW_TRACKING_URI to a store that can be written (sqlite:////…/mlflow.db) "
     "or to a server."
@@ -99,9 +101,15 @@ def check_writable(client: "MlflowClient", experiment: str) -> None:
     """Raise StepError if the store's file, or the folder of an experiment's artifacts, is read-only."""
     import mlflow
 
-    if (file := address.sqlite_file(mlflow.get_tracking_uri())) and not is_writable(file):
+    file = address.sqlite_file(mlflow.get_tracking_uri())
+    if file and not is_writable(file):
         raise StepError(READ_ONLY.format(file))
     folder = integrity.local_folder(client.get_experiment(experiment).artifact_location)
+    if file and folder and not folder.parent.exists() and (file.parent / folder.parent.name).is_dir():
+        raise StepError(
+            f"The experiment keeps its files in {folder}, which is gone: the store was moved. Move it back, "
+            "or begin a new experiment here: MLFLOW_EXPERIMENT_NAME=…, or `mlflow run --experiment-name …`."
+        )
     if folder and not is_writable(folder):
         raise StepError(
             f"The experiment keeps its files in {folder}, which cannot be written. Choose another experiment, or make "
@@ -121,6 +129,8 @@ def plain_errors() -> Iterator[None]:
         check_server("went away and has not come back")
         if "attempt to write a readonly database" in str(error):
             raise StepError(READ_ONLY.format(safe_tracking_uri())) from error
+        if "database or disk is full" in str(error):
+            raise StepError(f"The store {safe_tracking_uri()} cannot be written: {FULL_DISK}") from error
         message = str(error).strip().splitlines()[0][:500]
         if re.match("API request to .* failed with exception", message):
             raise StepError(
@@ -135,6 +145,8 @@ def plain_errors() -> Iterator[None]:
             ) from error
         raise StepError(f"MLflow: {message}") from error
     except OSError as error:
+        if error.errno in FULL:
+            raise StepError(f"{error.filename or 'A file'} cannot be written: {FULL_DISK}") from error
         if error.errno not in NOT_ALLOWED:
             raise
         raise StepError(f"{error.filename or 'A file'} cannot be written or read: {error.strerror}.") from error

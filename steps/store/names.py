@@ -20,6 +20,14 @@ SCORECARD = "phi3.scorecard"
 PARTIAL = "phi3.partial"
 REPORT = "phi3.report"
 COMPARED = "phi3.compared"
+# On an experiment, with the name of a prompt set: the digest of the set that has this name.
+SET = "phi3.set."
+# On a variant's run: what the last promotion made of it.
+STANDING = "phi3.standing"
+# On a variant's run: when the build ended, in milliseconds. An evaluation reopens the run.
+ENDED = "phi3.ended"
+# MLflow's tag of a description.
+NOTE = "mlflow.note.content"
 # A tag of each trace: the prompt set of its row.
 TRACE_PROMPT_SET = "phi3.prompt_set"
 

@@ -68,7 +68,8 @@ def _end_killed_run(client: "MlflowClient", experiment: str, run: "Run") -> None
     run_id = run.info.run_id
     discard(client, experiment, run_id)
     status = "FINISHED" if any(map(_is_complete, _models_of_run(client, experiment, run_id))) else "FAILED"
-    client.set_terminated(run_id, status)
+    ended = run.data.tags.get(names.ENDED)
+    client.set_terminated(run_id, status, int(ended) if ended and status == "FINISHED" else None)
     echo(f"The process of run {run.info.run_name} ({run_id}) was killed: it is marked {status}.")
 
 

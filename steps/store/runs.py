@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from steps.output import echo
 from steps.redaction import redacted
-from steps.store import address, names, processes
+from steps.store import address, connection, names, processes
 
 if TYPE_CHECKING:
     from mlflow import ActiveRun
+
+
+# Runs that this process has named.
+_named_here: set[str] = set()
 
 
 def experiment_id() -> str:
@@ -49,13 +53,37 @@ def start(name: str, tags: dict[str, str] | None = None) -> Iterator[ActiveRun]:
         yield active
 
 
+def name_project_run(name: str) -> None:
+    """Name the run that `mlflow run` started, unless the user has: a step may fail, or only read, before it has one."""
+    import mlflow
+
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id and _name_from_user() is None:
+        mlflow.MlflowClient().update_run(run_id, name=name)
+        _named_here.add(run_id)
+
+
+def describe_failure(step_name: str, sentences: Iterable[str]) -> None:
+    """Name a project's run that failed before it had a name, and describe it by its errors, as far as that works."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return
+    with contextlib.suppress(Exception):
+        # It returns within seconds, also if a server is gone.
+        client = connection.connect()
+        if run_id not in _named_here:
+            name_project_run(f"{step_name}-failed")
+        text = "\n\n".join(f"**error**: {redacted(sentence)}" for sentence in sentences)
+        client.set_tag(run_id, names.NOTE, text)
+
+
 def _name_from_user() -> str | None:
     """Return the name that the user has given to the run that `mlflow run` started; None if it has a random one."""
     import mlflow
     from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 
     run_id = os.environ.get("MLFLOW_RUN_ID")
-    if not run_id:
+    if not run_id or run_id in _named_here:
         return None
     name = str(mlflow.get_run(run_id).info.run_name or "")
     # MLflow does not record whether it made up a name such as bold-cat-123, so its lists of words decide.
@@ -73,10 +101,18 @@ def reopen(run_id: str) -> Iterator[None]:
     if active is not None and active.info.run_id == run_id:
         yield
         return
+    client = mlflow.MlflowClient()
+    run = client.get_run(run_id)
+    ended = run.data.tags.get(names.ENDED) or run.info.end_time
     # Before it is RUNNING again: the process that built it is gone, and another step would end its run.
-    mlflow.MlflowClient().set_tag(run_id, names.PROCESS, processes.identity())
+    client.set_tag(run_id, names.PROCESS, processes.identity())
+    if ended and names.ENDED not in run.data.tags:
+        client.set_tag(run_id, names.ENDED, str(ended))
     with mlflow.start_run(run_id=run_id, nested=active is not None):
         yield
+    if ended:
+        # What is logged later does not make the build last longer.
+        client.set_terminated(run_id, "FINISHED", int(ended))
 
 
 def active_run_id() -> str:

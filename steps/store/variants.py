@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,17 @@ def find_variants(client: MlflowClient, experiment: str) -> list[Variant]:
     artifacts = _run_artifacts(client, experiment) if models else {}
     models.sort(key=lambda model: model.creation_timestamp)
     return [to_variant(model, artifacts[model.source_run_id]) for model in models if model.source_run_id in artifacts]
+
+
+def elsewhere(client: MlflowClient, experiment: str) -> str:
+    """Return a sentence about another experiment that has variants, after a space; "" if none has."""
+    others = {other.experiment_id: other.name for other in client.search_experiments()}
+    others.pop(experiment, None)
+    for model in client.search_logged_models(list(others)) if others else []:
+        if names.FINGERPRINT in model.tags and str(model.status) == "READY":
+            name = others[model.experiment_id]
+            return f" The experiment '{name}' has some: set MLFLOW_EXPERIMENT_NAME={shlex.quote(name)}."
+    return ""
 
 
 def read_variant(client: MlflowClient, model_id: str) -> Variant:

@@ -60,7 +60,8 @@ def test_other_variants_are_refused_with_an_example(text):
     with pytest.raises(StepError) as refusal:
         command_line.parse([f"variants={text}"])
     assert str(refusal.value) == (
-        f"variants must be a list of lists of overrides, such as [[mode=onnx], [mode=pyfunc]], got '{text}'."
+        "variants must be names such as onnx-int4-chat,pyfunc-fp32-chat, or a list of lists of overrides such as "
+        f"[[mode=onnx], [mode=pyfunc]], got '{text}'."
     )
 
 

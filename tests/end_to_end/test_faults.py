@@ -12,7 +12,10 @@ FAULTS = {
         ["main", "prompt_set.path=broken.jsonl"],
         "error: broken.jsonl: line 1: broken JSON",
     ),
-    "int4 for all modes": (["main", "precision=int4"], "error: precision=int4 is not offered by mode=transformers"),
+    "int4 where none is listed": (
+        ["main", "variants=[[mode=transformers]]", "precision=int4"],
+        "error: precision=int4 is not offered by mode=transformers",
+    ),
 }
 
 

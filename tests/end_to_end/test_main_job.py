@@ -88,13 +88,20 @@ def variants(project):
 
 def test_the_main_job_ends_with_a_leaderboard_a_champion_and_two_commands(project, variants):
     output = project.first.stdout
-    assert "Leaderboard on facts" in output
+    assert "Leaderboard on facts, 118 rows, best first" in output
     assert re.search(r"Promoted \S+ to phi3@champion \(version 1\)", output)
     assert "★" in output
     assert re.search(r"^    mlflow ui --port 5000$", output, re.MULTILINE)
     assert re.search(r"^    mlflow models serve -m models:/phi3@champion --env-manager uv --port 5001$", output, re.M)
-    (link,) = re.findall(r"http://\S+", output)
-    assert all(run.info.run_id in link for run in variants)
+    assert re.findall(r"http://\S+", output) == [
+        "http://127.0.0.1:5000/#/experiments/0/runs?workflowType=machine_learning&viewStateShareKey=facts"
+    ]
+    table = output[output.index("facts, 118 rows") :].split("Compare the runs")[0]
+    assert max(map(len, table.splitlines()[:14])) <= 80
+    assert re.search(r"^★ \S+: there was no champion; \S+ has answer_match", table, re.M)
+    scores = re.findall(r"-\S+ +(0\.\d{3}) ", table)
+    assert len(scores) == len(variants)
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_each_variant_has_a_finished_child_run_with_parameters_and_scores(project, variants):
@@ -176,6 +183,7 @@ def test_a_second_main_job_reuses_everything(project, variants):
     done = project.run()
     assert "Built" not in done.stdout
     assert done.stdout.count("Ready already") == len(variants)
+    assert not any(re.fullmatch(r"[a-z]+-[a-z]+-\d+", run.info.run_name) for run in project.runs())
     assert "All variants are already scored on facts (118 rows)." in done.stdout
     assert "Nothing changes: the champion" in done.stdout
     assert "★" in done.stdout
@@ -207,7 +215,7 @@ def test_a_single_build_is_the_projects_run_and_evaluate_takes_its_id(project, t
     before = {run.info.run_id for run in project.runs()}
     project.run("-e", "build", "-P", "mode=onnx", "-P", "interface=prompt", "-P", "prompting.system=Be brief.")
     (run,) = [run for run in project.runs() if run.info.run_id not in before]
-    assert run.info.run_name == "onnx-fp32-prompt-plain"
+    assert re.fullmatch("onnx-fp32-prompt-prompt-[0-9a-f]{4}", run.info.run_name)
     assert run.data.tags["mlflow.project.entryPoint"] == "build"
     with project.here(monkeypatch):
         done = typed("evaluate", f"run_id={run.info.run_id}", "evaluate.speed=false")

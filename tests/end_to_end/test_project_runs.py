@@ -1,6 +1,7 @@
 """`mlflow run PROJECT` as users type it elsewhere: their folder, their names, their quotes."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_a_project_is_run_from_the_users_folder(checkpoint, elsewhere, project):
         *("-P", "prompt_set.path=my.jsonl", "-P", "evaluate.speed=false"),
         MLFLOW_TRACKING_URI="sqlite:///mlflow.db",
     )
-    assert "Scored local-onnx-fp32-chat-plain-t0_5: answer_match" in done.stdout
+    assert re.search(r"Scored local-onnx-fp32-chat-prompt-[0-9a-f]{4}-t0_5-p1: answer_match", done.stdout)
     assert {run.info.run_name for run in client.search_runs([chosen])} == {"weekly check", "bold-cat"}
     assert {path.name for path in elsewhere.iterdir()} == {"my checkpoint", "my.jsonl", "mlflow.db", "mlruns"}
     assert {path for path in set(PROJECT.iterdir()) - folders_before if "mlflow" in path.name} == set()

@@ -1,6 +1,7 @@
 """What users see of an evaluation in MLflow's UI, with a real browser and a real server.
 
-Set SCREENSHOTS to a folder to save a PNG of every view that is tested.
+Set SCREENSHOTS to a folder to save a PNG of every view that is tested: those of docs/ui.md are made by
+`SCREENSHOTS=docs/pictures pytest -n 0 tests/end_to_end/test_ui.py`.
 """
 
 import os
@@ -17,6 +18,7 @@ import pytest
 from steps import command_line
 from steps.build import build
 from steps.evaluate import evaluate
+from steps.register import register
 from tests.conftest import PROJECT
 from tests.mlflow_server import running
 
@@ -112,8 +114,24 @@ def store(tmp_path_factory, checkpoint, empty_store):
             build(command_line.compose("build", overrides), checkpoint)
         settings = [f"prompt_set.path={folder}/facts.jsonl", "evaluate.speed_seconds=0.2", "evaluate.traces=true"]
         evaluate(command_line.compose("evaluate", settings))
+        register(command_line.compose("register", [settings[0], "promotion.smoke=false"]))
         mlflow.flush_trace_async_logging()
     return folder
+
+
+@pytest.fixture(scope="module")
+def second_set(store):
+    """Score the variants on another prompt set as well, promote by it, and roll back."""
+    lines = (PROJECT / "conf" / "prompt_set" / "facts.jsonl").read_text().splitlines()
+    (store / "more.jsonl").write_text("\n".join(lines[3 :: len(lines) // ROWS][:ROWS]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
+        patch.chdir(store)
+        chosen = f"prompt_set.path={store}/more.jsonl"
+        evaluate(command_line.compose("evaluate", [chosen, "evaluate.speed=false", "evaluate.traces=false"]))
+        strict = ["promotion.metric=exact_match", "promotion.margin=0", "promotion.smoke=false"]
+        register(command_line.compose("register", [chosen, *strict]))
+        register(command_line.compose("register", [chosen, "action=rollback", "promotion.smoke=false"]))
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +202,7 @@ def test_selected_runs_are_compared_with_their_scores(page, server):
     page.get_by_text(f"Comparing {len(VARIANTS)} Runs").wait_for()
     page.get_by_text("answer_match/ci_low").first.wait_for()
     text = page.inner_text("body")
-    for name in ("answer_match/mean", "memory/peak_mb", "prompting", "precision", *VARIANTS):
+    for name in ("answer_match/mean", "contract/passed", "prompting", "precision", *VARIANTS):
         assert name in text
     take_screenshot(page, "comparison")
 
@@ -257,3 +275,81 @@ def test_traces_show_rows_with_scores_and_the_prompts_are_listed(page, server):
     text = page.inner_text("body")
     assert all(name in text for name in ("phi3.prompting.brief", "phi3.prompting.plain"))
     take_screenshot(page, "prompts")
+
+
+def open_view(page, server, name):
+    """Open the view that a step has prepared for a prompt set, and wait for its rows."""
+    page.goto("about:blank")
+    page.goto(f"{server}/experiments/0/runs?workflowType=machine_learning&viewStateShareKey={name}")
+    page.locator(".ag-row").filter(has_text=BRIEF).first.wait_for()
+
+
+def shown_order(page):
+    """Return the names of the variants in the order of the table."""
+    rows = page.locator(".ag-row").filter(has_text="onnx-").all()
+    texts = {int(row.get_attribute("row-index")): row.inner_text() for row in rows}
+    return [next(name for name in (BRIEF, *VARIANTS) if name in texts[place]) for place in sorted(texts)]
+
+
+def scores_of(store, metric):
+    """Return a metric of each variant's run."""
+    client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
+    runs = [run for run in client.search_runs(["0"]) if run.info.run_name in VARIANTS]
+    return {run.info.run_name: run.data.metrics[metric] for run in runs}
+
+
+def test_the_prepared_view_shows_the_winner_and_sorts_by_score(page, server, store):
+    page.set_viewport_size({"width": 1500, "height": 700})
+    open_view(page, server, "facts")
+    page.get_by_text("★ champion of phi3").first.wait_for()
+    scores = scores_of(store, "facts/answer_match")
+    order = [scores[name] for name in shown_order(page)]
+    assert len(order) == len(VARIANTS)
+    assert order == sorted(order, reverse=True)
+    heads = page.locator(".ag-header").inner_text()
+    for column in ("phi3.standing", "facts/answer_match", "facts/tokens_per_second", "size/bytes"):
+        assert column in heads
+    take_screenshot(page, "view")
+    page.goto(f"{page.url}&compareRunsMode=CHART")
+    page.get_by_text("Quality, speed and size on facts").first.wait_for()
+    page.locator(".scatterlayer .point").first.wait_for(state="attached")
+    take_screenshot(page, "view_charts")
+
+
+def test_each_run_describes_itself(page, server, store):
+    client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
+    expected = {
+        "onnx-int4-chat": ("variant", "Scored on facts"),
+        "evaluate-facts": ("evaluation", "best first"),
+        "register-phi3": ("promotion", "Nothing changes|Done"),
+    }
+    for run in reversed(client.search_runs(["0"])):
+        if picture := expected.pop(run.info.run_name, None):
+            page.goto(f"{server}/experiments/0/runs/{run.info.run_id}")
+            page.get_by_text(re.compile(picture[1])).first.wait_for()
+            take_screenshot(page, picture[0])
+    assert expected == {}
+
+
+def test_the_registered_model_says_how_to_load_and_serve_its_champion(page, server):
+    page.goto(f"{server}/models/phi3")
+    page.get_by_text("mlflow models serve -m models:/phi3@champion").first.wait_for()
+    take_screenshot(page, "registered_model")
+    page.goto(f"{server}/models/phi3/versions/1")
+    page.get_by_text("there was no champion").first.wait_for()
+    take_screenshot(page, "champion_version")
+
+
+def test_a_second_prompt_set_overwrites_nothing(page, server, store, request):
+    before = scores_of(store, "facts/answer_match")
+    request.getfixturevalue("second_set")
+    assert scores_of(store, "facts/answer_match") == before
+    assert scores_of(store, "more/answer_match") != before
+    for name in ("facts", "more"):
+        open_view(page, server, name)
+        assert f"{name}/answer_match" in page.locator(".ag-header").inner_text()
+        take_screenshot(page, f"view_{name}_after_rollback")
+    page.get_by_text("rolled back from").first.wait_for()
+    page.goto(f"{server}/models/phi3")
+    page.get_by_text("rolled back from version").first.wait_for()
+    take_screenshot(page, "registered_model_after_rollback")

@@ -168,7 +168,8 @@ def test_the_page_shows_what_was_asked_scored_and_spent():
 
 
 ROWS = make_prompt_set("a")
-STANDING = Standing(["m-2", "m-1"], champion_model_id="m-2", champion_version="7")
+WORDS = {"m-2": "non-inferior", "m-1": "undecided"}
+STANDING = Standing(["m-2", "m-1"], "m-2", champion_version="7", verdicts=WORDS, reason="it is cheaper")
 
 
 @pytest.fixture
@@ -191,6 +192,7 @@ def test_the_main_jobs_table_has_the_order_of_the_ranking(ranked):
     assert content["leaderboard"][0] == {
         "variant": "best",
         "model_id": "m-2",
+        "verdict": "non-inferior",
         "answer_match/mean": 0.5,
         "contract/passed": 38.0,
         "contract/total": 39.0,
@@ -200,14 +202,37 @@ def test_the_main_jobs_table_has_the_order_of_the_ranking(ranked):
     }
 
 
-def test_the_champion_has_a_star_in_the_main_jobs_table(ranked, capsys):
+def test_the_leaderboard_has_a_star_a_verdict_and_a_reason(ranked, capsys):
     leaderboard.show(ranked, ROWS, ["answer_match"], STANDING)
-    lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
-    assert [[cell.strip() for cell in line[1:-1]] for line in lines] == [
-        ["★", "best", "0.500", "38/39", "2.5", "-", "-"],
-        ["", "slower", "0.500", "38/39", "2.5", "-", "-"],
-        ["", "not scored", "-", "-", "-", "-", "-"],
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[4:7]] == [
+        ["★", "best", "0.500", "non-inferior", "38/39", "2.5", "-"],
+        ["slower", "0.500", "undecided", "38/39", "2.5", "-"],
+        ["not", "scored", "-", "-", "-", "-", "-"],
     ]
+    assert lines[-2:] == ["★ best: it is cheaper.", "1 rows separate little: 1 of 3 variants are undecided."]
+
+
+@pytest.mark.parametrize("name", ["onnx-int4-chat", "phi3_mini_4k-transformers-fp32-chat-few_shot-t0_7-max64"])
+def test_the_leaderboard_fits_80_columns(capsys, name):
+    mark = {scorecard.tag(ROWS.sha256): json.dumps({"prompt_set_sha256": ROWS.sha256, "digest": "d"})}
+    metrics = [("answer_match/mean", "d", 0.5), ("size/bytes", None, 7.6e9), ("contract/passed", "d", 38.0)]
+    metrics += [("contract/total", "d", 39.0), ("speed/tokens_per_second", "d", 12345.0)]
+    variant = make_variant(name=name, model_id="m-2", tags=mark, metrics=metrics)
+    leaderboard.show([variant], ROWS, ["answer_match", "chrf"], STANDING)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:-2])) <= 80
+    assert "0.500" in "".join(lines)
+    assert not any("…" in line for line in lines)
+
+
+def test_the_leaderboard_is_sorted_by_score_whoever_is_champion(ranked):
+    mark = {scorecard.tag(ROWS.sha256): json.dumps({"prompt_set_sha256": ROWS.sha256, "digest": "d"})}
+    best = make_variant(name="highest", model_id="m-3", tags=mark, metrics=[("answer_match/mean", "d", 0.6)])
+    table = leaderboard.rows_of([*ranked, best], ROWS, ["answer_match"], STANDING)
+    assert [row["variant"] for row in table] == ["highest", "best", "slower", "not scored"]
+    table = leaderboard.rows_of([*ranked, best], ROWS, [], replace(STANDING, less_is_better=True))
+    assert [row["variant"] for row in table] == ["best", "slower", "highest", "not scored"]
 
 
 def test_an_evaluation_logs_tables_pictures_and_pages_and_later_measures_what_it_left_out(typed, checkpoint):

@@ -85,7 +85,7 @@ def test_the_report_and_the_version_record_the_decision_and_its_reason(store):
     rows = store.score(3, 7, 5)
     store.register()
     run, content, text = store.report()
-    assert [row["variant"] for row in content["ranking"]] == ["onnx-int4-chat"] * 3
+    assert [row["variant"] for row in content["ranking"]] == [f"onnx-int4-chat-max{n}" for n in (13, 14, 12)]
     assert [row["score"] for row in content["ranking"]] == [7 / 8, 5 / 8, 3 / 8]
     assert [row["verdict"] for row in content["ranking"]] == ["superior", "inferior", "inferior"]
     assert content["policy"]["unmeasured"] == ["throughput", "latency", "memory"]
@@ -94,7 +94,7 @@ def test_the_report_and_the_version_record_the_decision_and_its_reason(store):
     assert content["challenger_version"] == "2"
     assert run.data.tags["phi3.action"] == "promote"
     assert run.data.tags["phi3.champion_version"] == "1"
-    assert "| 1 | onnx-int4-chat | 0.8750 |" in text
+    assert "| 1 | onnx-int4-chat-max13 | 0.8750 |" in text
     assert "-P action=rollback" in text
     version = store.client.get_model_version("phi3", "1")
     tags, best = version.tags, store.variants[1]
@@ -104,7 +104,9 @@ def test_the_report_and_the_version_record_the_decision_and_its_reason(store):
     assert tags["phi3.replaced_version"] == "none"
     assert tags["phi3.scores"].startswith("answer_match/mean=0.875, size/bytes=")
     assert "phi3.git_commit" in tags
-    assert "there was no champion; onnx-int4-chat has the highest score, answer_match 0.8750" in version.description
+    assert (
+        "there was no champion; onnx-int4-chat-max13 has the highest score, answer_match 0.8750" in version.description
+    )
 
 
 def test_a_better_candidate_replaces_the_champion_and_the_interval_is_reported(store):
@@ -128,7 +130,7 @@ def test_a_second_register_changes_nothing(store, capsys):
     store.register()
     assert store.registry == before
     assert (
-        "Nothing changes: the champion onnx-int4-chat is already the best: answer_match 0.6250."
+        "Nothing changes: the champion onnx-int4-chat-max13 is already the best: answer_match 0.6250."
         in capsys.readouterr().out
     )
 
@@ -185,7 +187,7 @@ def test_a_variant_with_an_unusable_scorecard_is_refused_with_the_reason(store):
     assert "cannot be read" in refused[unread.model_id][0]
     assert refused[other.model_id] == ["its scorecard is of other rows"]
     assert left.model_id not in refused
-    assert "onnx-int4-chat has no scorecard for these rows" in store.report()[1]["left_out"]
+    assert f"{left.name} has no scorecard for these rows" in store.report()[1]["left_out"]
 
 
 def test_a_skipped_row_counts_as_not_answered(store):
@@ -246,8 +248,8 @@ def test_a_broken_or_deleted_champion_is_replaced_with_the_reason(store, broken,
     store.register()
     assert store.registry.champion.model_id == store.variants[2 if loss == "broken" else 1].model_id
     reason = {
-        "broken": "the champion onnx-int4-chat (version 1) is broken: model.onnx was changed; onnx-int4-chat has",
-        "deleted": "the model of the champion (version 1) was deleted; onnx-int4-chat has the highest score",
+        "broken": "the champion onnx-int4-chat-max13 (version 1) is broken: model.onnx was changed; ",
+        "deleted": "the model of the champion (version 1) was deleted; onnx-int4-chat-max14 has the highest score",
     }[loss]
     assert store.report()[1]["decision"]["reason"].startswith(reason)
     assert store.registry.champion.tags["phi3.replaced_version"] == "1"
@@ -347,7 +349,7 @@ def test_register_refuses_an_unscored_champion_and_names_the_command_that_scores
     with pytest.raises(StepError) as refusal:
         store.register(*overrides)
     assert refusal.value.faults == (
-        "onnx-int4-chat is the champion (version 1) and has no scorecard on made. Score it: "
+        f"{unscored.name} is the champion (version 1) and has no scorecard on made. Score it: "
         f"`mlflow run . -e evaluate -P run_id={unscored.run_id} "
         f"-P prompt_set.name=made -P prompt_set.path={store.path}`",
     )
@@ -422,7 +424,7 @@ def test_a_champion_that_lacks_what_no_evaluation_adds_cannot_be_compared(store)
     with pytest.raises(StepError) as refusal:
         store.register("promotion.prefer=[memory/gpu_peak_mb]")
     assert refusal.value.faults == (
-        "onnx-int4-chat is the champion (version 1) and cannot be compared: it has no memory/gpu_peak_mb.",
+        "onnx-int4-chat-max13 is the champion (version 1) and cannot be compared: it has no memory/gpu_peak_mb.",
     )
 
 
@@ -454,7 +456,7 @@ def test_a_rollback_refuses_an_unscored_version_and_names_the_command_that_score
     done = typed("register", "action=rollback", *store.overrides)
     assert done.returncode == 1
     assert done.stderr.startswith(
-        "error: onnx-int4-chat is version 1 of phi3 and has no scorecard on made. Score it: `"
+        "error: onnx-int4-chat-max13 is version 1 of phi3 and has no scorecard on made. Score it: `"
     )
     assert store.registry.aliases["champion"] == "3"
     scoring = typed("evaluate", *evaluate_overrides(done.stderr), "evaluate.speed=false")
@@ -487,11 +489,12 @@ def test_history_and_rollback(store, typed):
     lines = typed("register", "action=history").stdout.splitlines()[-3:]
     assert [line.partition("version ")[2][0] for line in lines] == ["1", "3", "4"]
     assert (
-        "promoted, instead of version 1: onnx-int4-chat is superior to the champion onnx-int4-chat: answer" in lines[1]
+        "instead of version 1: onnx-int4-chat-max14 is superior to the champion onnx-int4-chat-max13: answer"
+        in lines[1]
     )
 
     done = typed("register", "action=rollback", *store.overrides)
-    assert done.stdout == "Rolled back to onnx-int4-chat: phi3@champion is version 3, no longer 4.\n"
+    assert done.stdout == "Rolled back to onnx-int4-chat-max14: phi3@champion is version 3, no longer 4.\n"
     run, content, text = store.report()
     assert run.data.tags["phi3.action"] == "rollback"
     assert content["decision"]["difference"]["mean"] == -0.125
@@ -518,7 +521,7 @@ REFUSED = {
     "itself": (["version=3"], "Version 3 is the champion already."),
     "beyond the limits": (
         ["promotion.limits={answer_match: {min: 0.7}}"],
-        "Cannot roll back to version 1 (onnx-int4-chat): answer_match 0.625 is below 0.7",
+        "Cannot roll back to version 1 (onnx-int4-chat-max13): answer_match 0.625 is below 0.7",
     ),
     "history with a version": (
         ["action=history", "version=1"],

@@ -16,13 +16,14 @@ from steps.errors import StepError
 from steps.evaluation import plots, scorecard, scores
 from steps.evaluation.plots import Point
 from steps.evaluation.prompt_set import PromptSet
-from steps.evaluation.report import state
+from steps.evaluation.report import by_set, state, views
+from steps.evaluation.report import leaderboard as printed
 from steps.evaluation.ruler import Ruler
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.statistics import difference
 from steps.output import echo, suppress_output
 from steps.store import runs
-from steps.store.names import BYTES, COSTS, TOKENS_PER_SECOND
+from steps.store.names import BYTES, COSTS, NOTE, TOKENS_PER_SECOND
 from steps.store.variants import Variant, find_variants
 
 if TYPE_CHECKING:
@@ -58,12 +59,41 @@ def compare(client: MlflowClient, rows: PromptSet, ruler: Ruler, left_out: Conta
     Returns:
         Each other variant whose scorecard cannot be read.
     """
+    import mlflow
+
     variants = find_variants(client, runs.experiment_id())
+    entries, unreadable = _entries(variants, rows, ruler, left_out)
+    if entries:
+        _log(disambiguate(entries), rows, ruler)
+        mlflow.set_tag(NOTE, printed.markdown([entry.variant for entry in entries], rows, *_standing(entries, ruler)))
+        views.prepare(client, by_set.label(client, rows), ruler.first)
+    if not unreadable:
+        state.mark_compared(variants, rows, ruler)
+    return unreadable
+
+
+def show(client: MlflowClient, rows: PromptSet, ruler: Ruler) -> None:
+    """Print the leaderboard of all scored variants, and where to look at it."""
+    entries, _ = _entries(find_variants(client, runs.experiment_id()), rows, ruler, (), quiet=True)
+    if entries:
+        printed.show([entry.variant for entry in entries], rows, *_standing(entries, ruler))
+        echo("Compare the runs:")
+        for line in views.link(views.prepare(client, by_set.label(client, rows), ruler.first)):
+            echo(f"    {line}")
+
+
+def _entries(
+    variants: list[Variant], rows: PromptSet, ruler: Ruler, left_out: Container[str], *, quiet: bool = False
+) -> tuple[list[Scored], list[Unreadable]]:
+    """Return the variants that can be compared, the best score first, and those whose scorecard cannot be read."""
     entries: list[Scored] = []
     unreadable: list[Unreadable] = []
     for variant in state.scored(variants, rows):
         if not scorecard.is_comparable(scorecard.parts_of(variant, rows.sha256), ruler.parts(variant)):
-            echo(f"Not compared: {variant.name} ({variant.uri}) is scored by another ruler. Evaluate without run_id.")
+            if not quiet:
+                echo(
+                    f"Not compared: {variant.name} ({variant.uri}) is scored by another ruler. Evaluate without run_id."
+                )
             continue
         try:
             card = scorecard.read(variant, rows.sha256)
@@ -74,11 +104,7 @@ def compare(client: MlflowClient, rows: PromptSet, ruler: Ruler, left_out: Conta
             metrics = scorecard.metrics_of(variant, rows.sha256) or {}
             entries.append(Scored(variant.name, variant, card, metrics))
     entries.sort(key=lambda entry: entry.metrics.get(f"{ruler.first}/mean", float("-inf")), reverse=True)
-    if entries:
-        _log(disambiguate(entries), rows, ruler)
-    if not unreadable:
-        state.mark_compared(variants, rows, ruler)
-    return unreadable
+    return entries, unreadable
 
 
 def _log(entries: list[Scored], rows: PromptSet, ruler: Ruler) -> None:
@@ -90,6 +116,18 @@ def _log(entries: list[Scored], rows: PromptSet, ruler: Ruler) -> None:
         if pairs:
             mlflow.log_table({key: [pair[key] for pair in pairs] for key in pairs[0]}, "pairwise.json")
     log_pictures(entries, ruler.first, rows.name)
+
+
+def _standing(entries: list[Scored], ruler: Ruler) -> tuple[list[str], printed.Standing]:
+    """Return the metrics to show, and how each entry compares with the best score: in a word, paired by row."""
+    metric, best = ruler.first, entries[0]
+    words = {best.variant.model_id: "best score"}
+    for entry in entries[1:]:
+        if {metric} <= best.card.scores.keys() & entry.card.scores.keys():
+            theirs, ours = (scores.counted(one.card.scores[metric]) for one in (best, entry))
+            worse = difference(theirs, ours).better
+            words[entry.variant.model_id] = "tied" if ours == theirs else "worse" if worse else "undecided"
+    return list(ruler.metrics), printed.Standing([], None, None, words, metric)
 
 
 def leaderboard(entries: list[Scored], metrics: list[str]) -> dict[str, list[Any]]:

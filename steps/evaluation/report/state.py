@@ -24,9 +24,9 @@ def invalidate(client: MlflowClient, variant: Variant, rows: PromptSet, keep_spe
     client.set_logged_model_tags(variant.model_id, tags)
 
 
-def mark_finished(client: MlflowClient, variant: Variant, rows: PromptSet, timed: bool) -> None:
+def mark_finished(client: MlflowClient, variant: Variant, rows: PromptSet, timed: bool, label: str) -> None:
     """Mark a variant's report as finished. The evaluation's run tells several reports apart."""
-    mark = {"speed": timed, "evaluation": runs.active_run_id()}
+    mark = {"speed": timed, "evaluation": runs.active_run_id(), "label": label}
     client.set_logged_model_tags(variant.model_id, {names.of_prompt_set(names.REPORT, rows.sha256): json.dumps(mark)})
 
 
@@ -41,8 +41,11 @@ def is_timed(variant: Variant, rows: PromptSet) -> bool:
 
 
 def is_unfinished(variant: Variant, rows: PromptSet, speed: bool, traced: bool) -> bool:
-    """Return True if a scored variant has no page yet, or lacks its speed or traces, as far as they are asked for."""
-    if not is_finished(variant, rows) or (speed and not is_timed(variant, rows)):
+    """Return True if a scored variant has no page yet, or lacks its speed or traces, as far as they are asked for.
+
+    The report of an earlier version has no label: its run has no metrics by the name of the prompt set.
+    """
+    if "label" not in _mark(variant, rows) or (speed and not is_timed(variant, rows)):
         return True
     metrics = scorecard.metrics_of(variant, rows.sha256) or {}
     asked = len(rows.rows) - metrics.get(names.SKIPPED.key, 0)

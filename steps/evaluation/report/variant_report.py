@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from steps.config.schema import Evaluation
 from steps.evaluation import scorecard, speed, traces
 from steps.evaluation.prompt_set import PromptSet
-from steps.evaluation.report import state
+from steps.evaluation.report import by_set, state
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.speed import Bench
 from steps.store import runs
-from steps.store.names import COSTS
+from steps.store.names import COSTS, NOTE
 from steps.store.variants import Variant, read_variant
 
 if TYPE_CHECKING:
@@ -28,16 +28,21 @@ def finish(client: MlflowClient, variant: Variant, rows: PromptSet, settings: Ev
     timed = state.is_timed(variant, rows)
     # Traces show scores too.
     traced = settings.traces or (not state.is_finished(variant, rows) and traces.count(variant, rows) > 0)
+    label = by_set.label(client, rows)
     with runs.reopen(variant.run_id):
         if settings.speed and not timed:
             speed.log(variant, rows, bench.measure(variant, rows, settings), bench.machine)
         card = scorecard.read(variant, rows.sha256)
         metrics = scorecard.metrics_of(read_variant(client, variant.model_id), rows.sha256) or {}
         file = Path(scorecard.file(rows.sha256)).with_suffix(".md")
-        mlflow.log_text(page(variant, card, metrics), str(file))
+        text = page(variant, card, metrics)
+        mlflow.log_text(text, str(file))
+        mlflow.log_text(text, f"{label}/scorecard.md")
+        mlflow.set_tag(NOTE, text)
+        by_set.log(client, label, rows, card, metrics)
     if traced:
         traces.log(variant, rows, card, scorecard.read_latencies(variant, rows.sha256, len(card.ids)))
-    state.mark_finished(client, variant, rows, timed or settings.speed)
+    state.mark_finished(client, variant, rows, timed or settings.speed, label)
 
 
 def page(variant: Variant, card: Scorecard, metrics: dict[str, float]) -> str:

@@ -1,0 +1,54 @@
+"""What a user reads if the variants are somewhere else: in another experiment, or where the folder was before."""
+
+import errno
+import os
+import shutil
+
+import mlflow
+import pytest
+
+from steps.errors import StepError
+from steps.store import connection, names
+
+
+def test_an_empty_experiment_names_the_one_that_has_variants(typed, monkeypatch):
+    experiment = mlflow.create_experiment("phi3")
+    model = mlflow.initialize_logged_model("a", experiment_id=experiment, tags={names.FINGERPRINT: "f"})
+    mlflow.finalize_logged_model(model.model_id, "READY")
+    for step in ("evaluate", "register"):
+        done = typed(step)
+        assert done.returncode == 1
+        assert "The experiment 'phi3' has some: set MLFLOW_EXPERIMENT_NAME=phi3." in done.stderr.splitlines()[0]
+
+
+def test_a_moved_folder_is_one_sentence(typed, tmp_path, monkeypatch):
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    shutil.copy(tmp_path / "store" / "mlflow.db", before / "mlflow.db")
+    location = before / "mlruns" / "1"
+    mlflow.set_tracking_uri(f"sqlite:///{before}/mlflow.db")
+    mlflow.create_experiment("moved", artifact_location=str(location))
+    location.mkdir(parents=True)
+    mlflow.set_tracking_uri(None)
+    before.rename(after)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{after}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "moved")
+    done = typed("evaluate")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: The experiment keeps its files in {location}, which is gone: the store was moved.")
+    assert not before.exists()
+
+
+FULL = {
+    "a file": OSError(errno.ENOSPC, "No space left on device", "/data/x"),
+    "the store": mlflow.MlflowException("(sqlite3.OperationalError) database or disk is full\n[SQL: …]"),
+}
+
+
+@pytest.mark.parametrize("error", FULL.values(), ids=FULL)
+def test_a_full_disk_is_one_sentence(error):
+    with pytest.raises(StepError, match=r"the disk is full\. Free some space") as refusal, connection.plain_errors():
+        raise error
+    assert len(refusal.value.faults) == 1
+    assert os.linesep not in str(refusal.value)
