@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from .sequence import FloatArray, Sequence
+from .sampling import FloatArray
+from .sequence import Sequence
 
 # The largest share of padding among tokens that are prefilled together: padding costs as much as any other token.
 PADDING = 0.1
@@ -11,7 +12,8 @@ PADDING = 0.1
 def prefill_groups(sequences: list[Sequence], max_tokens: int) -> list[list[Sequence]]:
     """Group sequences with prompts of similar length.
 
-    No group has more than `max_tokens` tokens, padding included, unless it is one sequence alone.
+    No group has more than `max_tokens` tokens, padding included, unless it is one sequence alone. A sequence whose
+    prompt is scored is alone.
     """
     groups: list[list[Sequence]] = []
     for sequence in sorted(sequences, key=lambda sequence: len(sequence.prompt)):
@@ -24,6 +26,8 @@ def prefill_groups(sequences: list[Sequence], max_tokens: int) -> list[list[Sequ
 
 def _fits(group: list[Sequence], max_tokens: int) -> bool:
     """Return True if a group, sorted by length, is within `max_tokens` and PADDING."""
+    if any(sequence.settings.scores_prompt for sequence in group):
+        return False  # its logits take as much memory as a group's
     padded = len(group) * len(group[-1].prompt)
     return padded <= max_tokens and sum(len(sequence.prompt) for sequence in group) >= (1 - PADDING) * padded
 
@@ -31,19 +35,19 @@ def _fits(group: list[Sequence], max_tokens: int) -> bool:
 def choose_tokens(
     sequences: list[Sequence], best: list[int], logits: Callable[[int], FloatArray]
 ) -> list[tuple[Sequence, int]]:
-    """Return the next token of every sequence: the best one if it is greedy, else one that it samples.
+    """Return the next token of every sequence: the best one if it takes that, else the one that it chooses.
 
-    A sequence that cannot sample fails alone and is left out.
+    A sequence that cannot choose fails alone and is left out.
 
     Args:
         sequences: The sequence of each row.
         best: The token with the highest logit in each row.
-        logits: Returns the logits [vocabulary] of a row; called only for rows that sample.
+        logits: Returns the logits [vocabulary] of a row; called only for rows that choose.
     """
     chosen = []
     for row, sequence in enumerate(sequences):
         try:
-            chosen.append((sequence, best[row] if sequence.greedy else sequence.sample(logits(row))))
+            chosen.append((sequence, best[row] if sequence.settings.takes_best else sequence.choose(logits(row))))
         except Exception as error:  # no error of one sequence may stop the others
             sequence.fail_internally(error)
     return chosen

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import onnxruntime
 
 from .batching import choose_tokens, prefill_groups
-from .sequence import FloatArray, Sequence
+from .sampling import FloatArray
+from .sequence import Sequence
 
 # Tokens of one prefill, padding included. The graph returns logits for each: 4 bytes x vocabulary.
 PREFILL_TOKENS = 512
@@ -83,6 +84,8 @@ class OnnxEngine:
             piece = ids[:, first : first + PREFILL_TOKENS]
             seen = np.minimum(lengths, first + piece.shape[1])
             logits = self.forward(piece, seen, first, start)
+            if group[0].settings.scores_prompt:
+                group[0].score_prompt(logits[0].astype(np.float32))
         last: FloatArray = logits[np.arange(len(group)), seen - first - 1]
         return last
 

@@ -94,26 +94,33 @@ class TorchEngine:
             device=self._device,
         )
         mask = torch.arange(width, device=self._device) >= torch.tensor(paddings, device=self._device)[:, None]
-        cache = growing_cache()
-        return self._forward(ids, mask, (mask.long().cumsum(dim=1) - 1).clamp(min=0), cache), cache, mask
+        cache, scored = growing_cache(), sequences[0].settings.scores_prompt
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        logits = self._forward(ids, mask, positions, cache, width if scored else 1)
+        if scored:
+            sequences[0].score_prompt(logits[0].cpu().numpy())
+        return logits[:, -1], cache, mask
 
     def _decode(self) -> torch.Tensor:
         """Run the last token of every row; return logits [rows, vocabulary]."""
         ids = torch.tensor([[sequence.tokens[-1]] for sequence in self._rows], device=self._device)
         positions = torch.tensor([[sequence.length - 1] for sequence in self._rows], device=self._device)
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=True)
-        return self._forward(ids, self._mask, positions, self._cache)
+        return self._forward(ids, self._mask, positions, self._cache, 1)[:, -1]
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache, keep: int
+    ) -> torch.Tensor:
+        """Run tokens; return the logits of the last `keep` columns [rows, keep, vocabulary]."""
         output = self._model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keep,
         )
-        logits: torch.Tensor = output.logits[:, -1].float()
+        logits: torch.Tensor = output.logits.float()
         return logits
 
     def _join(self, sequences: list[Sequence], cache: Cache, mask: torch.Tensor) -> None:
