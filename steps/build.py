@@ -59,7 +59,7 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
         with explain_full_disk(checkpoint.bytes, place), mode.stage(checkpoint, config) as folder:
             size = sum(file.stat().st_size for file in folder.iterdir())
             manifest = {f"{mode.weights_folder}/{file}": entry for file, entry in read_manifest(folder).items()}
-            model_id = _log_model(mode, config, checkpoint, folder)
+            model_id = _log_model(mode, config, checkpoint, folder, identity)
         mlflow.log_metrics({names.BYTES.key: size, "build/seconds": perf_counter() - started}, model_id=model_id)
         manifest_sha256 = integrity.seal(client, model_id, manifest)
         if config.check:
@@ -116,7 +116,7 @@ def _log_inputs(config: BuildConfig, checkpoint: Checkpoint) -> None:
         mlflow.set_tag("mlflow.source.git.commit", commit)
 
 
-def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: Path) -> str:
+def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: Path, identity: str) -> str:
     """Log the staged folder as the mode does; returns the id of the LoggedModel."""
     import mlflow
 
@@ -130,6 +130,8 @@ def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: 
                 "model_id": model.model_id,
                 "input_example": get_interface(config.interface).example,
                 "pip_requirements": mode.requirements,
+                # A server reads it in the model's own files.
+                "metadata": {names.FINGERPRINT: identity},
             }
             return str(mode.log(config, folder, common).model_id)
     except (TemplateError, KeyError, ValueError, TypeError) as error:
