@@ -17,6 +17,7 @@ from steps.command_line.hydra_schemas import store_schemas
 from steps.command_line.overrides import expand, parse
 from steps.config.paths import CONF
 from steps.config.schema import MainConfig, RegisterConfig
+from steps.config.serving import ServeConfig
 from steps.errors import StepError
 from steps.interrupts import EXIT_CODE, INTERRUPTED, clean_end
 from steps.output import lasting_output
@@ -108,6 +109,8 @@ def run_with_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[s
 
 def _only_reads(config: Any) -> bool:
     """Return True if a step leaves the store as it is. In main, even a dry run builds and evaluates."""
+    if isinstance(config, ServeConfig):
+        return True
     is_register = isinstance(config, RegisterConfig) and not isinstance(config, MainConfig)
     return is_register and (config.dry_run or config.action == "history")
 
