@@ -95,7 +95,7 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
             entries = read_manifest(folder)
             manifest = {f"{mode.weights_folder}/{file}": entry for file, entry in entries.items()}
             with shared_files.set_aside_large_files(folder) as (rest, large):
-                model_id = _log_model(mode, config, checkpoint, rest, name)
+                model_id = _log_model(mode, config, checkpoint, rest, name, identity)
                 shared_files.add_large_files(client, model_id, mode.weights_folder, large, entries)
         mlflow.log_metrics({names.BYTES.key: size, "build/seconds": perf_counter() - started}, model_id=model_id)
         manifest_sha256 = integrity.seal(client, model_id, manifest)
@@ -153,7 +153,7 @@ def _free_name(client: MlflowClient, name: str, identity: str) -> str:
     return next(candidate for candidate in copies if candidate not in taken)
 
 
-def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: Path, name: str) -> str:
+def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: Path, name: str, identity: str) -> str:
     """Log the staged folder as the mode does; returns the id of the LoggedModel."""
     import mlflow
 
@@ -167,6 +167,8 @@ def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: 
                 "model_id": model.model_id,
                 "input_example": get_interface(config.interface).example,
                 "pip_requirements": mode.requirements,
+                # A server reads it in the model's own files.
+                "metadata": {names.FINGERPRINT: identity},
             }
             return str(mode.log(config, folder, common).model_id)
     except (TemplateError, KeyError, ValueError, TypeError) as error:

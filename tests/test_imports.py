@@ -16,10 +16,10 @@ OWN = {
     "pyfunc": {"torch_engine", "torch_precision", "growing_cache", "packed_linear", "int8_linear", "int8_model"},
     "onnx": {"onnx_engine", "genai_engine", "onnx_providers"},
 }
-SERVER = {"fastapi"}
+SERVER = {"fastapi", "starlette"}
 
 
-@pytest.mark.parametrize("module", ["steps.register", "steps.build", "steps.evaluate", "steps.main"])
+@pytest.mark.parametrize("module", ["steps.register", "steps.build", "steps.evaluate", "steps.main", "steps.serve"])
 def test_a_step_starts_without_heavy_imports(module):
     code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)

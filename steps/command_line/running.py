@@ -19,6 +19,7 @@ from steps.command_line.overrides import expand, parse
 from steps.command_line.variant_name import variant_name
 from steps.config.paths import CONF
 from steps.config.schema import BuildConfig, MainConfig, RegisterConfig
+from steps.config.serving import ServeConfig
 from steps.errors import StepError
 from steps.interrupts import EXIT_CODE, INTERRUPTED, clean_end
 from steps.output import lasting_output, signs_of_life
@@ -129,6 +130,8 @@ def _run_name(step_name: str, config: Any) -> str:
 
 def _only_reads(config: Any) -> bool:
     """Return True if a step leaves the store as it is. In main, even a dry run builds and evaluates."""
+    if isinstance(config, ServeConfig):
+        return True
     is_register = isinstance(config, RegisterConfig) and not isinstance(config, MainConfig)
     return is_register and (config.dry_run or config.action == "history")
 

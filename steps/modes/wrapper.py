@@ -22,7 +22,7 @@ WRAPPERS = Path(__file__).parents[1] / "wrappers"
 CODE_FOLDER = "code/phi3_wrappers"
 WEIGHTS_FOLDER = "artifacts/checkpoint"
 # What every wrapper imports when it is loaded.
-PACKAGES = ("mlflow", "tokenizers", "jinja2", "numpy", "pandas")
+PACKAGES = ("mlflow", "tokenizers", "jinja2", "numpy", "pandas", "prometheus-client")
 MODULES = ("mlflow.pyfunc", "mlflow.pyfunc.loaders.code_model")
 
 
@@ -66,8 +66,7 @@ def log_wrapper(config: BuildConfig, folder: Path, common: dict[str, Any], engin
                 "engine": engine,
             },
             signature=_unchecked(interface.signature(config.generation)),
-            metadata={"task": interface.task} if interface.task else None,
-            **common,
+            **common | {"metadata": common["metadata"] | ({"task": interface.task} if interface.task else {})},
         )
     return info
 

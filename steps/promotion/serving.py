@@ -115,7 +115,7 @@ def served(uri: str, interface: Interface, seconds: float) -> Iterator[Served]:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                env=child_environment(folder) | {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(REQUEST_SECONDS)},
+                env=_environment(folder),
                 start_new_session=True,
             )
         try:
@@ -125,6 +125,12 @@ def served(uri: str, interface: Interface, seconds: float) -> Iterator[Served]:
         finally:
             # Closes the watcher's standard input, which makes it stop the server.
             watcher.communicate()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Return the environment of the server: without the API key of the user's own server, which it would demand."""
+    environment = child_environment(folder) | {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(REQUEST_SECONDS)}
+    return {name: value for name, value in environment.items() if not name.startswith("PHI3_API_KEY")}
 
 
 def serve_command(uri: str, port: int) -> list[str]:

@@ -22,10 +22,13 @@ from .contract.size import check_size
 from .engines import load_engine
 from .engines.scheduler import Scheduler
 from .manifest import DamagedCheckpoint, check
-from .serving.app import extend_server
+from .serving.app import extend_server, extended_app
 from .serving.client import CLIENT
 from .serving.health import health_check
+from .serving.identity import read_identity
+from .serving.metrics import Metrics
 from .serving.prediction import extend_prediction
+from .serving.routes import Service
 from .tokenizer import ChatTokenizer
 
 
@@ -52,8 +55,19 @@ class Phi3Model(PythonModel):
             self._interface, self._tokenizer, self._tokenizer.context_length, config["generation"]
         )
         self._scheduler = Scheduler(load_engine(directory, **config["engine"]))
-        extend_server(self._contract.frame_rows, health_check(self._contract, self._scheduler))
+        self._health = health_check(self._contract, self._scheduler)
+        self._service = Service(
+            read_identity(Path(directory).parents[1], self._name),
+            self._contract,
+            self._scheduler,
+            Metrics(self._scheduler, self._contract.context_length),
+        )
+        extend_server(self._contract.frame_rows, self._health, self._service)
         extend_prediction(self._contract.frame_rows)
+
+    def server_class(self, app_class: Any) -> Any:
+        """Return the class of an app for MLflow's routes, extended by ours."""
+        return extended_app(app_class, self._contract.frame_rows, self._health, self._service)
 
     # MLflow passes on every type of input, but it warns on every load about a hint that says so.
     def predict(

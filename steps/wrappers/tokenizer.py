@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from .added_tokens import add_configured_tokens, is_marker, named_tokens, special_tokens
 from .chat_template import ChatTemplate, TemplateRefusal, template_source
-from .detokenizer import Detokenizer, decoder_parts
+from .detokenizer import BEFORE, Detokenizer, decoder_parts
 
 # Conversations that show which tokens a template writes. A template may refuse some of them.
 CONVERSATIONS = (("system", "user", "assistant", "user"), ("user", "assistant", "user"), ("user",))
@@ -75,6 +75,22 @@ class ChatTokenizer:
     def detokenizer(self) -> Detokenizer:
         """Return a new decoder for the tokens of one completion, one after the other."""
         return Detokenizer(self._form, *self._decoder)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Return the number of tokens, added ones included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return what one token writes inside of a text, in UTF-8; a special token writes its name."""
+        form: str | None = self._tokenizer.id_to_token(token)
+        if form is None:
+            return b""
+        if form in self._undecoded:
+            return form.encode()
+        decode, bytes_of = self._decoder
+        content = bytes_of(form)
+        return decode([BEFORE, form])[len(BEFORE) :].encode() if content is None else content
 
     def count_tokens(self, texts: Iterable[str]) -> list[int]:
         """Return how many tokens each text has, in batches of 1,000 texts."""

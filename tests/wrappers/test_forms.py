@@ -187,7 +187,7 @@ def test_settings_are_honoured_as_fields_and_as_params(model, interface, setting
 
 
 @pytest.mark.parametrize(
-    "settings", [{"presence_penalty": 0.5}, {"frequency_penalty": 1.0}, {"n": 0}, {"top_k": -1}], ids=str
+    "settings", [{"presence_penalty": 2.5}, {"frequency_penalty": -3.0}, {"n": 0}, {"top_k": -1}], ids=str
 )
 def test_what_cannot_be_honoured_is_refused_from_every_side(model, interface, settings):
     row, (name,) = _row(interface), settings

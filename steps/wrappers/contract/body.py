@@ -37,13 +37,20 @@ def rewrite_body(body: bytes, content_type: str | None, frame_rows: FrameRows) -
     media_type = _media_type(content_type)
     if media_type == CSV:
         return json.dumps({"inputs": _sealed(frame_rows(read_csv(body, MAX_ROWS)), None)}).encode()
-    if media_type != JSON:
-        message = f"the content type must be {JSON} or {CSV}, in UTF-8"
-        raise RequestError("content_type", message, status=415)
+    content = read_object(body, content_type, f"{JSON} or {CSV}", INVALID_REQUEST)
+    return json.dumps(_rewrite(_checked(content), frame_rows)).encode()
+
+
+def read_object(
+    body: bytes, content_type: str | None, types: str = JSON, problem: str = "the body must be a JSON object"
+) -> dict[str, Any]:
+    """Return the JSON object in a body; raise RequestError for another content type, named `types`, or content."""
+    if _media_type(content_type) != JSON:
+        raise RequestError("content_type", f"the content type must be {types}, in UTF-8", status=415)
     content = _parse(body)
     if not isinstance(content, dict):
-        raise RequestError("invalid_request", INVALID_REQUEST)
-    return json.dumps(_rewrite(_checked(content), frame_rows)).encode()
+        raise RequestError("invalid_request", problem)
+    return content
 
 
 def _checked(content: dict[str, Any]) -> dict[str, Any]:

@@ -5,15 +5,17 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from ..engines.sampling import TokenScore
 from ..engines.sequence import Sequence
 from ..tokenizer import ChatTokenizer
 from .errors import RequestError
-from .fields import check_text, is_list, short, shown_name
+from .fields import check_text, is_list, short, shown_logprob, shown_name
 from .neutral import asks_for_nothing
 from .rendering import encode_conversation
 
 SUBJECT = "messages"
 ROLES = ("system", "user", "assistant")
+OFFERED: tuple[str, ...] = ("presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs")
 
 
 def rows(request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -37,7 +39,27 @@ def encode(row: dict[str, Any], tokenizer: ChatTokenizer) -> list[int]:
 def reply(model: str, choices: list[Sequence]) -> dict[str, Any]:
     """Return the reply to one conversation, with exact token counts."""
     finished = [(choice.text, choice.finish_reason) for choice in choices]
-    return _completion(model, finished, len(choices[0].prompt), sum(len(choice.tokens) for choice in choices))
+    content = _completion(model, finished, len(choices[0].prompt), sum(len(choice.tokens) for choice in choices))
+    for entry, choice in zip(content["choices"], choices, strict=True):
+        if choice.settings.logprobs is not None:
+            entry["logprobs"] = {"content": logprobs(choice.tokenizer, choice.scores)}
+    return content
+
+
+def logprobs(tokenizer: ChatTokenizer, scores: list[TokenScore]) -> list[dict[str, Any]]:
+    """Return OpenAI's log-probabilities of tokens, without the token that ended the reply."""
+    scores = [score for score in scores if score.token not in tokenizer.end_tokens]
+    return [
+        _shown_token(tokenizer, score.token, score.logprob)
+        | {"top_logprobs": [_shown_token(tokenizer, *alternative) for alternative in score.best]}
+        for score in scores
+    ]
+
+
+def _shown_token(tokenizer: ChatTokenizer, token: int, logprob: float) -> dict[str, Any]:
+    content = tokenizer.token_bytes(token)
+    text = content.decode("utf-8", "replace")
+    return {"token": text, "logprob": shown_logprob(logprob), "bytes": list(content)}
 
 
 def error_reply(model: str, error: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Checks of single fields. Each raises `RequestError` with the field, the value and the limit."""
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Real
@@ -11,6 +12,8 @@ from ..engines.sequence import Settings
 from .errors import RequestError
 
 MAX_CHOICES, MAX_STOPS = 8, 8
+MAX_BIASES, MAX_BIAS = 1024, 100
+LEAST_LOGPROB = -9999.0
 MAX_COMPLETION_TOKENS = "max_completion_tokens"
 
 
@@ -43,8 +46,21 @@ def check_settings(values: dict[str, Any], explicit_max_tokens: bool, context: i
         max_tokens=min(max_tokens, room),
         stop=tuple(values.get("stop", ())),
         seed=values.get("seed"),
+        **{name: values[name] for name in ("presence_penalty", "frequency_penalty", "logit_bias") if name in values},
+        logprobs=_alternatives(values),
+        echo=values.get("echo", False),
     )
     return settings, values.get("n", 1)
+
+
+def _alternatives(values: Mapping[str, Any]) -> int | None:
+    """Return how many alternatives each log-probability comes with; None if none were asked for."""
+    alternatives: int | None = values.get("top_logprobs")
+    if values.get("logprobs"):
+        return alternatives or 0
+    if alternatives:
+        raise RequestError("invalid_top_logprobs", f"top_logprobs needs logprobs: true, got {alternatives} without it")
+    return None
 
 
 def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,6 +146,30 @@ def _stop_strings(field: str, value: Any) -> list[str]:
     return strings
 
 
+def _flag(field: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise RequestError(f"invalid_{field}", f"{field} must be true or false, got {short(value)}")
+    return bool(value)
+
+
+def _token_biases(field: str, value: Any) -> tuple[tuple[int, float], ...]:
+    """Return the biases of tokens, which JSON names by their ids as strings."""
+    if isinstance(value, tuple):
+        return value  # checked already
+    if not isinstance(value, dict) or len(value) > MAX_BIASES:
+        bounds = f"an object of at most {MAX_BIASES} token ids with numbers"
+        raise RequestError(f"invalid_{field}", f"{field} must be {bounds}, got {short(value)}")
+    biases = []
+    for name, bias in value.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[0-9]{1,9}", name):
+            raise RequestError(f"invalid_{field}", f"{field} must have token ids as names, got {shown_name(name)}")
+        if not is_number(bias) or not -MAX_BIAS <= bias <= MAX_BIAS:
+            bounds = f"a number, at least -{MAX_BIAS} and at most {MAX_BIAS}"
+            raise RequestError(f"invalid_{field}", f"{field}.{name} must be {bounds}, got {short(bias)}")
+        biases.append((int(name), float(bias)))
+    return tuple(biases)
+
+
 # By setting: the check of its value.
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "temperature": partial(_number, low=0.0, high=2.0),
@@ -139,6 +179,12 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "stop": _stop_strings,
     "n": partial(_integer, low=1, high=MAX_CHOICES),
     "seed": partial(_integer, low=0, high=2**63 - 1),
+    "presence_penalty": partial(_number, low=-2.0, high=2.0),
+    "frequency_penalty": partial(_number, low=-2.0, high=2.0),
+    "logit_bias": _token_biases,
+    "logprobs": _flag,
+    "top_logprobs": partial(_integer, low=0, high=20),
+    "echo": _flag,
 }
 
 
@@ -168,3 +214,8 @@ def short(value: Any) -> str:
 def shown_name(field: Any) -> str:
     """Return the beginning of a field's name, for a message."""
     return repr(field[:40])[1:-1] if isinstance(field, str) else short(field)
+
+
+def shown_logprob(logprob: float) -> float:
+    """Return a log-probability as OpenAI shows it: JSON has no infinity, so -9999 is the least."""
+    return max(logprob, LEAST_LOGPROB)

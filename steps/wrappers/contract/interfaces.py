@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from ..engines.sequence import Sequence
 from ..tokenizer import ChatTokenizer
-from . import chat, prompt
+from . import chat, completions, prompt
 
 
 class Interface(Protocol):
@@ -13,6 +13,9 @@ class Interface(Protocol):
 
     SUBJECT: str
     """The field of a row that holds the conversation or the prompt."""
+
+    OFFERED: tuple[str, ...]
+    """The fields of neutral.UNSUPPORTED that this interface honours."""
 
     def rows(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the rows of a request that came as one object."""
@@ -34,3 +37,5 @@ class Interface(Protocol):
 
 
 INTERFACES: dict[str, Interface] = {"chat": chat, "prompt": prompt}
+# OpenAI's completions: no model is logged with it, every served one offers it.
+COMPLETIONS: Interface = completions

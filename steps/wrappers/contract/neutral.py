@@ -1,9 +1,9 @@
-"""Fields that no Phi-3 wrapper can honour. Clients send them with values that ask for nothing, and those are accepted.
+"""Fields that not every model can honour. Clients send them with values that ask for nothing, and those are accepted.
 
-Any other value is refused, so that nobody relies on it.
+If the interface of a model does not offer the field, any other value is refused, so that nobody relies on it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from numbers import Real
 from typing import Any
 
@@ -60,9 +60,11 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = COLUMNS | {
 IGNORED = ("model", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
 
 
-def refuse_unsupported(row: Mapping[str, Any]) -> None:
-    """Raise RequestError if a field that cannot be honoured asks for something."""
+def refuse_unsupported(row: Mapping[str, Any], offered: Container[str]) -> None:
+    """Raise RequestError if a field that is not offered asks for something."""
     for field, neutral in UNSUPPORTED.items():
+        if field in offered:
+            continue
         value = row.get(field)
         # Compared as text: an array has no truth value. No neutral value is longer than what `short` shows.
         if not asks_for_nothing(value) and short(value) not in map(short, neutral):

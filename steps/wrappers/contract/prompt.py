@@ -9,6 +9,8 @@ from .fields import check_text, is_list
 from .rendering import encode_conversation
 
 SUBJECT = "prompt"
+# A text has no place for log-probabilities.
+OFFERED: tuple[str, ...] = ("presence_penalty", "frequency_penalty", "logit_bias")
 
 
 def rows(request: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from ..tokenizer import ChatTokenizer
 from .errors import RequestError
 from .fields import MAX_COMPLETION_TOKENS, check_settings, is_list, short, shown_name, with_max_tokens, without_none
 from .interfaces import Interface
-from .neutral import COLUMNS, IGNORED, UNSUPPORTED, refuse_unsupported
+from .neutral import COLUMNS, IGNORED, UNSUPPORTED, asks_for_nothing, refuse_unsupported
 from .size import check_row_size
 
 SETTINGS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "n", "seed")
@@ -56,22 +56,31 @@ class Contract:
         """Check one row."""
         check_row_size(row)
         row = without_none(row)
-        known = (self.interface.SUBJECT, *OPTIONS)
+        offered = self.interface.OFFERED
+        known = (self.interface.SUBJECT, *OPTIONS, *offered)
         # MLflow passes an empty list for a list that the params of a call do not have.
         params = {name: value for name, value in without_none(params or {}).items() if not _is_empty_list(value)}
-        explicit = _settings(params, OPTIONS) | _settings(row, known)
+        explicit = _settings(params, (*OPTIONS, *offered), offered) | _settings(row, known, offered)
         prompt = self.interface.encode(row, self.tokenizer)
         settings, n = check_settings(
             self.defaults | explicit, "max_tokens" in explicit, self.context_length, len(prompt)
         )
+        self._refuse_foreign_tokens(settings)
         return Request(prompt, settings, n)
 
+    def _refuse_foreign_tokens(self, settings: Settings) -> None:
+        size = self.tokenizer.vocabulary_size
+        if foreign := [token for token, _ in settings.logit_bias if token >= size]:
+            message = f"logit_bias must name tokens of the vocabulary, which has {size}, got {foreign[0]}"
+            raise RequestError("invalid_logit_bias", message)
 
-def _settings(fields: dict[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
-    """Return the settings among the fields of a row or the params of a call; refuse what no model can honour."""
+
+def _settings(fields: dict[str, Any], known: tuple[str, ...], offered: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings among the fields of a row or the params of a call; refuse what the model cannot honour."""
     fields = with_max_tokens(fields)
-    _refuse_unsupported(fields, known)
-    return _custom_inputs(fields) | {name: fields[name] for name in SETTINGS if name in fields}
+    _refuse_unsupported(fields, known, offered)
+    more = {name: fields[name] for name in offered if name in fields and not asks_for_nothing(fields[name])}
+    return _custom_inputs(fields) | {name: fields[name] for name in SETTINGS if name in fields} | more
 
 
 def is_missing(cell: Any) -> bool:
@@ -79,8 +88,8 @@ def is_missing(cell: Any) -> bool:
     return pd.api.types.is_scalar(cell) and bool(pd.isna(cell))
 
 
-def _refuse_unsupported(row: dict[str, Any], known: tuple[str, ...]) -> None:
-    refuse_unsupported(row)
+def _refuse_unsupported(row: dict[str, Any], known: tuple[str, ...], offered: tuple[str, ...]) -> None:
+    refuse_unsupported(row, offered)
     if unknown := [key for key in row if key not in (*known, *UNSUPPORTED, *IGNORED)]:
         raise RequestError(
             "unsupported_field", f"{shown_name(unknown[0])} is not a known field; known fields: {', '.join(known)}"

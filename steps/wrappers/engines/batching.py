@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from .prefix_cache import Prefix
-from .sequence import FloatArray, Sequence
+from .prefix_cache import IntArray, Prefix, PrefixCache
+from .sampling import FloatArray
+from .sequence import Sequence
 
 # The largest share of padding among tokens that are prefilled together: padding costs as much as any other token.
 PADDING = 0.1
@@ -26,10 +27,23 @@ class Arrival(Generic[State]):
         return len(self.sequence.prompt) - (len(self.prefix.tokens) if self.prefix else 0)
 
 
+def look_up(
+    sequences: list[Sequence],
+    prefixes: PrefixCache[State],
+    extend: Callable[[Prefix[State] | None, IntArray], Prefix[State]],
+) -> list[Arrival[State]]:
+    """Return new sequences with what is known of their prompts. A prompt that is scored is computed whole."""
+    unscored = [sequence for sequence in sequences if not sequence.settings.scores_prompt]
+    found = prefixes.lookup([sequence.prompt for sequence in unscored], extend)
+    known = dict(zip(unscored, found, strict=True))
+    return [Arrival(sequence, known.get(sequence)) for sequence in sequences]
+
+
 def prefill_groups(arrivals: list[Arrival[State]], max_tokens: int) -> list[list[Arrival[State]]]:
     """Group sequences that miss a similar number of tokens.
 
-    No group has more than `max_tokens` tokens, padding included, unless it is one sequence alone.
+    No group has more than `max_tokens` tokens, padding included, unless it is one sequence alone. A sequence whose
+    prompt is scored is alone.
     """
     groups: list[list[Arrival[State]]] = []
     for arrival in sorted(arrivals, key=lambda arrival: arrival.missing):
@@ -42,6 +56,8 @@ def prefill_groups(arrivals: list[Arrival[State]], max_tokens: int) -> list[list
 
 def _fits(group: list[Arrival[State]], max_tokens: int) -> bool:
     """Return True if a group, sorted by the missing tokens, is within `max_tokens` and PADDING."""
+    if any(arrival.sequence.settings.scores_prompt for arrival in group):
+        return False  # its logits take as much memory as a group's
     padded = len(group) * group[-1].missing
     return padded <= max_tokens and sum(arrival.missing for arrival in group) >= (1 - PADDING) * padded
 
@@ -49,19 +65,19 @@ def _fits(group: list[Arrival[State]], max_tokens: int) -> bool:
 def choose_tokens(
     sequences: list[Sequence], best: list[int], logits: Callable[[int], FloatArray]
 ) -> list[tuple[Sequence, int]]:
-    """Return the next token of every sequence: the best one if it is greedy, else one that it samples.
+    """Return the next token of every sequence: the best one if it takes that, else the one that it chooses.
 
-    A sequence that cannot sample fails alone and is left out.
+    A sequence that cannot choose fails alone and is left out.
 
     Args:
         sequences: The sequence of each row.
         best: The token with the highest logit in each row.
-        logits: Returns the logits [vocabulary] of a row; called only for rows that sample.
+        logits: Returns the logits [vocabulary] of a row; called only for rows that choose.
     """
     chosen = []
     for row, sequence in enumerate(sequences):
         try:
-            chosen.append((sequence, best[row] if sequence.greedy else sequence.sample(logits(row))))
+            chosen.append((sequence, best[row] if sequence.settings.takes_best else sequence.choose(logits(row))))
         except Exception as error:  # no error of one sequence may stop the others
             sequence.fail_internally(error)
     return chosen

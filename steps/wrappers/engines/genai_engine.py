@@ -1,11 +1,12 @@
 """Batching on ONNX Runtime GenAI's own engine, for providers other than the CPU.
 
 `og.Engine` batches continuously if its provider can; on a CPU it starts a batch when the last one has finished (see
-onnx_engine.py). It accepts no seed for a turn, so a sampled sequence with a seed gets a generator of its own, with
-our own sampling.
+onnx_engine.py). It accepts no seed for a turn and shows no logits, so a sequence that samples with a seed, or that
+needs its logits otherwise, gets a generator of its own, with our own sampling.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class GenaiEngine:
             self._engine = og.Engine(self._model)
             self._events = self._engine.create_event_buffer(EVENTS)
         for sequence in arriving:
-            begin = self._begin_turn if sequence.greedy or sequence.settings.seed is None else self._begin_generator
+            begin = self._begin_generator if _needs_logits(sequence) else self._begin_turn
             try:
                 begin(sequence)
             except Exception as error:  # GenAI may refuse one request: no reason to stop the others
@@ -97,6 +98,8 @@ class GenaiEngine:
         params.set_search_options(max_length=len(sequence.prompt) + sequence.settings.max_tokens)
         generator = og.Generator(self._model, params)
         generator.append_tokens(np.array(sequence.prompt, dtype=np.int32))
+        if sequence.settings.scores_prompt:
+            sequence.score_prompt(np.asarray(generator.get_output("logits"), dtype=np.float32)[0])
         self._generators[sequence] = generator
 
     def _step_generators(self) -> list[tuple[Sequence, int]]:
@@ -109,10 +112,16 @@ class GenaiEngine:
         return tokens
 
     def _step_generator(self, sequence: Sequence, generator: og.Generator) -> tuple[Sequence, int]:
-        token = sequence.sample(np.asarray(generator.get_logits(), dtype=np.float32)[0, -1])
+        token = sequence.choose(np.asarray(generator.get_logits(), dtype=np.float32)[0, -1])
         if token not in self._end_tokens and len(sequence.tokens) + 1 < sequence.settings.max_tokens:
             generator.append_tokens(np.array([token], dtype=np.int32))
         return sequence, token
+
+
+def _needs_logits(sequence: Sequence) -> bool:
+    """Return True unless GenAI's own engine can choose the tokens: greedily, or sampled without a seed."""
+    plain = replace(sequence.settings, temperature=0.0)
+    return not plain.takes_best or (not sequence.greedy and sequence.settings.seed is not None)
 
 
 def _end_tokens(directory: str) -> list[int]:

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
-from .batching import Arrival, choose_tokens, prefill_groups
-from .prefix_cache import Prefix, PrefixCache
-from .sequence import FloatArray, Sequence
+from .batching import Arrival, choose_tokens, look_up, prefill_groups
+from .prefix_cache import IntArray, Prefix, PrefixCache
+from .sampling import FloatArray
+from .sequence import Sequence
 
 # Tokens of one prefill, padding included. The graph returns logits for each: 4 bytes x vocabulary.
 PREFILL_TOKENS = 512
 CAPACITY_STEP = 64
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
-IntArray = npt.NDArray[np.int64]
 # Keys and values [layers, 2, heads, length, head size].
 State = FloatArray
 
@@ -74,8 +73,7 @@ class OnnxEngine:
             return _choose(self._rows, self._decode())
         # One row more than needed: a beginning is computed there.
         self._reserve(len(self._rows) + len(arriving) + 1, max(len(sequence.prompt) for sequence in arriving))
-        prefixes = self._prefixes.lookup([sequence.prompt for sequence in arriving], self._extend)
-        arrivals = [Arrival(sequence, prefix) for sequence, prefix in zip(arriving, prefixes, strict=True)]
+        arrivals = look_up(arriving, self._prefixes, self._extend)
         # The graph goes on from a beginning in one row only.
         groups = [[arrival] for arrival in arrivals if arrival.prefix]
         groups += prefill_groups([arrival for arrival in arrivals if not arrival.prefix], PREFILL_TOKENS)
@@ -105,15 +103,19 @@ class OnnxEngine:
             ids[row, : len(prompt)] = prompt
         reused = self._load(group[0].prefix, start)
         self._prefixes.count(int(lengths.sum()), reused)
-        return self._run(ids, lengths, reused, start)
+        return self._run(ids, lengths, reused, start, group[0].sequence)
 
-    def _run(self, ids: IntArray, lengths: IntArray, first: int, start: int) -> FloatArray:
+    def _run(
+        self, ids: IntArray, lengths: IntArray, first: int, start: int, scored: Sequence | None = None
+    ) -> FloatArray:
         """Run prompts [rows, width] from column `first` on, in pieces; return their last logits [rows, vocabulary]."""
-        # Only one row can be longer than one piece, or begin after column 0.
+        # Only one row can be longer than one piece, begin after column 0, or be scored.
         for column in range(first, ids.shape[1], PREFILL_TOKENS):
             piece = ids[:, column : column + PREFILL_TOKENS]
             seen = np.minimum(lengths, column + piece.shape[1])
             logits = self.forward(piece, seen, column, start)
+            if scored and scored.settings.scores_prompt:
+                scored.score_prompt(logits[0].astype(np.float32))
         last: FloatArray = logits[np.arange(len(ids)), seen - column - 1]
         return last
 

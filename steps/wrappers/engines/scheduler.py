@@ -9,7 +9,7 @@ import atexit
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from threading import Condition, Thread
@@ -57,6 +57,8 @@ class Scheduler:
         self._failed = False
         self._stopped = False
         self._last_failed: Sequence | None = None
+        # Called with every sequence that leaves the batch, in the engine's thread.
+        self.on_finished: Callable[[Sequence], None] = lambda _: None
 
     @property
     def engine(self) -> Engine:
@@ -67,6 +69,16 @@ class Scheduler:
     def running(self) -> int:
         """Return the number of sequences in the engine's batch."""
         return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Return the number of sequences that wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Return the number of tokens that the engine keeps for the sequences of its batch."""
+        return sum(sequence.length for sequence in self._running)
 
     @property
     def is_idle(self) -> bool:
@@ -215,6 +227,8 @@ class Scheduler:
             _release(finished)
             self._engine.remove(finished)
             self._running = [sequence for sequence in self._running if sequence not in finished]
+            for sequence in finished:
+                self.on_finished(sequence)
 
     def _fail_sequences(self) -> None:
         """Fail every running sequence; if none is running, fail the queue, because admission itself raised."""

@@ -1,24 +1,30 @@
 """One completion in progress: its settings, its tokens so far, and when it ends."""
 
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from threading import Event
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..contract.errors import engine_failed
 from ..tokenizer import ChatTokenizer
-
-FloatArray = npt.NDArray[np.floating[Any]]
+from .sampling import FloatArray, Mask, TokenScore, biased, penalized, score
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to generate one completion. Temperature 0 is greedy; top_k 0 sets no limit."""
+    """How to generate one completion. Temperature 0 is greedy; top_k 0 sets no limit.
+
+    Attributes:
+        logit_bias: What is added to the logits of some tokens.
+        logprobs: How many alternatives each token's log-probability comes with; None for no log-probabilities.
+        echo: Whether the tokens of the prompt get log-probabilities too.
+        mask: Makes the mask of a sequence whose tokens a grammar limits.
+    """
 
     temperature: float
     top_p: float
@@ -26,6 +32,23 @@ class Settings:
     max_tokens: int
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    echo: bool = False
+    mask: Callable[[], Mask] | None = None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Return True if the engine has to compute the logits of every token of the prompt."""
+        return self.echo and self.logprobs is not None
+
+    @property
+    def takes_best(self) -> bool:
+        """Return True if the next token is the one with the highest logit, and nobody asks for its probability."""
+        changes = self.presence_penalty or self.frequency_penalty or self.logit_bias or self.mask
+        return self.temperature == 0 and self.logprobs is None and not changes
 
     def for_choice(self, index: int) -> "Settings":
         """Return the settings of one of several choices: each has a seed of its own."""
@@ -47,6 +70,10 @@ class Sequence:
     finish_reason: str | None = None
     error: Exception | None = None
     cancelled: bool = False
+    scores: list[TokenScore] = field(default_factory=list)
+    prompt_scores: list[TokenScore] = field(default_factory=list)
+    # When it was made, and when its first and its last token came.
+    times: list[float] = field(default_factory=lambda: [time.monotonic()])
     done: Event = field(default_factory=Event)
     progress: Event = field(default_factory=Event)
 
@@ -55,6 +82,7 @@ class Sequence:
         # The text of the tokens that were searched for stop strings.
         self._searched = ""
         self._random = np.random.default_rng(self.settings.seed)
+        self._mask = self.settings.mask() if self.settings.mask else None
 
     @property
     def length(self) -> int:
@@ -69,6 +97,7 @@ class Sequence:
     def push(self, token: int) -> None:
         """Append the next token; end at an end token, a stop string or max_tokens."""
         self.tokens.append(token)
+        self.times[1:] = [self.times[1] if len(self.times) > 1 else time.monotonic(), time.monotonic()]
         ended = token in self.tokenizer.end_tokens
         is_last = ended or len(self.tokens) >= self.settings.max_tokens
         text = self._searched + ("" if ended else self._detokenizer.push(token))
@@ -88,6 +117,28 @@ class Sequence:
             return self.text
         text = self._searched
         return text[: max(0, len(text) - self._held_back)]
+
+    def choose(self, logits: FloatArray) -> int:
+        """Return the next token for `logits` [vocabulary], and keep its log-probability if it was asked for."""
+        settings = self.settings
+        changed = biased(logits, settings.logit_bias) if settings.logit_bias else logits
+        changed = penalized(changed, self.tokens, settings.presence_penalty, settings.frequency_penalty)
+        if self._mask:
+            changed = self._mask.apply(changed)
+        token = int(changed.argmax()) if self.greedy else self.sample(changed)
+        if self._mask:
+            self._mask.accept(token)
+        if settings.logprobs is not None:
+            self.scores.append(score(logits, token, settings.logprobs))
+        return token
+
+    def score_prompt(self, logits: FloatArray) -> None:
+        """Keep the log-probabilities of the prompt from `logits` [tokens, vocabulary], the next ones in its order."""
+        for row in logits:
+            if len(self.prompt_scores) + 1 == len(self.prompt):
+                return
+            token = self.prompt[len(self.prompt_scores) + 1]
+            self.prompt_scores.append(score(row, token, self.settings.logprobs or 0))
 
     def sample(self, logits: FloatArray) -> int:
         """Draw a token from `logits` [vocabulary] by temperature, top_k and top_p (nucleus sampling)."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from transformers import AutoModelForCausalLM, Cache
 
-from .batching import Arrival, choose_tokens, prefill_groups
+from .batching import Arrival, choose_tokens, look_up, prefill_groups
 from .growing_cache import GrowingLayer, growing_cache
 from .int8_model import load_int8_model
 from .packed_linear import pack
@@ -76,9 +76,7 @@ class TorchEngine:
         if not arriving:
             return _choose(self._rows, self._decode())
         tokens = []
-        prefixes = self._prefixes.lookup([sequence.prompt for sequence in arriving], self._extend)
-        arrivals = [Arrival(sequence, prefix) for sequence, prefix in zip(arriving, prefixes, strict=True)]
-        for group in prefill_groups(arrivals, PREFILL_TOKENS):
+        for group in prefill_groups(look_up(arriving, self._prefixes, self._extend), PREFILL_TOKENS):
             logits, cache, mask = self._prefill(group)
             sequences = [arrival.sequence for arrival in group]
             tokens += _choose(sequences, logits)
@@ -119,7 +117,11 @@ class TorchEngine:
         positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -missing:]
         states = [arrival.prefix.state if arrival.prefix else None for arrival in group]
         cache = _cache_of(states, reused) if max(reused) else growing_cache()
-        return self._forward(ids, mask, positions, cache), cache, mask
+        first = group[0].sequence
+        logits = self._forward(ids, mask, positions, cache, missing if first.settings.scores_prompt else 1)
+        if first.settings.scores_prompt:
+            first.score_prompt(logits[0].cpu().numpy())
+        return logits[:, -1], cache, mask
 
     def _extend(self, known: Prefix[State] | None, tokens: IntArray) -> Prefix[State]:
         """Compute the keys and values of a beginning, after those that are known."""
@@ -128,7 +130,7 @@ class TorchEngine:
         ids = torch.tensor(tokens[start:], device=self._device)[None]
         positions = torch.arange(start, len(tokens), device=self._device)[None]
         mask = torch.ones(1, len(tokens), dtype=torch.bool, device=self._device)
-        self._forward(ids, mask, positions, cache)
+        self._forward(ids, mask, positions, cache, 1)
         return Prefix(tokens, [(layer.keys[0].clone(), layer.values[0].clone()) for layer in _layers(cache)])
 
     def _bytes_per_token(self) -> int:
@@ -141,18 +143,21 @@ class TorchEngine:
         ids = torch.tensor([[sequence.tokens[-1]] for sequence in self._rows], device=self._device)
         positions = torch.tensor([[sequence.length - 1] for sequence in self._rows], device=self._device)
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=True)
-        return self._forward(ids, self._mask, positions, self._cache)
+        return self._forward(ids, self._mask, positions, self._cache, 1)[:, -1]
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache, keep: int
+    ) -> torch.Tensor:
+        """Run tokens; return the logits of the last `keep` columns [rows, keep, vocabulary]."""
         output = self._model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keep,
         )
-        logits: torch.Tensor = output.logits[:, -1].float()
+        logits: torch.Tensor = output.logits.float()
         return logits
 
     def _join(self, sequences: list[Sequence], cache: Cache, mask: torch.Tensor) -> None:

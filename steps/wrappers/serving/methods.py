@@ -1,7 +1,7 @@
 """The HTTP methods that MLflow's server does not have: HEAD, and OPTIONS with the preflight of a web page.
 
-A page may read replies if it is served on this machine, or if its origin is in MLFLOW_SERVER_CORS_ALLOWED_ORIGINS (as
-for MLflow's tracking server; * is any origin). The browser refuses every other page.
+A page may read replies if its origin is in MLFLOW_SERVER_CORS_ALLOWED_ORIGINS (as for MLflow's tracking server; * is
+any origin). Those of MLflow's own routes are also for pages of this machine. The browser refuses every other page.
 """
 
 import re
@@ -12,7 +12,10 @@ from mlflow.environment_variables import MLFLOW_SERVER_CORS_ALLOWED_ORIGINS
 from .messages import Message, Scope, Send
 
 READ, WRITE = ("GET", "HEAD", "OPTIONS"), ("POST", "OPTIONS")
-METHODS = {"/ping": READ, "/health": READ, "/version": READ, "/invocations": WRITE}
+OWN_METHODS = {"/v1/chat/completions": WRITE, "/v1/completions": WRITE, "/v1/models": READ, "/metrics": READ}
+# MLflow's routes, which pages of this machine may use.
+MLFLOW_METHODS = {"/ping": READ, "/health": READ, "/version": READ, "/invocations": WRITE}
+METHODS = MLFLOW_METHODS | OWN_METHODS
 LOCAL_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 
 Header = tuple[bytes, bytes]
@@ -64,4 +67,5 @@ def _allowed_origin(scope: Scope) -> bool:
     origin = (header(scope, b"origin") or b"").decode("latin-1")
     configured = (MLFLOW_SERVER_CORS_ALLOWED_ORIGINS.get() or "").split(",")  # type: ignore[no-untyped-call]
     origins = [entry.strip() for entry in configured]
-    return bool(origin) and ("*" in origins or origin in origins or LOCAL_ORIGIN.fullmatch(origin) is not None)
+    is_local = scope.get("path") in MLFLOW_METHODS and LOCAL_ORIGIN.fullmatch(origin) is not None
+    return bool(origin) and ("*" in origins or origin in origins or is_local)
