@@ -12,8 +12,9 @@ from tests.conftest import PROJECT
 STEPS = PROJECT / "steps"
 # From the top down: a room imports from rooms below it.
 LAYERS = (
-    ("build", "evaluate", "register", "main"),
+    ("build", "evaluate", "register", "main", "score"),
     ("command_line",),
+    ("batch",),
     ("promotion",),
     ("evaluation",),
     ("store",),

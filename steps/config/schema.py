@@ -6,27 +6,13 @@ No I/O and no heavy import, so that a step that only composes its configuration 
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-# OmegaConf's mark of a value that must be given. Written out, because a process that measures memory imports this.
-MISSING: Any = "???"
+from steps.config.keys import MISSING as MISSING
+from steps.config.keys import key as key
+from steps.config.score import ScoreConfig as ScoreConfig
+
 # MLflow keeps models and prompts in one table of names. Every prompt's name begins with this, and no model's may.
 PROMPT_PREFIX = "phi3.prompting."
 DEFAULT_METRICS = ("answer_match", "exact_match", "token_f1", "rouge_l", "chrf")
-
-
-def key(default: Any = MISSING, *, free_text: bool = False, is_path: bool = False, **bounds: Any) -> Any:
-    """Declare a configuration key. A list or dict default is copied for each configuration.
-
-    Args:
-        default: The value if no file and no override gives one; MISSING if conf/ must give it.
-        free_text: Take the value exactly as the user typed it, commas and quotes included.
-        is_path: A file or folder. A relative path starts where the user stands.
-        bounds: What `validation.py` checks: at_least, at_most, above (numbers), one_of (a tuple), needed (True),
-            plain_name (True: the value is a part of names that MLflow restricts).
-    """
-    metadata = {"free_text": free_text, "is_path": is_path, **bounds}
-    if isinstance(default, list | dict):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -288,6 +274,7 @@ STEPS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "register": RegisterConfig,
     "main": MainConfig,
+    "score": ScoreConfig,
 }
 SOURCES: dict[str, type[Model]] = {"miniature": MiniatureModel, "hub": HubModel, "folder": FolderModel}
 # Precisions with keys of their own; every other one is a plain Precision.
