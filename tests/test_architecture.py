@@ -12,9 +12,10 @@ from tests.conftest import PROJECT
 STEPS = PROJECT / "steps"
 # From the top down: a room imports from rooms below it.
 LAYERS = (
-    ("build", "evaluate", "register", "main", "serve"),
+    ("build", "evaluate", "register", "main", "score", "serve"),
     ("command_line",),
-    ("promotion", "service"),
+    ("batch", "service"),
+    ("promotion",),
     ("evaluation",),
     ("store",),
     ("modes",),

@@ -2,10 +2,10 @@
 
 from dataclasses import fields, is_dataclass
 
-from steps.config.schema import SOURCES, MainConfig, Model
+from steps.config.schema import SOURCES, MainConfig, Model, ScoreConfig
 
 
-def keys_with(mark: str, schemas: tuple[type, ...] = (MainConfig,), prefix: str = "") -> frozenset[str]:
+def keys_with(mark: str, schemas: tuple[type, ...] = (MainConfig, ScoreConfig), prefix: str = "") -> frozenset[str]:
     """Return the dotted keys that are declared with a mark: `free_text`, `is_path`."""
     keys: set[str] = set()
     for entry in (entry for schema in schemas for entry in fields(schema)):

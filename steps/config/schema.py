@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from steps.config.keys import MISSING as MISSING
+from steps.config.keys import key as key
+
 # The options' keys are read from here too.
-from steps.config.options import MISSING as MISSING
 from steps.config.options import PRECISIONS as PRECISIONS
 from steps.config.options import SOURCES as SOURCES
 from steps.config.options import FolderModel as FolderModel
@@ -14,7 +16,7 @@ from steps.config.options import MiniatureModel as MiniatureModel
 from steps.config.options import Model as Model
 from steps.config.options import Precision as Precision
 from steps.config.options import Smollm2Model as Smollm2Model
-from steps.config.options import key as key
+from steps.config.score import ScoreConfig as ScoreConfig
 
 # MLflow keeps models and prompts in one table of names. Every prompt's name begins with this, and no model's may.
 PROMPT_PREFIX = "phi3.prompting."
@@ -233,6 +235,7 @@ STEPS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "register": RegisterConfig,
     "main": MainConfig,
+    "score": ScoreConfig,
 }
 
 

@@ -23,6 +23,7 @@ NEEDS = {
     "precision=int4": ["mode=onnx"],
     "prompt_set=dataset": ["prompt_set.path=."],
 }
+STEP_NEEDS = {"score": ["input=questions.csv", "output=answers.csv"]}
 BOUNDS = {"at_least", "above", "one_of"}
 ENTRY_POINTS = yaml.safe_load((PROJECT / "MLproject").read_text())["entry_points"]
 
@@ -48,7 +49,7 @@ def test_every_option_composes_within_its_bounds(file):
 
 @pytest.mark.parametrize("step_name", schema.STEPS)
 def test_every_step_composes_without_overrides(step_name):
-    config = command_line.compose(step_name, [])
+    config = command_line.compose(step_name, STEP_NEEDS.get(step_name, []))
     assert isinstance(config, schema.STEPS[step_name])
     assert validation.faults(config) == []
 
@@ -97,7 +98,8 @@ def test_every_key_is_read_somewhere():
         if file.name not in ("schema.py", "validation.py"):
             tree = ast.parse(file.read_text())
             read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    keys = [key for kind in (schema.MainConfig, ServeConfig, *_option_schemas()) for key in _keys(kind)]
+    kinds = (schema.MainConfig, schema.ScoreConfig, ServeConfig, *_option_schemas())
+    keys = [key for kind in kinds for key in _keys(kind)]
     unread = {key for key in keys if key.rpartition(".")[2] not in read}
     # The columns are read together, by `asdict`.
     assert {key for key in unread if not key.startswith("prompt_set.columns.")} == set()
@@ -107,7 +109,7 @@ def test_every_number_has_bounds():
     """A number without bounds is a number that nobody thought about."""
     numbers = [
         f"{kind.__name__}.{entry.name}"
-        for kind in (*_dataclasses(schema.MainConfig), ServeConfig, *_option_schemas())
+        for kind in (*_dataclasses(schema.MainConfig), schema.ScoreConfig, ServeConfig, *_option_schemas())
         for entry in fields(kind)
         if entry.type in (int, float, int | None) and not entry.metadata.keys() & BOUNDS
     ]
@@ -133,4 +135,4 @@ def test_mlproject_declares_keys_with_their_defaults(entry_point):
         assert f"{name}={{{name}}}" in command
         value = getattr(config, name)
         chosen = prompt_set.name_of(value) if name == "prompt_set" else getattr(value, "name", value)
-        assert parameter["default"] == chosen
+        assert parameter.get("default") == chosen
