@@ -74,6 +74,7 @@ def miniature(checkpoint, tmp_path):
     return Repository(folder, COMMIT)
 
 
+@pytest.mark.slow
 def test_the_pinned_revision_is_downloaded_without_its_code(miniature, step, tmp_path):
     with serve({REPOSITORY: miniature}) as address:
         environment = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}

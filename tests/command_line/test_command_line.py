@@ -105,6 +105,7 @@ def test_hydra_flags_are_passed_on():
     assert command_line.parse(["--cfg", "job", "mode=onnx"]) == (["--cfg", "job"], ["mode=onnx"])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\r\n"), max_size=40))
 @pytest.mark.parametrize("point", [0, 1])

@@ -61,6 +61,7 @@ def test_the_main_job_has_five_variants_or_more_and_uses_every_mode():
     assert {command_line.compose("build", point).mode.name for point in points} == set(MODES)
 
 
+@pytest.mark.slow
 def test_overrides_of_main_reach_every_variant_and_sweeps_multiply_them():
     own, points = plan(["model.seed=3", "generation.temperature=0,0.5", "registered_model=other"])
     assert own == ["registered_model=other"]

@@ -88,6 +88,7 @@ def test_main_builds_and_ranks_the_others(typed, checkpoint, questions):
     assert "Promoted onnx-fp32-chat to phi3@champion (version 1)" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_variant_of_another_machine_is_left_out(typed, built_elsewhere, checkpoint, questions):
     left_out = f"Left out: pyfunc-fp32-chat (models:/{built_elsewhere}) cannot"
     done = typed("main", "variants=[[mode=onnx]]", questions, *SHORT, "promotion.smoke=false")
@@ -109,6 +110,7 @@ def test_nothing_but_a_variant_of_another_machine_cannot_be_evaluated(typed, bui
         assert done.stderr.startswith(f"error: pyfunc-fp32-chat (models:/{built_elsewhere}) cannot run here: {NO_GPU}")
 
 
+@pytest.mark.slow
 def test_a_variant_that_cannot_be_smoke_tested_here_does_not_become_champion(typed, checkpoint, questions, monkeypatch):
     """It was scored where its device is, and is better than the other one."""
     build(command_line.compose("build", ["mode=pyfunc"]), checkpoint)
@@ -122,6 +124,7 @@ def test_a_variant_that_cannot_be_smoke_tested_here_does_not_become_champion(typ
     assert "would promote pyfunc-fp32-chat" in done.stdout
 
 
+@pytest.mark.slow
 def test_main_ranks_the_others_if_one_fails(typed, checkpoint, questions, monkeypatch):
     score = scoring.score_variant
 

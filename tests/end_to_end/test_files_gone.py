@@ -37,6 +37,7 @@ def scorecard_file(variant):
     return Path(folder, scorecard.file(key.rpartition(".")[2]))
 
 
+@pytest.mark.slow
 def test_all_files_are_gone_and_main_builds_again(main, typed, words):
     assert main().returncode == 0
     (old,) = variants()
@@ -58,6 +59,7 @@ def test_all_files_are_gone_and_main_builds_again(main, typed, words):
     assert "Nothing changes: the champion" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [Path.unlink, cut], ids=["gone", "cut short"])
 def test_a_lost_scorecard_is_asked_for_again(main, typed, words, damage):
     assert main().returncode == 0
@@ -70,6 +72,7 @@ def test_a_lost_scorecard_is_asked_for_again(main, typed, words, damage):
     assert typed("register", words[0], "promotion.smoke=false").returncode == 0
 
 
+@pytest.mark.slow
 def test_one_lost_file_of_a_model_is_named(main):
     assert main().returncode == 0
     (variant,) = variants()
@@ -81,6 +84,7 @@ def test_one_lost_file_of_a_model_is_named(main):
     assert len(variants()) == 2
 
 
+@pytest.mark.slow
 def test_a_deleted_run_is_built_again_and_promoted(main):
     assert main().returncode == 0
     (variant,) = variants()

@@ -41,6 +41,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
 def test_an_interrupted_build_leaves_nothing_unfinished(checkpoint, moment):
     process = _start(sys.executable, "-m", "steps.build", "mode=transformers")
@@ -53,6 +54,7 @@ def test_an_interrupted_build_leaves_nothing_unfinished(checkpoint, moment):
     assert {str(model.status) for model in _models()} <= {"FAILED"}
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_keeps_what_is_built(checkpoint):
     process = _start(sys.executable, "-m", "steps.build", "mode=onnx,transformers")
     wait_until(lambda: len(_models()) == 2, 120)
@@ -65,6 +67,7 @@ def test_an_interrupted_sweep_keeps_what_is_built(checkpoint):
     }
 
 
+@pytest.mark.slow
 def test_an_interrupted_mlflow_run_leaves_nothing_unfinished(checkpoint):
     """It sends its step a SIGTERM while the step cleans up after the interrupt."""
     process = _start("mlflow", "run", ".", "--env-manager", "local", "-e", "build", "-P", "mode=transformers")

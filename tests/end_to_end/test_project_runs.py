@@ -41,6 +41,7 @@ def _mlflow_run(project, *words, **environment):
     return done
 
 
+@pytest.mark.slow
 def test_a_project_is_run_from_the_users_folder(checkpoint, elsewhere, project):
     folders_before = set(PROJECT.iterdir())
     (elsewhere / "my checkpoint").symlink_to(checkpoint.directory)

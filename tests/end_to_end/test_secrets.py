@@ -46,6 +46,7 @@ def leaks(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file() and CANARY.encode() in file.read_bytes()]
 
 
+@pytest.mark.slow
 def test_secrets_from_the_environment_are_written_nowhere(checkpoint, written_folder, typed):
     steps = [
         typed("build", "mode=onnx"),

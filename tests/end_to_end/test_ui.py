@@ -58,6 +58,8 @@ SHOWS_LINES = """expected => {
 ROWS = 16
 SECONDS = 60
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def chromium():

@@ -129,6 +129,7 @@ def test_rows_with_an_error_are_counted_and_the_exit_code_is_3(store, evaluate, 
         assert (done.returncode, done.stderr.count("rows have an error")) == (3, len(store.variants))
 
 
+@pytest.mark.slow
 def test_the_form_of_an_answer_is_checked_by_rules(store, evaluate, write):
     words, sha256 = write([make_row("a", rules=["sentence", "max_words=7"]), make_row("b", rules=["json"])])
     done = evaluate("prompt_set=instructions", words, f"run_id={store.greedy.run_id}")

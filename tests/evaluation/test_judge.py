@@ -61,6 +61,7 @@ def judge(monkeypatch):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_judge_scores_every_answer_and_is_asked_again_only_for_what_failed(store, evaluate, tmp_path, judge):
     switch, handler = judge
     rows = [make_row("a"), make_row("b", "What is the capital of France?", ["Paris", "paris"])]

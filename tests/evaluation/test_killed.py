@@ -66,6 +66,7 @@ def test_killed_at_10_50_and_90_percent_it_ends_with_the_same_scorecard_byte_for
     assert len(mlflow.artifacts.load_dict(f"runs:/{variant.run_id}/{table}")["data"]) == len(rows.rows)
 
 
+@pytest.mark.slow
 def test_half_a_rescoring_is_not_a_scorecard(store, evaluate, tmp_path, monkeypatch):
     words, sha256 = write_prompt_set(tmp_path / "mine.jsonl", [make_row("half")])
     assert evaluate(words).returncode == 0
@@ -77,6 +78,7 @@ def test_half_a_rescoring_is_not_a_scorecard(store, evaluate, tmp_path, monkeypa
     assert scorecard.metrics_of(store.greedy, sha256)["answer_match/mean"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "function"),
     [(scorecard, "mark"), (Journal, "remove")],
@@ -115,6 +117,7 @@ def test_the_journal_that_a_killed_evaluation_left_of_a_scored_variant_is_remove
     assert list((tmp_path / "cache" / "journals").glob("*.sqlite")) == []
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_ask_a_row_once(store, evaluate, tmp_path, monkeypatch):
     """This process holds a variant's rows until the other one says that it waits for them."""
     rows = [make_row(str(number), f"Question {number}?") for number in range(ROWS)]

@@ -419,6 +419,7 @@ class _Hub(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_a_dataset_of_a_hub_is_text_too(tmp_path, step):
     """In a process of its own, because the hub's client reads its address when it is imported."""
     folder = tmp_path / "repository"

@@ -52,6 +52,7 @@ def questions(tmp_path):
     return [f"prompt_set.path={file}", "evaluate.speed=false", "evaluate.metrics=[answer_match,chrf]"]
 
 
+@pytest.mark.slow
 def test_each_row_has_one_trace_with_its_scores(typed, checkpoint, questions, monkeypatch):
     build(command_line.compose("build", ["mode=onnx"]), checkpoint)
     client = mlflow.MlflowClient()

@@ -235,6 +235,7 @@ def test_the_leaderboard_is_sorted_by_score_whoever_is_champion(ranked):
     assert [row["variant"] for row in table] == ["best", "slower", "highest", "not scored"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_logs_tables_pictures_and_pages_and_later_measures_what_it_left_out(typed, checkpoint):
     for precision in ("fp32", "int4"):
         build(command_line.compose("build", ["mode=onnx", f"precision={precision}"]), checkpoint)
@@ -300,6 +301,7 @@ DEATHS = {
 }
 
 
+@pytest.mark.slow
 def test_a_report_that_was_killed_is_finished_by_the_next_evaluation(typed, checkpoint, tmp_path, monkeypatch):
     build(command_line.compose("build", ["mode=onnx"]), checkpoint)
     client = mlflow.MlflowClient()

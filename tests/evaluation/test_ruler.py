@@ -257,6 +257,7 @@ def test_other_repeats_ask_only_sampled_variants_again(store, evaluate, scored):
     assert len(scorecard.read(store.sampled, sha256).repeats) == 1
 
 
+@pytest.mark.slow
 def test_the_judge_is_asked_again_only_if_the_judge_has_changed(store, evaluate, scored, metrics, judge):  # noqa: F811
     (words, sha256), (switch, handler) = scored, judge
     words = [*words, *switch, f"run_id={store.greedy.run_id}"]

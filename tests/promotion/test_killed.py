@@ -42,6 +42,7 @@ def _valid(look, models):
     return champion in look["complete"] and look["models"][champion] in models
 
 
+@pytest.mark.slow
 def test_the_next_register_finishes_a_killed_promotion(store, processes, tmp_path, figure):
     folder, overrides, (old, new) = store
     killed = _each_kill(processes, tmp_path, folder, *overrides)
@@ -61,6 +62,7 @@ def test_the_next_register_finishes_a_killed_promotion(store, processes, tmp_pat
         assert look["after"]["history"] == [["promote", "1"], ["promote", "3"]]
 
 
+@pytest.mark.slow
 def test_the_same_command_finishes_a_killed_rollback(store, processes, tmp_path, monkeypatch, figure):
     """It finishes the rollback that was begun, and does not roll back once more."""
     folder, overrides, (_, new) = store

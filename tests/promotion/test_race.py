@@ -3,6 +3,7 @@
 import time
 
 import mlflow
+import pytest
 
 from steps.promotion import registry
 from steps.store.variants import find_variants
@@ -12,6 +13,7 @@ from tests.promotion.store import copied
 ROUNDS = 50
 
 
+@pytest.mark.slow
 def test_the_best_wins_every_round_with_a_sqlite_store(built, processes, tmp_path, figure):
     address = copied(built, tmp_path / "race")
     started = time.perf_counter()

@@ -402,6 +402,7 @@ def test_an_untimed_champion_is_refused_if_the_policy_asks_for_its_speed(store, 
     assert state.is_timed(store.variants[1], rows)
 
 
+@pytest.mark.slow
 def test_a_lone_untimed_champion_is_refused_and_a_metric_that_nothing_measures_is_unknown(store, typed):
     store.score(3)
     store.register()
@@ -531,6 +532,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 def test_an_impossible_rollback_is_refused_with_the_reason(store, typed):
     store.score(3, 5)
     store.register()

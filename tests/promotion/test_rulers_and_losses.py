@@ -21,6 +21,7 @@ def remark(store, variant, rows, **parts):  # noqa: F811
     store.client.set_logged_model_tags(variant.model_id, {scorecard.tag(rows.sha256): text})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [[], ["dry_run=true"]], ids=["promotion", "dry run"])
 def test_scores_of_different_rulers_are_never_compared(store, typed, overrides):  # noqa: F811
     rows = store.score(3, 7)
@@ -99,6 +100,7 @@ def test_evaluating_a_deleted_run_names_the_command_that_restores_it(store, type
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [[], ["dry_run=true"]], ids=["rollback", "dry run"])
 def test_a_rollback_to_a_deleted_model_names_it_and_a_command_that_works(store, typed, overrides):  # noqa: F811
     for scores in ((3,), (3, 5), (3, 5, 7)):

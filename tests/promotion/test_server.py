@@ -40,6 +40,7 @@ def waiting(server, tmp_path, monkeypatch):
     return config, high.model_id
 
 
+@pytest.mark.slow
 def test_the_best_wins_without_a_lock(server, built, processes, tmp_path, figure):
     started = time.perf_counter()
     processes("race", server.address, tmp_path, ROUNDS)
@@ -62,6 +63,7 @@ def test_the_password_in_a_servers_address_is_never_printed_or_stored(server, wa
     assert not [content for content in written if b"7f3a" in content]
 
 
+@pytest.mark.slow
 def test_register_waits_for_a_server_that_is_away_for_five_seconds(server, waiting, monkeypatch, figure):
     config, better = waiting
     assert lock.file(config.registered_model) is None

@@ -268,6 +268,7 @@ def test_mlflows_predict_answers_as_the_server_does(stored, interface, tmp_path,
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interface", ["prompt"], indirect=True)
 def test_mlflows_command_reads_csv_as_the_server_does(stored, tmp_path):
     table, output = tmp_path / "table.csv", tmp_path / "output.json"
