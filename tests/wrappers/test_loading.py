@@ -64,6 +64,7 @@ print("".join(model.predict({"messages": messages})["id"][0] for model in models
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("user", ["before", "after"])
 def test_each_model_runs_its_own_code_next_to_a_package_of_the_user(marked, tmp_path, user):
     package = tmp_path / "site" / "wrappers"
@@ -105,6 +106,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["next", "break"])
 @pytest.mark.parametrize("interface", ["chat", "prompt"])
 @pytest.mark.parametrize("mode", ["pyfunc", "onnx"])
