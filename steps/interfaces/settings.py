@@ -23,22 +23,32 @@ TYPES = {
     "stream": "boolean",
     "frequency_penalty": "double",
     "presence_penalty": "double",
+    "repetition_penalty": "double",
+    "min_p": "double",
 }
+# Settings that MLflow's chat schema has no fields for can also stand in this object.
+CUSTOM_INPUTS = {"seed": "long", "top_k": "long"}
 
 
 def setting_columns() -> list[ColSpec]:
     """Return the settings as columns, which a row may leave out."""
     from mlflow.types import ColSpec
-    from mlflow.types.schema import Array, DataType
+    from mlflow.types.schema import AnyType, Array, DataType, Map
 
     columns = [ColSpec(kind, name, required=False) for name, kind in TYPES.items()]
-    return [*columns, ColSpec(Array(DataType.string), "stop", required=False)]
+    lists = ColSpec(Array(DataType.string), "stop", required=False)
+    # As in MLflow's chat schema.
+    custom = Map(AnyType())  # type: ignore[no-untyped-call]
+    return [*columns, lists, ColSpec(custom, "custom_inputs", required=False)]
 
 
 def setting_params() -> ParamSchema:
     """Return the settings as params."""
     from mlflow.types import ParamSchema, ParamSpec
+    from mlflow.types.schema import Object, Property
 
     params = [ParamSpec(name, kind, None) for name, kind in TYPES.items()]
-    # MLflow allows no default but a list for a list.
-    return ParamSchema([*params, ParamSpec("stop", "string", [], shape=(-1,))])
+    custom = Object([Property(name, kind, required=False) for name, kind in CUSTOM_INPUTS.items()])
+    # MLflow allows no default but a list for a list, and an object for an object.
+    lists = ParamSpec("stop", "string", [], shape=(-1,))
+    return ParamSchema([*params, lists, ParamSpec("custom_inputs", custom, {})])

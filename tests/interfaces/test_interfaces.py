@@ -94,13 +94,24 @@ def test_the_example_fits_the_signature(interface):
     assert chosen.name == interface
 
 
-SETTINGS = {"temperature", "top_p", "top_k", "max_tokens", "stop", "n", "seed"}
+SETTINGS = {
+    "temperature",
+    "top_p",
+    "top_k",
+    "max_tokens",
+    "max_completion_tokens",
+    "stop",
+    "n",
+    "seed",
+    "custom_inputs",
+}
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
 def test_the_signature_has_every_setting_that_a_call_takes(interface):
     params = get_interface(interface).signature(Generation()).params.to_dict()
     assert {param["name"] for param in params} >= SETTINGS
+    assert set(get_interface(interface).signature(Generation()).inputs.input_names()) >= SETTINGS
     # Without a value in the call, the model's own default counts.
     assert {param["name"]: param["default"] for param in params}["temperature"] is None
     assert get_interface(interface).signature(None).params is None

@@ -56,9 +56,6 @@ LISTS = {
     "a named Series of texts": lambda interface, texts: pd.Series(texts, name="prompt"),
     "a Series without a name": lambda interface, texts: pd.Series(texts),
     "a frame without names": lambda interface, texts: pd.DataFrame(texts),
-    "an object with a list": lambda interface, texts: {
-        "messages" if interface == "chat" else "prompt": [next(iter(_row(interface, text).values())) for text in texts]
-    },
     "a list of objects": lambda interface, texts: [_row(interface, text) for text in texts],
     "a frame": lambda interface, texts: pd.DataFrame(
         [_row(interface, text) for text in texts], columns=list(_row(interface))
@@ -73,6 +70,15 @@ def test_lists_and_frames_give_a_list(model, interface, form, count):
     replies = model.predict(form(interface, TEXTS[:count]))
     assert isinstance(replies, list)
     assert [_text(reply) for reply in replies] == expected
+
+
+def test_object_with_a_list_gives_a_list(model, interface):
+    (subject,) = _row(interface)
+    for texts in (TEXTS[:1], TEXTS):
+        replies = model.predict({subject: [_row(interface, text)[subject] for text in texts], "max_tokens": 4})
+        assert [_text(reply) for reply in replies] == [
+            _text(model.predict(_row(interface, text, max_tokens=4))) for text in texts
+        ]
 
 
 def test_text_and_object_give_one_object(model, interface):
@@ -173,6 +179,10 @@ SETTINGS = [
     {"temperature": 2.0, "top_k": 1},
     {"temperature": 2.0, "top_p": 1e-9},
     HOT,
+    {"temperature": 2.0, "max_tokens": 8, "custom_inputs": {"seed": 5}},
+    {"temperature": 2.0, "custom_inputs": {"top_k": 1}},
+    {"max_completion_tokens": 2},
+    {"repetition_penalty": 1.0, "min_p": 0.0},
 ]
 
 
@@ -187,10 +197,15 @@ def test_settings_are_honoured_as_fields_and_as_params(model, interface, setting
 
 
 @pytest.mark.parametrize(
-    "settings", [{"presence_penalty": 2.5}, {"frequency_penalty": -3.0}, {"n": 0}, {"top_k": -1}], ids=str
+    "settings",
+    [
+        *({"presence_penalty": 2.5}, {"frequency_penalty": -3.0}, {"n": 0}, {"top_k": -1}),
+        *({"repetition_penalty": 1.1}, {"min_p": 0.1}, {"custom_inputs": {"seed": -1}}, {"max_completion_tokens": 0}),
+    ],
+    ids=str,
 )
 def test_what_cannot_be_honoured_is_refused_from_every_side(model, interface, settings):
-    row, (name,) = _row(interface), settings
+    row, (name,) = _row(interface), settings.get("custom_inputs", settings)
     calls = [
         lambda: model.predict(row | settings),
         lambda: model.predict(row, params=settings),
