@@ -1,8 +1,8 @@
 """The settings of a request in a model's signature: MLflow drops whatever the signature does not name.
 
 Every setting is both a column (a field of a row) and a param (of a call). Among them are fields of MLflow's and
-OpenAI's chat API that our wrappers refuse: without a column or a param, MLflow would ignore them. They have no
-defaults, because MLflow would send a default along with every call, where it would count as the caller's wish.
+OpenAI's chat API that our wrappers honour or refuse: without a column or a param, MLflow would ignore them. They have
+no defaults, because MLflow would send a default along with every call, where it would count as the caller's wish.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ WRAPPERS = Path(__file__).parents[1] / "wrappers"
 CODE_FOLDER = "code/phi3_wrappers"
 WEIGHTS_FOLDER = "artifacts/checkpoint"
 # What every wrapper imports when it is loaded.
-PACKAGES = ("mlflow", "tokenizers", "jinja2", "numpy", "pandas", "prometheus-client")
+PACKAGES = ("mlflow", "tokenizers", "jinja2", "numpy", "pandas", "prometheus-client", "llguidance")
 MODULES = ("mlflow.pyfunc", "mlflow.pyfunc.loaders.code_model")
 
 

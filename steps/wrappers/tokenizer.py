@@ -10,13 +10,16 @@ from collections.abc import Iterable
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
 from .added_tokens import add_configured_tokens, is_marker, named_tokens, special_tokens
 from .chat_template import ChatTemplate, TemplateRefusal, template_source
 from .detokenizer import BEFORE, Detokenizer, decoder_parts
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 # Conversations that show which tokens a template writes. A template may refuse some of them.
 CONVERSATIONS = (("system", "user", "assistant", "user"), ("user", "assistant", "user"), ("user",))
@@ -116,6 +119,13 @@ class ChatTokenizer:
             ),
             None,
         )
+
+    @cached_property
+    def guide(self) -> "LLTokenizer":
+        """Return the tokenizer as llguidance needs it, made when a request first asks for a grammar."""
+        from llguidance import LLTokenizer
+
+        return LLTokenizer(self._tokenizer.to_str(), eos_token=sorted(self.end_tokens))
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:

@@ -115,6 +115,23 @@ def test_a_reply_has_the_shape_of_a_chat_completion(served):
     assert "Madrid" in reply["choices"][0]["message"]["content"]
 
 
+def test_openais_routes_are_in_the_same_process(served):
+    address = f"http://127.0.0.1:{served.port}"
+    body = json.dumps({"messages": [{"role": "user", "content": SPAIN}], "stream": True}).encode()
+    for path in ("/v1/chat/completions", "/invocations"):
+        request = urllib.request.Request(f"{address}{path}", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            lines = reply.read().decode().split("\n\n")
+        assert lines[-2:] == ["data: [DONE]", ""]
+        deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines[:-2]]
+        assert "Madrid" in "".join(delta.get("content", "") for delta in deltas)
+    with urllib.request.urlopen(f"{address}/v1/models", timeout=60) as reply:
+        (model,) = json.load(reply)["data"]
+    assert len(model["fingerprint"]) == 64
+    with urllib.request.urlopen(f"{address}/metrics", timeout=60) as reply:
+        assert b"phi3_completion_tokens_total" in reply.read()
+
+
 def test_concurrent_clients_get_their_own_answers_and_memory_stays_flat(served):
     # Each request has its own cap, so that its reply differs from all others.
     bodies = [
@@ -144,7 +161,7 @@ BAD = {
     "temperature": {"temperature": 3},
     "text for a number": {"temperature": "hot"},
     "n": {"n": 100},
-    "stream": {"stream": True},
+    "stream": {"stream": "yes"},
     "role": {"messages": [{"role": "tool", "content": MARK}]},
     "not text": {"messages": [{"role": "user", "content": [MARK]}]},
     "not messages": {"messages": MARK},

@@ -204,7 +204,6 @@ def test_field_that_asks_for_nothing_is_accepted(tokenizer, interface, field, va
 
 
 DEMANDING = {
-    "response_format": [{"type": "json_object"}, {"type": "text", "x": 1}, "text"],
     "tool_choice": ["required", {"type": "function", "function": {"name": "f"}}],
     "function_call": [{"name": "f"}],
     "functions": [[{"name": "f"}]],

@@ -15,7 +15,14 @@ from .rendering import encode_conversation
 
 SUBJECT = "messages"
 ROLES = ("system", "user", "assistant")
-OFFERED: tuple[str, ...] = ("presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs")
+OFFERED: tuple[str, ...] = (
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "response_format",
+    "logprobs",
+    "top_logprobs",
+)
 
 
 def rows(request: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,7 +13,15 @@ from .errors import RequestError
 from .fields import check_text, is_list, short, shown_logprob
 
 SUBJECT = "prompt"
-OFFERED: tuple[str, ...] = ("presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "echo")
+OFFERED: tuple[str, ...] = (
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "response_format",
+    "logprobs",
+    "top_logprobs",
+    "echo",
+)
 
 
 def rows(request: dict[str, Any]) -> list[dict[str, Any]]:

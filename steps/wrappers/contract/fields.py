@@ -34,6 +34,7 @@ def check_settings(values: dict[str, Any], explicit_max_tokens: bool, context: i
             "shorter",
         )
     values = check_values(values)
+    values |= {name: check(name, values[name]) for name, check in OFFERED_CHECKS.items() if name in values}
     max_tokens = values["max_tokens"]
     if max_tokens > room and explicit_max_tokens:
         raise RequestError(
@@ -154,8 +155,6 @@ def _flag(field: str, value: Any) -> bool:
 
 def _token_biases(field: str, value: Any) -> tuple[tuple[int, float], ...]:
     """Return the biases of tokens, which JSON names by their ids as strings."""
-    if isinstance(value, tuple):
-        return value  # checked already
     if not isinstance(value, dict) or len(value) > MAX_BIASES:
         bounds = f"an object of at most {MAX_BIASES} token ids with numbers"
         raise RequestError(f"invalid_{field}", f"{field} must be {bounds}, got {short(value)}")
@@ -179,6 +178,9 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "stop": _stop_strings,
     "n": partial(_integer, low=1, high=MAX_CHOICES),
     "seed": partial(_integer, low=0, high=2**63 - 1),
+}
+# By field of neutral.UNSUPPORTED that an interface may offer: the check of its value.
+OFFERED_CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "presence_penalty": partial(_number, low=-2.0, high=2.0),
     "frequency_penalty": partial(_number, low=-2.0, high=2.0),
     "logit_bias": _token_biases,

@@ -10,7 +10,7 @@ from .rendering import encode_conversation
 
 SUBJECT = "prompt"
 # A text has no place for log-probabilities.
-OFFERED: tuple[str, ...] = ("presence_penalty", "frequency_penalty", "logit_bias")
+OFFERED: tuple[str, ...] = ("presence_penalty", "frequency_penalty", "logit_bias", "response_format")
 
 
 def rows(request: dict[str, Any]) -> list[dict[str, Any]]:

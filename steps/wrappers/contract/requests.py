@@ -12,6 +12,7 @@ from ..engines.sequence import Sequence, Settings
 from ..tokenizer import ChatTokenizer
 from .errors import RequestError
 from .fields import MAX_COMPLETION_TOKENS, check_settings, is_list, short, shown_name, with_max_tokens, without_none
+from .formats import schema_of, with_mask
 from .interfaces import Interface
 from .neutral import COLUMNS, IGNORED, UNSUPPORTED, asks_for_nothing, refuse_unsupported
 from .size import check_row_size
@@ -66,6 +67,8 @@ class Contract:
             self.defaults | explicit, "max_tokens" in explicit, self.context_length, len(prompt)
         )
         self._refuse_foreign_tokens(settings)
+        if "response_format" in explicit:
+            settings = with_mask(settings, schema_of(explicit["response_format"]), self.tokenizer)
         return Request(prompt, settings, n)
 
     def _refuse_foreign_tokens(self, settings: Settings) -> None:
