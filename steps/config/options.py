@@ -8,6 +8,8 @@ from typing import Any
 
 # OmegaConf's mark of a value that must be given. Written out, because a process that measures memory imports this.
 MISSING: Any = "???"
+# Which matrices may have 8 bits where the others have 4.
+MIXED = ("none", "last_matmul:int8", "mixed_layers:int8", "last_matmul:int8,mixed_layers:int8")
 
 
 def key(default: Any = MISSING, *, free_text: bool = False, is_path: bool = False, **bounds: Any) -> Any:
@@ -80,12 +82,25 @@ class Precision:
 
 
 @dataclass
-class Int4Precision(Precision):
-    """Weights as blocks of 4-bit integers."""
+class QuantizedPrecision(Precision):
+    """Weights as blocks of 4-bit or 8-bit integers, as ONNX Runtime GenAI's model builder makes them.
 
-    name: str = key("int4", one_of=("int4",))
+    The defaults are how `int4` was made before these keys were there. `matmul_mixed_precision` names the matrices that
+    have more bits than the others. `prune_lm_head` computes the logits of a prompt's last token only.
+    """
+
+    name: str = key("int4", one_of=("int4", "int4_mixed", "int8"))
     block_size: int = key(one_of=(16, 32, 64, 128, 256))
     accuracy_level: int = key(at_least=0, at_most=4)
+    algo_config: str = key("default", one_of=("default", "rtn", "k_quant"))
+    matmul_mixed_precision: str = key("none", free_text=True, one_of=MIXED)
+    is_symmetric: bool = True
+    prune_lm_head: bool = False
+
+    @property
+    def base(self) -> str:
+        """The precision of most matrices, as the builder calls it."""
+        return self.name.partition("_")[0]
 
 
 SOURCES: dict[str, type[Model]] = {
@@ -95,4 +110,8 @@ SOURCES: dict[str, type[Model]] = {
     "folder": FolderModel,
 }
 # Precisions with keys of their own; every other one is a plain Precision.
-PRECISIONS: dict[str, type[Precision]] = {"int4": Int4Precision}
+PRECISIONS: dict[str, type[Precision]] = {
+    "int4": QuantizedPrecision,
+    "int4_mixed": QuantizedPrecision,
+    "int8": QuantizedPrecision,
+}

@@ -8,24 +8,24 @@ from .sequence import FloatArray, Sequence
 PADDING = 0.1
 
 
-def prefill_groups(sequences: list[Sequence], max_tokens: int) -> list[list[Sequence]]:
-    """Group sequences with prompts of similar length.
+def prefill_groups(sequences: list[Sequence], max_tokens: int, padding: float = PADDING) -> list[list[Sequence]]:
+    """Group sequences with prompts of similar length, with at most a share of `padding`.
 
     No group has more than `max_tokens` tokens, padding included, unless it is one sequence alone.
     """
     groups: list[list[Sequence]] = []
     for sequence in sorted(sequences, key=lambda sequence: len(sequence.prompt)):
-        if groups and _fits([*groups[-1], sequence], max_tokens):
+        if groups and _fits([*groups[-1], sequence], max_tokens, padding):
             groups[-1].append(sequence)
         else:
             groups.append([sequence])
     return groups
 
 
-def _fits(group: list[Sequence], max_tokens: int) -> bool:
-    """Return True if a group, sorted by length, is within `max_tokens` and PADDING."""
+def _fits(group: list[Sequence], max_tokens: int, padding: float) -> bool:
+    """Return True if a group, sorted by length, is within `max_tokens` and `padding`."""
     padded = len(group) * len(group[-1].prompt)
-    return padded <= max_tokens and sum(len(sequence.prompt) for sequence in group) >= (1 - PADDING) * padded
+    return padded <= max_tokens and sum(len(sequence.prompt) for sequence in group) >= (1 - padding) * padded
 
 
 def choose_tokens(

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from .batching import choose_tokens, prefill_groups
+from .batching import PADDING, choose_tokens, prefill_groups
 from .sequence import FloatArray, Sequence
 
-# Tokens of one prefill, padding included. The graph returns logits for each: 4 bytes x vocabulary.
+# Tokens of one prefill, padding included. Unless its head is pruned, the graph returns logits for each: 4 bytes x
+# vocabulary.
 PREFILL_TOKENS = 512
 CAPACITY_STEP = 64
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -44,6 +45,9 @@ class OnnxEngine:
         self._vocabulary, self._context_length = model["vocab_size"], model["context_length"]
         self._layers = decoder["num_hidden_layers"]
         self._row_shape = decoder["num_key_value_heads"], decoder["head_size"]
+        # A graph with a pruned head returns the logits of the last column only: [rows, 1, vocabulary].
+        logits = next(entry for entry in self._session.get_outputs() if entry.name == self._outputs["logits"])
+        self._is_pruned = logits.shape[1] == 1
         self._float = FLOATS[inputs[self._inputs["past_key_names"] % 0].type]
         self.reset()
 
@@ -57,7 +61,8 @@ class OnnxEngine:
         if not arriving:
             return _choose(self._rows, self._decode())
         self._reserve(len(self._rows) + len(arriving), max(len(sequence.prompt) for sequence in arriving))
-        groups = prefill_groups(arriving, PREFILL_TOKENS)
+        # With a pruned head, the last column must be the last token of every row.
+        groups = prefill_groups(arriving, PREFILL_TOKENS, 0 if self._is_pruned else PADDING)
         return [token for group in groups for token in _choose(group, self._prefill(group))]
 
     def remove(self, sequences: list[Sequence]) -> None:
@@ -83,7 +88,7 @@ class OnnxEngine:
             piece = ids[:, first : first + PREFILL_TOKENS]
             seen = np.minimum(lengths, first + piece.shape[1])
             logits = self.forward(piece, seen, first, start)
-        last: FloatArray = logits[np.arange(len(group)), seen - first - 1]
+        last: FloatArray = logits[np.arange(len(group)), 0 if self._is_pruned else seen - first - 1]
         return last
 
     def _decode(self) -> FloatArray:
@@ -96,6 +101,8 @@ class OnnxEngine:
     def forward(self, ids: IntArray, lengths: IntArray, offset: IntArray | int, start: int) -> FloatArray:
         """Run tokens through the graph and return their logits [rows, width, vocabulary].
 
+        If the graph's head is pruned, the logits are those of the last token: [rows, 1, vocabulary].
+
         Args:
             ids: Tokens [rows, width].
             lengths: The length of each row [rows] after these tokens.
@@ -103,7 +110,7 @@ class OnnxEngine:
             start: The first row of the batch that the tokens belong to; the others follow it.
         """
         rows, width = ids.shape
-        logits = np.empty((rows, width, self._vocabulary), dtype=self._float)
+        logits = np.empty((rows, 1 if self._is_pruned else width, self._vocabulary), dtype=self._float)
         binding = self._session.io_binding()
         binding.bind_cpu_input(self._inputs["input_ids"], np.ascontiguousarray(ids))
         # When decoding, each row has one token and an offset of its own, so the longest row sets the width.
