@@ -128,7 +128,8 @@ def _ask(
         else:
             repeats = answer_rows(asker, variant, rows, check or ContextCheck(), settings, entries)
         with suppress_output():
-            contract = contract_suite.run_checks(asker, contract_suite.checks(variant.interface.name))
+            checks = contract_suite.checks(variant.interface.name)
+            contract = contract_suite.run_checks(asker, checks, context_check.control_tokens(variant))
     return Findings(repeats, contract)
 
 
