@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from steps.config.keys import MISSING, key
 
+# Which matrices may have 8 bits where the others have 4.
+MIXED = ("none", "last_matmul:int8", "mixed_layers:int8", "last_matmul:int8,mixed_layers:int8")
+
 
 @dataclass
 class Model:
@@ -58,16 +61,29 @@ class FolderModel(Model):
 class Precision:
     """The numeric format of the weights."""
 
-    name: str = key(one_of=("fp32", "bf16", "int8"))
+    name: str = key(one_of=("fp32", "bf16"))
 
 
 @dataclass
-class Int4Precision(Precision):
-    """Weights as blocks of 4-bit integers."""
+class QuantizedPrecision(Precision):
+    """Weights as blocks of 4-bit or 8-bit integers, as ONNX Runtime GenAI's model builder makes them.
 
-    name: str = key("int4", one_of=("int4",))
+    The defaults are how `int4` was made before these keys were there. `matmul_mixed_precision` names the matrices that
+    have more bits than the others. `prune_lm_head` computes the logits of a prompt's last token only.
+    """
+
+    name: str = key("int4", one_of=("int4", "int4_mixed", "int8"))
     block_size: int = key(one_of=(16, 32, 64, 128, 256))
     accuracy_level: int = key(at_least=0, at_most=4)
+    algo_config: str = key("default", one_of=("default", "rtn", "k_quant"))
+    matmul_mixed_precision: str = key("none", free_text=True, one_of=MIXED)
+    is_symmetric: bool = True
+    prune_lm_head: bool = False
+
+    @property
+    def base(self) -> str:
+        """The precision of most matrices, as the builder calls it."""
+        return self.name.partition("_")[0]
 
 
 SOURCES: dict[str, type[Model]] = {
@@ -77,4 +93,8 @@ SOURCES: dict[str, type[Model]] = {
     "folder": FolderModel,
 }
 # Precisions with keys of their own; every other one is a plain Precision.
-PRECISIONS: dict[str, type[Precision]] = {"int4": Int4Precision}
+PRECISIONS: dict[str, type[Precision]] = {
+    "int4": QuantizedPrecision,
+    "int4_mixed": QuantizedPrecision,
+    "int8": QuantizedPrecision,
+}

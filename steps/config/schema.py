@@ -11,10 +11,10 @@ from steps.config.options import PRECISIONS as PRECISIONS
 from steps.config.options import SOURCES as SOURCES
 from steps.config.options import FolderModel as FolderModel
 from steps.config.options import HubModel as HubModel
-from steps.config.options import Int4Precision as Int4Precision
 from steps.config.options import MiniatureModel as MiniatureModel
 from steps.config.options import Model as Model
 from steps.config.options import Precision as Precision
+from steps.config.options import QuantizedPrecision as QuantizedPrecision
 from steps.config.options import Smollm2Model as Smollm2Model
 from steps.config.score import ScoreConfig as ScoreConfig
 

@@ -113,6 +113,12 @@ def tokenizer_of(variant: Variant) -> Iterator[ChatTokenizer]:
         yield ChatTokenizer(folder)
 
 
+def control_tokens(variant: Variant) -> list[str]:
+    """Return the control tokens of a variant's own checkpoint."""
+    with tokenizer_of(variant) as tokenizer:
+        return list(tokenizer.control_tokens)
+
+
 def _control_token_fault(tokenizer: ChatTokenizer, row: Row) -> str | None:
     for number, (role, content) in enumerate(row.messages):
         if token := tokenizer.control_token_in(content, role == "assistant"):

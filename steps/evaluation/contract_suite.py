@@ -5,6 +5,7 @@ a row.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from steps.modes.mode import Mode
 TABLE = Path(__file__).with_suffix(".yaml")
 QUESTION = "What is the capital of Spain?"
 MAX_TOKENS = 12
+# Stands in a text of the table for a control token of the checkpoint.
+CONTROL_TOKEN = "{control_token}"
+# For a model whose checkpoint is not at hand.
+PHI3_CONTROL_TOKENS = ("<|end|>",)
 EXPECTATIONS = {
     *("refused", "same_as", "choices", "tokens", "words", "finish_reason", "without", "object"),
     *("replies", "answers_of", "closest_to", "last_tokens"),
@@ -55,20 +60,40 @@ def core_checks(interface: str, mode: Mode, precision: str) -> list[dict[str, An
     return [row for row in checks(interface) if row.get("core") in wanted]
 
 
-def run_checks(asker: Asker, rows: list[dict[str, Any]]) -> list[Result]:
-    """Run checks in the order of the table; later ones may refer to the replies of earlier ones."""
+def run_checks(
+    asker: Asker, rows: list[dict[str, Any]], control_tokens: Sequence[str] = PHI3_CONTROL_TOKENS
+) -> list[Result]:
+    """Run checks in the order of the table; later ones may refer to the replies of earlier ones.
+
+    Args:
+        asker: Asks the model.
+        rows: The checks.
+        control_tokens: Those of the variant's own checkpoint. A check whose text has one is run with each of them.
+    """
     replies: dict[str, list[Reply]] = {}
     results = []
     for check in rows:
-        try:
-            reply = _ask(asker, check)
-        except Exception as error:  # whatever the model raises is what the check is about
-            fault = _refusal_fault(error, check)
-        else:
-            replies[check["name"]] = reply
-            fault = _reply_fault(reply, check.get("expect", {}), replies)
-        results.append(Result(check["name"], fault))
+        faults = (_fault(asker, form, replies) for form in _forms(check, control_tokens))
+        results.append(Result(check["name"], next((fault for fault in faults if fault), None)))
     return results
+
+
+def _forms(check: dict[str, Any], control_tokens: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a check once for each control token that its text must be tried with."""
+    text = check.get("text")
+    if not isinstance(text, str) or CONTROL_TOKEN not in text:
+        return [check]
+    return [check | {"text": text.replace(CONTROL_TOKEN, token)} for token in control_tokens]
+
+
+def _fault(asker: Asker, check: dict[str, Any], replies: dict[str, list[Reply]]) -> str | None:
+    """Run one check and return its fault; `replies` has those of earlier checks, and gets this one's."""
+    try:
+        reply = _ask(asker, check)
+    except Exception as error:  # whatever the model raises is what the check is about
+        return _refusal_fault(error, check)
+    replies[check["name"]] = reply
+    return _reply_fault(reply, check.get("expect", {}), replies)
 
 
 def _ask(asker: Asker, check: dict[str, Any]) -> list[Reply]:

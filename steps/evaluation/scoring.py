@@ -181,7 +181,8 @@ def _ask(
         if findings.stopped:
             return findings
         with suppress_output(), activity(f"checking the contract of {variant.name}"):
-            contract = contract_suite.run_checks(asker, contract_suite.checks(variant.interface.name))
+            suite = contract_suite.checks(variant.interface.name)
+            contract = contract_suite.run_checks(asker, suite, context_check.control_tokens(variant))
     return replace(findings, contract=contract)
 
 

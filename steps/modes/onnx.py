@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from steps.checkpoints.cache import cached
 from steps.checkpoints.checkpoint import Checkpoint
+from steps.checkpoints.configuration import load_config
 from steps.checkpoints.generation import refuse_lost_settings
 from steps.checkpoints.prompting import check_prompting
 from steps.checkpoints.staging import link_checkpoint, staged
 from steps.checkpoints.vocabulary import check_vocabulary
-from steps.config.schema import BuildConfig, Int4Precision, Precision, key
+from steps.config.schema import BuildConfig, Precision, QuantizedPrecision, key
 from steps.digests import digest, digest_files
 from steps.errors import StepError
 from steps.modes.mode import Mode
@@ -84,10 +85,29 @@ def _exported(checkpoint: Checkpoint, precision: Precision) -> Path:
     packages = [version(package) for package in EXPORTERS]
     made_of = [checkpoint.sha256, options, packages, digest_files(EXPORT_CODE), MANIFEST]
 
+    if isinstance(precision, QuantizedPrecision) and precision.algo_config == "k_quant":
+        _check_blocks(checkpoint.directory, precision.block_size)
+
     def export(target: Path) -> None:
-        export_to_onnx(checkpoint.directory, target, precision.name, options)
+        base = precision.base if isinstance(precision, QuantizedPrecision) else precision.name
+        export_to_onnx(checkpoint.directory, target, base, options)
 
     return cached(f"onnx-{precision.name}-{digest(made_of)[:16]}", export)
+
+
+def _check_blocks(directory: Path, block_size: int) -> None:
+    """Raise StepError for a matrix that k_quant cannot pack: it puts two blocks' zero points into one byte."""
+    config = load_config(directory)
+    heads = config.num_attention_heads
+    head = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    odd = [rows for rows in (config.hidden_size, heads * head, config.intermediate_size) if rows % (2 * block_size)]
+    if odd:
+        fitting = [f"precision.block_size={size}" for size in (128, 64, 32, 16) if not odd[0] % (2 * size)]
+        raise StepError(
+            f"precision.algo_config=k_quant needs matrices with rows of an even number of blocks of {block_size} "
+            f"weights, and '{directory}' has rows of {odd[0]}: give "
+            f"{', or '.join([*fitting[:1], 'precision.algo_config=rtn'])}."
+        )
 
 
 @contextlib.contextmanager
@@ -110,8 +130,14 @@ def _corrected(directory: Path, config: BuildConfig) -> Iterator[Path]:
 def _builder_options(precision: Precision) -> list[str]:
     """Return the model builder's options. It ignores an option that it does not know."""
     options = ["hf_remote=false", "hf_token=false"]
-    if isinstance(precision, Int4Precision):
+    if isinstance(precision, QuantizedPrecision):
         options += [f"block_size={precision.block_size}", f"accuracy_level={precision.accuracy_level}"]
+        options += [f"algo_config={precision.algo_config}", f"prune_lm_head={precision.prune_lm_head}".lower()]
+        if precision.matmul_mixed_precision != "none":
+            options.append(f"matmul_mixed_precision={precision.matmul_mixed_precision}")
+        if not precision.is_symmetric:
+            # ONNX Runtime cannot load an asymmetric matrix that is the embedding too.
+            options += ["is_symmetric=false", "shared_embeddings=false"]
     return options
 
 
@@ -129,7 +155,7 @@ def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo
 MODE = Mode(
     name="onnx",
     settings=OnnxSettings,
-    precisions=("fp32", "int4"),
+    precisions=("fp32", "int4", "int4_mixed", "int8"),
     inexact_precisions=(),
     packages=(*PACKAGES, "onnxruntime", "onnxruntime-genai"),
     modules=MODULES,

@@ -32,7 +32,7 @@ def export_to_onnx(checkpoint: Path, target: Path, precision: str, options: list
     Args:
         checkpoint: Its folder, which stays as it is.
         target: The empty folder.
-        precision: fp32 or int4.
+        precision: fp32, int4 or int8.
         options: The builder's options, each KEY=VALUE.
 
     Raises:

@@ -9,7 +9,7 @@ from steps.errors import StepError
 from steps.evaluation import contract_suite
 from steps.evaluation.answers import is_readable, rows_asked_alone
 from steps.evaluation.asking import Asker
-from steps.evaluation.context_check import context_check
+from steps.evaluation.context_check import context_check, control_tokens
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.prompt_set.row import Row
 from steps.evaluation.scorecard import Scorecard
@@ -112,9 +112,8 @@ def _questions(variant: Variant, rows: list[Row]) -> list[Question]:
 def _contract_fault(asker: Asker, server: Served, variant: Variant) -> str | None:
     """Return the core checks that the served version fails."""
     checks = contract_suite.core_checks(variant.interface.name, variant.mode, variant.config.precision.name)
-    failed = [
-        f"'{result.name}' ({result.fault})" for result in contract_suite.run_checks(asker, checks) if result.fault
-    ]
+    results = contract_suite.run_checks(asker, checks, control_tokens(variant))
+    failed = [f"'{result.name}' ({result.fault})" for result in results if result.fault]
     if failed and not server.is_up():
         raise NotServed("the served model stopped answering while its contract was checked")
     return f"it broke the contract: {', '.join(failed)}" if failed else None

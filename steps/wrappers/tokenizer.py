@@ -114,7 +114,7 @@ class ChatTokenizer:
         return next(
             (
                 token
-                for token in self._control_tokens
+                for token in self.control_tokens
                 if token in text and (token in self._undecoded or not by_assistant)
             ),
             None,
@@ -157,7 +157,8 @@ class ChatTokenizer:
         return min(length, int(config.get("original_max_position_embeddings") or default))
 
     @cached_property
-    def _control_tokens(self) -> list[str]:
+    def control_tokens(self) -> list[str]:
+        """Return the tokens that a message must not hold: the special ones, and those that the template writes."""
         added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
         special = {*self._undecoded, *special_tokens(self._config, self._named_tokens)}
         written = self._written_by_template()

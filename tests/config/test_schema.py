@@ -21,6 +21,8 @@ NEEDS = {
     "model=local": ["model.path=."],
     "model=phi3_mini_4k_onnx": ["mode=onnx", "precision=int4"],
     "precision=int4": ["mode=onnx"],
+    "precision=int4_mixed": ["mode=onnx"],
+    "precision=int8": ["mode=onnx"],
     "prompt_set=dataset": ["prompt_set.path=."],
 }
 STEP_NEEDS = {"score": ["input=questions.csv", "output=answers.csv"]}

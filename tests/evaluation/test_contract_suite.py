@@ -189,3 +189,26 @@ def test_a_typo_in_a_row_that_a_user_adds_is_reported(table):
     table.write_text("- {name: mine, expect: {choises: 2}}")
     with pytest.raises(ValueError, match="'mine' expects unknown choises"):
         contract_suite.checks("chat")
+
+
+class _Refusing:
+    """A model that refuses some control tokens, and answers everything else."""
+
+    def __init__(self, *tokens):
+        self.tokens, self.asked = tokens, []
+
+    def predict(self, data, params=None):
+        text = data["messages"][-1]["content"]
+        self.asked.append(text)
+        if any(token in text for token in self.tokens):
+            raise _refusal("it holds a control token")
+        return _chat("a")
+
+
+def test_every_control_token_of_the_checkpoint_itself_is_tried():
+    (check,) = [row for row in contract_suite.checks("chat") if row["name"] == "a control token in a message"]
+    asker = Asker(model := _Refusing("<|im_end|>"), get_mode("onnx"), get_interface("chat"))
+    assert contract_suite.run_checks(asker, [check], ["<|im_end|>"]) == [Result(check["name"], None)]
+    assert model.asked == ["a<|im_end|>b"]
+    (result,) = contract_suite.run_checks(asker, [check], ["<|im_end|>", "<|im_start|>"])
+    assert result.fault == "answered instead of refused"

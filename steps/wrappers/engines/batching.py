@@ -39,27 +39,29 @@ def look_up(
     return [Arrival(sequence, known.get(sequence)) for sequence in sequences]
 
 
-def prefill_groups(arrivals: list[Arrival[State]], max_tokens: int) -> list[list[Arrival[State]]]:
-    """Group sequences that miss a similar number of tokens.
+def prefill_groups(
+    arrivals: list[Arrival[State]], max_tokens: int, padding: float = PADDING
+) -> list[list[Arrival[State]]]:
+    """Group sequences that miss a similar number of tokens, with at most a share of `padding`.
 
     No group has more than `max_tokens` tokens, padding included, unless it is one sequence alone. A sequence whose
     prompt is scored is alone.
     """
     groups: list[list[Arrival[State]]] = []
     for arrival in sorted(arrivals, key=lambda arrival: arrival.missing):
-        if groups and _fits([*groups[-1], arrival], max_tokens):
+        if groups and _fits([*groups[-1], arrival], max_tokens, padding):
             groups[-1].append(arrival)
         else:
             groups.append([arrival])
     return groups
 
 
-def _fits(group: list[Arrival[State]], max_tokens: int) -> bool:
-    """Return True if a group, sorted by the missing tokens, is within `max_tokens` and PADDING."""
+def _fits(group: list[Arrival[State]], max_tokens: int, padding: float) -> bool:
+    """Return True if a group, sorted by the missing tokens, is within `max_tokens` and `padding`."""
     if any(arrival.sequence.settings.scores_prompt for arrival in group):
         return False  # its logits take as much memory as a group's
     padded = len(group) * group[-1].missing
-    return padded <= max_tokens and sum(arrival.missing for arrival in group) >= (1 - PADDING) * padded
+    return padded <= max_tokens and sum(arrival.missing for arrival in group) >= (1 - padding) * padded
 
 
 def choose_tokens(

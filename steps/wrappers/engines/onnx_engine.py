@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from .batching import Arrival, choose_tokens, look_up, prefill_groups
+from .batching import PADDING, Arrival, choose_tokens, look_up, prefill_groups
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sampling import FloatArray
 from .sequence import Sequence
 
-# Tokens of one prefill, padding included. The graph returns logits for each: 4 bytes x vocabulary.
+# Tokens of one prefill, padding included. Unless its head is pruned, the graph returns logits for each: 4 bytes x
+# vocabulary.
 PREFILL_TOKENS = 512
 CAPACITY_STEP = 64
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -52,6 +53,9 @@ class OnnxEngine:
         self._vocabulary, self._context_length = model["vocab_size"], model["context_length"]
         self._layers = decoder["num_hidden_layers"]
         self._row_shape = decoder["num_key_value_heads"], decoder["head_size"]
+        # A graph with a pruned head returns the logits of the last column only: [rows, 1, vocabulary].
+        logits = next(entry for entry in self._session.get_outputs() if entry.name == self._outputs["logits"])
+        self._is_pruned = logits.shape[1] == 1
         self._float = FLOATS[inputs[self._inputs["past_key_names"] % 0].type]
         bytes_per_token = 2 * self._layers * int(np.prod(self._row_shape)) * np.dtype(self._float).itemsize
         self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, bytes_per_token)
@@ -76,7 +80,9 @@ class OnnxEngine:
         arrivals = look_up(arriving, self._prefixes, self._extend)
         # The graph goes on from a beginning in one row only.
         groups = [[arrival] for arrival in arrivals if arrival.prefix]
-        groups += prefill_groups([arrival for arrival in arrivals if not arrival.prefix], PREFILL_TOKENS)
+        unknown = [arrival for arrival in arrivals if not arrival.prefix]
+        # With a pruned head, the last column must be the last token of every row.
+        groups += prefill_groups(unknown, PREFILL_TOKENS, 0 if self._is_pruned else PADDING)
         tokens = []
         for group in groups:
             tokens += _choose([arrival.sequence for arrival in group], self._prefill(group))
@@ -110,13 +116,16 @@ class OnnxEngine:
     ) -> FloatArray:
         """Run prompts [rows, width] from column `first` on, in pieces; return their last logits [rows, vocabulary]."""
         # Only one row can be longer than one piece, begin after column 0, or be scored.
-        for column in range(first, ids.shape[1], PREFILL_TOKENS):
-            piece = ids[:, column : column + PREFILL_TOKENS]
+        is_scored = scored is not None and scored.settings.scores_prompt
+        # With a pruned head, every token that is scored has to be the last one of a piece.
+        width = 1 if is_scored and self._is_pruned else PREFILL_TOKENS
+        for column in range(first, ids.shape[1], width):
+            piece = ids[:, column : column + width]
             seen = np.minimum(lengths, column + piece.shape[1])
             logits = self.forward(piece, seen, column, start)
-            if scored and scored.settings.scores_prompt:
+            if scored and is_scored:
                 scored.score_prompt(logits[0].astype(np.float32))
-        last: FloatArray = logits[np.arange(len(ids)), seen - column - 1]
+        last: FloatArray = logits[np.arange(len(ids)), 0 if self._is_pruned else seen - column - 1]
         return last
 
     def _load(self, prefix: Prefix[State] | None, row: int) -> int:
@@ -142,6 +151,8 @@ class OnnxEngine:
     def forward(self, ids: IntArray, lengths: IntArray, offset: IntArray | int, start: int) -> FloatArray:
         """Run tokens through the graph and return their logits [rows, width, vocabulary].
 
+        If the graph's head is pruned, the logits are those of the last token: [rows, 1, vocabulary].
+
         Args:
             ids: Tokens [rows, width].
             lengths: The length of each row [rows] after these tokens.
@@ -149,7 +160,7 @@ class OnnxEngine:
             start: The first row of the batch that the tokens belong to; the others follow it.
         """
         rows, width = ids.shape
-        logits = np.empty((rows, width, self._vocabulary), dtype=self._float)
+        logits = np.empty((rows, 1 if self._is_pruned else width, self._vocabulary), dtype=self._float)
         binding = self._session.io_binding()
         binding.bind_cpu_input(self._inputs["input_ids"], np.ascontiguousarray(ids))
         # When decoding, each row has one token and an offset of its own, so the longest row sets the width.
