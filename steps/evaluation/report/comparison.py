@@ -63,7 +63,11 @@ def compare(client: MlflowClient, rows: PromptSet, ruler: Ruler, left_out: Conta
     unreadable: list[Unreadable] = []
     for variant in state.scored(variants, rows):
         if not scorecard.is_comparable(scorecard.parts_of(variant, rows.sha256), ruler.parts(variant)):
-            echo(f"Not compared: {variant.name} ({variant.uri}) is scored by another ruler. Evaluate without run_id.")
+            # A variant that is left out has its sentence already.
+            if variant.model_id not in left_out:
+                echo(
+                    f"Not compared: {variant.name} ({variant.uri}) is scored by another ruler. Evaluate without run_id."
+                )
             continue
         try:
             card = scorecard.read(variant, rows.sha256)
