@@ -2,6 +2,8 @@
 
 import contextlib
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import psutil
 
@@ -26,10 +28,17 @@ def user_directory() -> Path:
 
 
 def from_user(path: str) -> str:
-    """Return a path that a user typed as an absolute one if it exists where the user stands; otherwise as it is."""
-    with contextlib.suppress(OSError, RuntimeError, ValueError):  # a name that no file can have
-        target = user_directory() / Path(path).expanduser()
-        return str(target) if path and target.exists() else path
+    """Return a path that a user typed as an absolute one if it exists where the user stands; otherwise as it is.
+
+    It may be a `file:` address, or have spaces around it.
+    """
+    bare = path.strip()
+    address = [url2pathname(urlsplit(bare).path)] if bare.startswith("file:") else []
+    for name in dict.fromkeys(filter(None, [path if bare else "", bare, *address])):
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # a name that no file can have
+            target = user_directory() / Path(name).expanduser()
+            if target.exists():
+                return str(target)
     return path
 
 

@@ -107,7 +107,9 @@ def tag(prompt_set_sha256: str) -> str:
     return names.of_prompt_set(names.SCORECARD, prompt_set_sha256)
 
 
-def mark(rows: PromptSet, digest: str, asked: dict[str, int], parts: dict[str, str], sources: dict[str, str]) -> str:
+def mark(
+    rows: PromptSet, digest: str, asked: dict[str, int], parts: dict[str, str], sources: dict[str, str] | None = None
+) -> str:
     """Return the value of the mark of a complete scorecard.
 
     Args:

@@ -57,6 +57,17 @@ def test_a_path_becomes_absolute_if_it_exists_where_the_user_stands(tmp_path, mo
         assert from_user(path) == path
 
 
+def test_a_path_may_be_an_address_of_a_file_or_have_spaces_around_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "two words ü.jsonl"
+    file.touch()
+    for path in (file.as_uri(), f" {file} ", " two words ü.jsonl", "~/two words ü.jsonl", "./two words ü.jsonl"):
+        assert from_user(path) == str(file), path
+    for path in ("file:///nowhere.jsonl", "file:", "   "):
+        assert from_user(path) == path
+
+
 @pytest.mark.parametrize("key", ["prompt_set.path", "model.path"])
 def test_typed_paths_become_absolute(tmp_path, monkeypatch, key):
     monkeypatch.chdir(tmp_path)

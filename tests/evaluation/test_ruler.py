@@ -294,6 +294,7 @@ def test_a_metric_by_a_relative_path_is_searched_where_the_user_stands(tmp_path,
         digests("evaluate.metrics=[mine.py]")
 
 
+@pytest.mark.slow
 def test_the_command_that_makes_scores_comparable_names_a_metric_by_its_file(store, evaluate, metrics, tmp_path):
     words, _ = write_prompt_set(tmp_path / "rows.jsonl", [make_row("a"), make_row("b")])
     own = tmp_path / "own" / "mine.py"

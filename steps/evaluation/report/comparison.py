@@ -90,7 +90,8 @@ def _entries(
     unreadable: list[Unreadable] = []
     for variant in state.scored(variants, rows):
         if not scorecard.is_comparable(scorecard.parts_of(variant, rows.sha256), ruler.parts(variant)):
-            if not quiet:
+            # A variant that is left out has its sentence already.
+            if not quiet and variant.model_id not in left_out:
                 echo(
                     f"Not compared: {variant.name} ({variant.uri}) is scored by another ruler. Evaluate without run_id."
                 )
