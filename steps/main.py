@@ -29,6 +29,7 @@ from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import leaderboard
 from steps.evaluation.statistics import power_sentence
 from steps.output import echo
+from steps.promotion import early_stopping
 from steps.store import address, connection, integrity, names, runs
 from steps.store.variants import Variant, find_variants
 
@@ -48,6 +49,8 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
     scores.check_rows(rows, measure.metrics)
     register_config = step_config(RegisterConfig, config)
     register.check_name(client, register_config)
+    if config.evaluate.stop_early:
+        early_stopping.check(config.promotion, measure)
     echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
     with runs.start("main") as active:
         model_ids, faults = build_all(client, variants)
