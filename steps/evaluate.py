@@ -112,8 +112,7 @@ def evaluate(config: EvaluateConfig, rows: PromptSet | None = None) -> Outcome:
     rows = rows or prompt_set.load(config.prompt_set)
     measure = ruler.make(config)
     scores.check_rows(rows, measure.metrics)
-    if config.evaluate.stop_early:
-        early_stopping.check(config.promotion, measure)
+    early_stopping.check(config, measure)
     client = mlflow.MlflowClient()
     variants = find_variants(client, runs.experiment_id())
     plan = _plan(client, config, rows, measure, variants)

@@ -49,8 +49,7 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
     scores.check_rows(rows, measure.metrics)
     register_config = step_config(RegisterConfig, config)
     register.check_name(client, register_config)
-    if config.evaluate.stop_early:
-        early_stopping.check(config.promotion, measure)
+    early_stopping.check(evaluate_config, measure)
     echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
     with runs.start("main") as active:
         model_ids, faults = build_all(client, variants)
