@@ -115,8 +115,7 @@ def evaluate(
     rows = rows or prompt_set.load(config.prompt_set)
     measure = ruler.make(config)
     scores.check_rows(rows, measure.metrics)
-    if config.evaluate.stop_early:
-        early_stopping.check(config.promotion, measure)
+    early_stopping.check(config, measure)
     client = mlflow.MlflowClient()
     logged = find_variants(client, runs.experiment_id())
     variants = [variant for variant in logged if model_ids is None or variant.model_id in model_ids]

@@ -28,6 +28,7 @@ from steps.evaluation.report import by_set, leaderboard, views
 from steps.evaluation.report.leaderboard import Standing
 from steps.evaluation.statistics import power_sentence
 from steps.output import echo
+from steps.promotion import early_stopping
 from steps.store import connection, names, runs
 from steps.store.variants import Variant, find_variants, read_variant
 
@@ -47,6 +48,7 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
     scores.check_rows(rows, measure.metrics)
     register_config = step_config(RegisterConfig, config)
     register.check_name(client, register_config)
+    early_stopping.check(evaluate_config, measure)
     echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
     with runs.start("main") as active:
         model_ids, faults = build_all(client, variants)

@@ -95,13 +95,8 @@ def answer_rows(
 
     batches = list(_batches(variant, prompt_set, check, settings, course))
     repeats = _repeats(variant, settings)
-    answers = {name: Answer(**entry) for name, entry in journal.entries.items() if name.startswith("answer ")}
+    answers = _journaled(journal, batches, check, settings.max_errors)
     errors = check.unaskable | _errors(batches, answers)
-    if len(errors) > settings.max_errors:
-        # The machine may have been at fault when the evaluation ended: ask rows with an error again.
-        journal.drop([name for name, answer in answers.items() if answer.error is not None])
-        answers = {name: answer for name, answer in answers.items() if answer.error is None}
-        errors = dict(check.unaskable)
     _refuse_errors(prompt_set, errors, settings.max_errors)
     missing = [batch for batch in batches if not all(row.name in answers for row in batch)]
     total, left = sum(map(len, batches)), sum(map(len, missing))
@@ -150,6 +145,18 @@ def not_asked(check: ContextCheck, index: int) -> Answer | None:
 def _repeats(variant: Variant, settings: Evaluation) -> int:
     """Return how often to ask. A greedy variant answers the same every time."""
     return 1 if variant.config.generation.greedy else settings.repeats
+
+
+def _journaled(
+    journal: Journal, batches: list[list[RowQuestion]], check: ContextCheck, max_errors: int
+) -> dict[str, Answer]:
+    """Return the answers of the journal, by name."""
+    answers = {name: Answer(**entry) for name, entry in journal.entries.items() if name.startswith("answer ")}
+    if len(check.unaskable | _errors(batches, answers)) <= max_errors:
+        return answers
+    # The machine may have been at fault when the evaluation ended: ask rows with an error again.
+    journal.drop([name for name, answer in answers.items() if answer.error is not None])
+    return {name: answer for name, answer in answers.items() if answer.error is None}
 
 
 def _is_beaten(course: Course, batches: list[list[RowQuestion]], answers: dict[str, Answer], repeats: int) -> bool:

@@ -63,12 +63,12 @@ class Field:
         return betting.is_beaten(advantages, self.policy.margin, self.policy.alpha, self.others)
 
 
-def check(policy: Promotion, ruler: Ruler) -> None:
-    """Raise StepError if the policy's metric cannot be computed while a variant is asked."""
-    if row_metric(policy.metric) not in ruler.sources:
+def check(config: EvaluateConfig, ruler: Ruler) -> None:
+    """Raise StepError if variants are to be stopped early by a metric that is not computed while they are asked."""
+    if config.evaluate.stop_early and row_metric(config.promotion.metric) not in ruler.sources:
         raise StepError(
             "evaluate.stop_early compares variants by promotion.metric, which must be one of evaluate.metrics "
-            f"({', '.join(ruler.sources)}), got '{policy.metric}'."
+            f"({', '.join(ruler.sources)}), got '{config.promotion.metric}'."
         )
 
 

@@ -1,7 +1,7 @@
 """Processes that register and are killed, or race. They are forked from one that has paid for the imports.
 
     python -m tests.promotion.processes race STORE_ADDRESS FOLDER ROUNDS
-    python -m tests.promotion.processes kill STORE FOLDER OVERRIDES…     → one line of JSON on standard output
+    python -m tests.promotion.processes kill STORE FOLDER EVERY OVERRIDES…     → one line of JSON on standard output
 
 The parent never opens the store, so that no child inherits a connection.
 """
@@ -79,14 +79,14 @@ def places(number: int) -> list[int]:
     return random.Random(number).sample(range(WORKERS), WORKERS)
 
 
-def kill(store: Path, folder: Path, overrides: list[str]) -> None:
-    """Kill register before its first, second, … write to the store, each time on a fresh copy.
+def kill(store: Path, folder: Path, every: int, overrides: list[str]) -> None:
+    """Kill register before its first write to the store, then `every` writes later, …, each time on a fresh copy.
 
     After each kill, look at the registry, register again, and look once more. Prints what was seen as JSON.
     """
     config = command_line.compose("register", ["promotion.smoke=false", *overrides])
     looks = []
-    for point in itertools.count(1):
+    for point in itertools.count(1, every):
         address = copied(store, folder / str(point))
         killed = _forked(_register_until, address, config, point) == -signal.SIGKILL
         started = time.perf_counter()
@@ -180,4 +180,4 @@ if __name__ == "__main__":
     if action == "race":
         race(where, Path(into), int(rest[0]))
     else:
-        kill(Path(where), Path(into), rest)
+        kill(Path(where), Path(into), int(rest[0]), rest[1:])

@@ -29,8 +29,12 @@ def store(built, tmp_path_factory):
     return folder, overrides, [middle.model_id, high.model_id]
 
 
-def _each_kill(processes, tmp_path, folder, *overrides):
-    *killed, finished = json.loads(processes("kill", folder, tmp_path, *overrides))
+# Before each write, or before every fourth: the first of them, and some of every part of a register.
+EVERY = pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+
+
+def _each_kill(processes, tmp_path, folder, every, *overrides):
+    *killed, finished = json.loads(processes("kill", folder, tmp_path, every, *overrides))
     assert all(look["killed"] for look in killed)
     assert not finished["killed"]
     return killed
@@ -42,10 +46,10 @@ def _valid(look, models):
     return champion in look["complete"] and look["models"][champion] in models
 
 
-@pytest.mark.slow
-def test_the_next_register_finishes_a_killed_promotion(store, processes, tmp_path, figure):
+@EVERY
+def test_the_next_register_finishes_a_killed_promotion(store, processes, tmp_path, figure, every):
     folder, overrides, (old, new) = store
-    killed = _each_kill(processes, tmp_path, folder, *overrides)
+    killed = _each_kill(processes, tmp_path, folder, every, *overrides)
     valid = sum(_valid(look["before"], [old, new]) and _valid(look["after"], [new]) for look in killed)
     models = [list(look["after"]["models"].values()) for look in killed]
     doubles = sum(len(registered) - len(set(registered)) for registered in models)
@@ -55,15 +59,15 @@ def test_the_next_register_finishes_a_killed_promotion(store, processes, tmp_pat
         f"recovered in {slowest:.1f} s at most"
     )
     assert (valid, doubles) == (len(killed), 0)
-    assert len(killed) >= 10
+    assert len(killed) * every >= 10
     for look in killed:
         assert look["refused"] is None
         assert look["after"]["aliases"] == {"champion": "3", "challenger": "1"}
         assert look["after"]["history"] == [["promote", "1"], ["promote", "3"]]
 
 
-@pytest.mark.slow
-def test_the_same_command_finishes_a_killed_rollback(store, processes, tmp_path, monkeypatch, figure):
+@EVERY
+def test_the_same_command_finishes_a_killed_rollback(store, processes, tmp_path, monkeypatch, figure, every):
     """It finishes the rollback that was begun, and does not roll back once more."""
     folder, overrides, (_, new) = store
     monkeypatch.setenv("MLFLOW_TRACKING_URI", copied(folder, tmp_path / "promoted"))
@@ -72,7 +76,7 @@ def test_the_same_command_finishes_a_killed_rollback(store, processes, tmp_path,
     best = find_variants(mlflow.MlflowClient(), "0")[3]
     write_scorecard(best, prompt_set.load(config.prompt_set), 8)
     register.register(config)
-    killed = _each_kill(processes, tmp_path, tmp_path / "promoted", "action=rollback", *overrides)
+    killed = _each_kill(processes, tmp_path, tmp_path / "promoted", every, "action=rollback", *overrides)
     valid = sum(_valid(look["before"], [new, best.model_id]) and _valid(look["after"], [new]) for look in killed)
     figure(f"rollback killed at {len(killed)} points: champions valid {valid}/{len(killed)}")
     assert valid == len(killed)
