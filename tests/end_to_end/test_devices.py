@@ -84,13 +84,13 @@ def test_a_build_for_a_device_that_is_not_there_is_refused(typed, words):
 def test_main_builds_and_ranks_the_others(typed, checkpoint, questions):
     done = typed("main", BOTH, questions, *SHORT, "promotion.smoke=false")
     assert done.returncode == 0, done.stderr
-    assert f"Left out: pyfunc-fp32-chat: {NO_GPU}" in done.stdout
+    assert f"Left out: pyfunc-fp32-chat-cuda: {NO_GPU}" in done.stdout
     assert "Promoted onnx-fp32-chat to phi3@champion (version 1)" in done.stdout
 
 
 @pytest.mark.slow
 def test_a_variant_of_another_machine_is_left_out(typed, built_elsewhere, checkpoint, questions):
-    left_out = f"Left out: pyfunc-fp32-chat (models:/{built_elsewhere}) cannot"
+    left_out = f"Left out: pyfunc-fp32-chat-cuda (models:/{built_elsewhere}) cannot"
     done = typed("main", "variants=[[mode=onnx]]", questions, *SHORT, "promotion.smoke=false")
     assert done.returncode == 0, done.stderr
     assert f"{left_out} run here: {NO_GPU}" in done.stdout
@@ -107,7 +107,9 @@ def test_nothing_but_a_variant_of_another_machine_cannot_be_evaluated(typed, bui
     for chosen in ([], [f"run_id={run_id}"]):
         done = typed("evaluate", questions, *SHORT, *chosen)
         assert done.returncode == 1
-        assert done.stderr.startswith(f"error: pyfunc-fp32-chat (models:/{built_elsewhere}) cannot run here: {NO_GPU}")
+        assert done.stderr.startswith(
+            f"error: pyfunc-fp32-chat-cuda (models:/{built_elsewhere}) cannot run here: {NO_GPU}"
+        )
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_all_files_are_gone_and_main_builds_again(main, typed, words):
     assert "is broken: all files of its model are missing" in done.stdout
     done = main()
     assert done.returncode == 0, done.stderr
-    assert f"Ready already: {old.name} ({variants()[-1].uri})" in done.stdout
+    assert f"Ready already: {variants()[-1].name} ({variants()[-1].uri})" in done.stdout
     assert "Nothing changes: the champion" in done.stdout
 
 
