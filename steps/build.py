@@ -150,7 +150,8 @@ def _without_bytecode() -> Iterator[None]:
 
 def main() -> None:
     """Run the step from the command line."""
-    command_line.run("build", build)
+    # Each point of a sweep is a job.
+    command_line.run("build", build, lambda _: [[]])
 
 
 if __name__ == "__main__":

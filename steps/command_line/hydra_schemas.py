@@ -7,6 +7,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
+from steps.config.launch import LAUNCHERS
 from steps.config.paths import CONF
 from steps.config.schema import PRECISIONS, SOURCES, STEPS, Precision
 from steps.modes import MODES, get_mode
@@ -17,6 +18,7 @@ def option_schemas() -> dict[str, dict[str, type]]:
     return {
         "model": dict(SOURCES),
         "mode": {name: get_mode(name).settings for name in MODES},
+        "launcher": dict(LAUNCHERS),
         "precision": {"plain": Precision, **PRECISIONS},
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from steps.config.keys import MISSING as MISSING
 from steps.config.keys import key as key
+from steps.config.launch import LaunchConfig
 from steps.config.score import ScoreConfig as ScoreConfig
 
 # MLflow keeps models and prompts in one table of names. Every prompt's name begins with this, and no model's may.
@@ -275,6 +276,8 @@ STEPS: dict[str, type] = {
     "register": RegisterConfig,
     "main": MainConfig,
     "score": ScoreConfig,
+    # Not a step: where the jobs of steps run.
+    "launch": LaunchConfig,
 }
 SOURCES: dict[str, type[Model]] = {"miniature": MiniatureModel, "hub": HubModel, "folder": FolderModel}
 # Precisions with keys of their own; every other one is a plain Precision.
