@@ -1,5 +1,6 @@
 """Jobs by a launcher: the same runs, faults and leaderboard as without one, at the same time."""
 
+import json
 import os
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def test_a_missing_extra_is_one_sentence_with_the_command(monkeypatch, name):
     assert f"`pip install {package.replace('_', '-')}`" in sentence
 
 
-@pytest.mark.parametrize("step_name", ["register", "score", "main"])
+@pytest.mark.parametrize("step_name", ["register", "score"])
 def test_a_step_without_jobs_has_no_launcher(step_name):
     with pytest.raises(StepError) as error:
         command_line.check(step_name, [["launcher=joblib"]])
@@ -100,3 +101,28 @@ def test_a_failing_job_does_not_keep_the_others_and_is_reported(checkpoint, tmp_
     runs = [client.get_run(variant.run_id) for variant in variants]
     assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.info.run_id}
     assert all(run.data.params["mode"] == "onnx" and "launcher" not in run.data.params for run in runs)
+
+
+@pytest.mark.service
+@pytest.mark.skipif(not INSTALLED("hydra_joblib_launcher"), reason="hydra_joblib_launcher is not installed")
+def test_the_main_job_fans_out_and_registers_once(checkpoint, tmp_path):
+    variants = "variants=[[mode=onnx], [mode=onnx, precision=int4], [mode=onnx, precision=int4, interface=prompt]]"
+    process = start("main", [variants, "evaluate.speed=false", "promotion.smoke=false", *HERE["joblib"]], tmp_path)
+    output, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors
+    assert "Launching 3 jobs" in output
+    assert output.count("Ready already: ") == 3
+    assert output.count("Promoted ") == 1
+    client = mlflow.MlflowClient()
+    assert str(client.get_model_version_by_alias("phi3", "champion").version) == "1"
+    (main,) = mlflow.search_runs(filter_string="attributes.run_name = 'main'", output_format="list")
+    children = mlflow.search_runs(filter_string=f"tags.mlflow.parentRunId = '{main.info.run_id}'", output_format="list")
+    names = [run.info.run_name for run in children]
+    assert sorted(name for name in names if name.startswith("onnx")) == [
+        *("onnx-fp32-chat", "onnx-int4-chat", "onnx-int4-prompt"),
+    ]
+    assert names.count("evaluate-facts") >= 3
+    assert names.count("register-phi3") == 1
+    assert {run.info.status for run in children} == {"FINISHED"}
+    leaderboard = json.loads(mlflow.artifacts.load_text(f"{main.info.artifact_uri}/leaderboard.json"))
+    assert leaderboard
