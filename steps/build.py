@@ -189,7 +189,8 @@ def _without_bytecode() -> Iterator[None]:
 
 def main() -> None:
     """Run the step from the command line."""
-    command_line.run("build", build_or_reuse)
+    # Each point of a sweep is a job.
+    command_line.run("build", build_or_reuse, lambda _: [[]])
 
 
 if __name__ == "__main__":

@@ -137,6 +137,17 @@ def evaluate(
     return outcome
 
 
+def jobs(config: EvaluateConfig) -> list[list[str]]:
+    """Return the overrides of a job for each variant that has to be asked. Speed is measured afterwards, one by one."""
+    import mlflow
+
+    client, rows, measure = mlflow.MlflowClient(), prompt_set.load(config.prompt_set), ruler.make(config)
+    variants = find_variants(client, runs.experiment_id())
+    chosen = [] if config.run_id else _choose(client, config, rows, measure, variants)
+    runnable = [variant for variant in chosen if not _refusal(client, variant)]
+    return [[f"run_id={variant.run_id}", "evaluate.speed=false"] for variant in runnable]
+
+
 def _plan(
     client: MlflowClient, config: EvaluateConfig, rows: PromptSet, measure: Ruler, variants: list[Variant]
 ) -> Plan:
@@ -287,7 +298,7 @@ def _row_errors(variant: Variant, card: Scorecard) -> list[str]:
 
 def main() -> None:
     """Run the step from the command line."""
-    command_line.run("evaluate", lambda config: evaluate(config).check_rows())
+    command_line.run("evaluate", lambda config: evaluate(config).check_rows(), jobs)
 
 
 if __name__ == "__main__":

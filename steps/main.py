@@ -11,6 +11,7 @@ error.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -19,9 +20,12 @@ from typing import TYPE_CHECKING
 from steps import command_line, register
 from steps.build import build, find_reusable, fingerprint
 from steps.checkpoints.checkpoint import Checkpoint, resolve
+from steps.command_line import launching
+from steps.config.launch import Launcher
 from steps.config.schema import BuildConfig, EvaluateConfig, MainConfig, Model, RegisterConfig, step_config
 from steps.errors import RowErrors, StepError, VariantErrors, sentences_of
 from steps.evaluate import evaluate
+from steps.evaluate import jobs as evaluate_jobs
 from steps.evaluation import prompt_set, ruler, scores
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import by_set, leaderboard, views
@@ -36,8 +40,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
-    """Build, evaluate and register in one process. The steps talk to each other through MLflow."""
+def run_all(config: MainConfig, variants: list[BuildConfig], fan_out: Callable[[], None] = lambda: None) -> None:
+    """Build, evaluate and register. The steps talk to each other through MLflow.
+
+    Args:
+        config: What to do.
+        variants: What to build.
+        fan_out: Build and evaluate what a launcher can do at the same time; everything else is done here.
+    """
     import mlflow
 
     client = mlflow.MlflowClient()
@@ -51,6 +61,7 @@ def run_all(config: MainConfig, variants: list[BuildConfig]) -> None:
     early_stopping.check(evaluate_config, measure)
     echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
     with runs.start("main") as active:
+        fan_out()
         model_ids, faults = build_all(client, variants)
         faults += evaluate_all(evaluate_config, rows, model_ids)
         try:
@@ -199,6 +210,29 @@ def plan(overrides: list[str]) -> tuple[list[str], list[list[str]]]:
     return jobs[0], points
 
 
+def fan_out(own: list[str], points: list[list[str]], launcher: Launcher) -> None:
+    """Build and evaluate by a launcher what is missing.
+
+    Each checkpoint is made or fetched here first: once, not once a job. What a job cannot do is tried again here
+    afterwards, and reported as without a launcher.
+    """
+    import mlflow
+
+    client, resolve_once = mlflow.MlflowClient(), _resolve_once()
+    known = {variant.fingerprint for variant in find_variants(client, runs.experiment_id())}
+    missing: dict[str, list[str]] = {}
+    for point in points:
+        config = command_line.compose("build", point)
+        with contextlib.suppress(StepError):
+            if not config.device_fault and (identity := fingerprint(config, resolve_once(config.model))) not in known:
+                missing.setdefault(identity, point)
+    launching.launch("build", list(missing.values()), launcher)
+    keys = {entry.name for entry in fields(EvaluateConfig)}
+    words = [override for override in own if command_line.key_of(override).partition(".")[0] in keys]
+    jobs = evaluate_jobs(command_line.compose("evaluate", words))
+    launching.launch("evaluate", [[*words, *job] for job in jobs], launcher)
+
+
 def main() -> None:
     """Run the main job from the command line."""
     command_line.exit_on_error(lambda: _main(sys.argv[1:]))
@@ -206,10 +240,12 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> None:
     flags, overrides = command_line.parse(arguments)
+    overrides, launcher = launching.split(overrides)
     own, points = (overrides, []) if flags else plan(overrides)
 
     def run(config: MainConfig) -> None:
-        run_all(config, [command_line.compose("build", point) for point in points])
+        variants = [command_line.compose("build", point) for point in points]
+        run_all(config, variants, lambda: fan_out(own, points, launcher) if launcher.package else None)
 
     command_line.run_with_hydra("main", run, own, flags)
 

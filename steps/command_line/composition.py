@@ -137,7 +137,9 @@ def _unknown_key(step_name: str, key: str, keys: list[str], choices: tuple[str, 
     """Return a sentence about a key that the configuration does not have: whose key it is, or the nearest one."""
     group = key.partition(".")[0]
     owners = [
-        f"{group}={option}" for option in _group_options(group) if key in known_keys(step_name, (f"{group}={option}",))
+        f"{group}={option}"
+        for option in (_group_options(group) if group in keys else [])
+        if key in known_keys(step_name, (f"{group}={option}",))
     ]
     if owners:
         chosen = next((choice for choice in choices if key_of(choice) == group), f"the default {group}")

@@ -7,6 +7,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
+from steps.config.launch import LAUNCHERS
 from steps.config.paths import CONF
 from steps.config.schema import PRECISIONS, SOURCES, STEPS, Precision
 from steps.config.serving import ServeConfig
@@ -20,6 +21,7 @@ def option_schemas() -> dict[str, dict[str, type]]:
     return {
         "model": dict(SOURCES),
         "mode": {name: get_mode(name).settings for name in MODES},
+        "launcher": dict(LAUNCHERS),
         "precision": {"plain": Precision, **PRECISIONS},
     }
 

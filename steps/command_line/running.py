@@ -13,10 +13,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from steps.command_line.composition import check
+from steps.command_line import launching
+from steps.command_line.composition import check, compose
 from steps.command_line.hydra_schemas import store_schemas
 from steps.command_line.overrides import expand, parse
 from steps.command_line.variant_name import variant_name
+from steps.config.launch import Launcher
 from steps.config.paths import CONF
 from steps.config.schema import BuildConfig, MainConfig, RegisterConfig
 from steps.config.serving import ServeConfig
@@ -35,9 +37,15 @@ QUIET = (
 )
 
 
-def run(step_name: str, step: Callable[[Any], Any]) -> None:
-    """Run a step as a command. `step` takes the typed configuration."""
-    exit_on_error(lambda: _run(step_name, step))
+def run(step_name: str, step: Callable[[Any], Any], jobs: launching.Points | None = None) -> None:
+    """Run a step as a command.
+
+    Args:
+        step_name: The step.
+        step: Takes the typed configuration.
+        jobs: Return the overrides of each job that a launcher can run before the step; None if it can run none.
+    """
+    exit_on_error(lambda: _run(step_name, step, jobs))
 
 
 def exit_on_error(command: Callable[[], Any]) -> None:
@@ -73,12 +81,17 @@ def _sentences(error: BaseException) -> tuple[str, ...]:
     return error.faults if isinstance(error, StepError) else (str(error).strip(),)
 
 
-def _run(step_name: str, step: Callable[[Any], Any]) -> None:
+def _run(step_name: str, step: Callable[[Any], Any], jobs_of: launching.Points | None) -> None:
     flags, overrides = parse(sys.argv[1:])
     if flags:
         return run_with_hydra(step_name, step, overrides, flags)
+    launcher = Launcher("none")
+    if jobs_of:
+        overrides, launcher = launching.split(overrides)
     jobs = expand(overrides)
     check(step_name, jobs)
+    if jobs_of and launcher.package:
+        return _launch(step_name, step, jobs, launcher, jobs_of)
     if len(jobs) == 1:
         return run_with_hydra(step_name, step, jobs[0])
     with connection.plain_errors():
@@ -87,6 +100,23 @@ def _run(step_name: str, step: Callable[[Any], Any]) -> None:
         quiet = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=."]
         run_with_hydra(step_name, step, [*quiet, *overrides], ["--multirun"])
     return None
+
+
+def _launch(
+    step_name: str, step: Callable[[Any], Any], jobs: list[list[str]], launcher: Launcher, jobs_of: launching.Points
+) -> None:
+    """Run the jobs of a step by a launcher. A step that has more to do than its jobs runs here afterwards."""
+    with connection.plain_errors():
+        connection.connect()
+    with connection.plain_errors(), runs.start(f"{step_name}-sweep"):
+        points = [[*job, *more] for job in jobs for more in jobs_of(compose(step_name, job))]
+        failed = [outcome for outcome in launching.launch(step_name, points, launcher) if outcome.faults]
+        if points == jobs and failed:
+            raise StepError(*(fault for outcome in failed for fault in outcome.faults))
+        if points != jobs:
+            # What a job has not done is done here, and reported as without a launcher.
+            for job in jobs:
+                run_with_hydra(step_name, step, job)
 
 
 def run_with_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[str], flags: Iterable[str] = ()) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from steps.config.keys import MISSING as MISSING
 from steps.config.keys import key as key
+from steps.config.launch import LaunchConfig
 
 # The options' keys are read from here too.
 from steps.config.options import PRECISIONS as PRECISIONS
@@ -236,6 +237,8 @@ STEPS: dict[str, type] = {
     "register": RegisterConfig,
     "main": MainConfig,
     "score": ScoreConfig,
+    # Not a step: where the jobs of steps run.
+    "launch": LaunchConfig,
 }
 
 

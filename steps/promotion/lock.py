@@ -1,6 +1,7 @@
-"""A lock that allows one register at a time for each registered name: a file next to a SQLite registry.
+"""A lock that allows one register at a time for each registered name.
 
-A server has no place for such a file. There, `register` reads again after it has written, and repairs (promote.py).
+It is a file next to a SQLite registry, or an advisory lock in a PostgreSQL registry. A server over HTTP has no place
+for either: there, `register` reads again after it has written, and repairs (promote.py).
 """
 
 import contextlib
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from steps.errors import StepError
 from steps.output import echo
+from steps.redaction import without_secrets
+from steps.store import database_lock
 from steps.store.address import registry_file
 
 
@@ -22,8 +25,13 @@ def held(registered_model: str, seconds: float) -> Iterator[bool]:
     Raises:
         StepError: Another process has held the lock for `seconds`.
     """
+    import mlflow
     from filelock import FileLock, Timeout
 
+    if database_lock.is_postgresql(mlflow.get_registry_uri()):
+        with _held_in_database(mlflow.get_registry_uri(), registered_model, seconds):
+            yield True
+        return
     path = file(registered_model)
     if path is None:
         yield False
@@ -33,7 +41,7 @@ def held(registered_model: str, seconds: float) -> Iterator[bool]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            echo(f"Waiting for another register of {registered_model} …")
+            _echo_wait(registered_model)
             lock.acquire(timeout=seconds)
     except Timeout:
         raise StepError(
@@ -44,6 +52,22 @@ def held(registered_model: str, seconds: float) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def _held_in_database(uri: str, registered_model: str, seconds: float) -> Iterator[None]:
+    try:
+        with database_lock.held(uri, f"register {registered_model}", seconds, lambda: _echo_wait(registered_model)):
+            yield
+    except database_lock.HeldByAnotherError:
+        raise StepError(
+            f"Another register of {registered_model} has held the lock in {without_secrets(uri)} for more than "
+            f"promotion.lock_seconds={seconds:g}. Wait for it to end, or end it: the lock is released with its process."
+        ) from None
+
+
+def _echo_wait(registered_model: str) -> None:
+    echo(f"Waiting for another register of {registered_model} …")
 
 
 def file(registered_model: str) -> Path | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steps.errors import StepError
-from steps.store import address
+from steps.store import address, database_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # The longest pause between two changes of a file that MLflow is making was 0.6 s on two busy cores.
 QUIET = 4.0
 LONGEST_WAIT = 60.0
+# Making the tables of a database takes a few seconds, on a busy machine a minute.
+DATABASE_WAIT = 300.0
 # How often to try while other processes change the file.
 ATTEMPTS = 5
 # How often MLflow tries to reach a database: 3 seconds in all. Its own setting is 10 times, 100 seconds.
@@ -35,7 +37,14 @@ def open_store() -> "MlflowClient":
     from mlflow.store.db import utils
 
     utils.MAX_RETRY_COUNT = CONNECTIONS
-    file = address.sqlite_file(mlflow.get_tracking_uri())
+    uri = mlflow.get_tracking_uri()
+    if database_lock.is_postgresql(uri):
+        # One process makes the tables while the others wait.
+        with database_lock.held(uri, "open the store", DATABASE_WAIT):
+            if not _has_all_tables(uri):
+                return mlflow.MlflowClient()
+        return mlflow.MlflowClient()
+    file = address.sqlite_file(uri)
     if file is None or _is_complete(file):
         # Even with all of its tables, it may lack the last steps.
         return _open_when_quiet(file, ATTEMPTS)
@@ -96,6 +105,14 @@ def _is_complete(file: Path) -> bool:
             "unset it to use ./mlflow.db."
         ) from None
     return tables >= set(Base.metadata.tables)
+
+
+def _has_all_tables(uri: str) -> bool:
+    """Return True if a database has all tables of this MLflow."""
+    from mlflow.store.db.base_sql_model import Base
+    from sqlalchemy import NullPool, create_engine, inspect
+
+    return set(inspect(create_engine(uri, poolclass=NullPool)).get_table_names()) >= set(Base.metadata.tables)
 
 
 def _wait_until_quiet(file: Path) -> None:

@@ -19,6 +19,9 @@ from steps.store import address, connection, names, processes
 if TYPE_CHECKING:
     from mlflow import ActiveRun
 
+# In the environment of a job: the run that launched it.
+PARENT = "PHI3_PARENT_RUN"
+
 
 # Runs that this process has named.
 _named_here: set[str] = set()
@@ -44,7 +47,8 @@ def start(name: str, tags: dict[str, str] | None = None) -> Iterator[ActiveRun]:
     nested = mlflow.active_run() is not None
     tags = {names.PROCESS: processes.identity()} | (tags or {})
     run_name = name if nested else _name_from_user() or name
-    with mlflow.start_run(run_name=run_name, nested=nested, tags=tags) as active:
+    parent = None if nested else os.environ.get(PARENT)
+    with mlflow.start_run(run_name=run_name, nested=nested, parent_run_id=parent, tags=tags) as active:
         # `mlflow run` logs the address that the project was cloned from with its password.
         mlflow.set_tags({key: redacted(value) for key, value in active.data.tags.items() if redacted(value) != value})
         if not nested and mlflow.get_tracking_uri().startswith("http"):
