@@ -10,14 +10,13 @@ command asks only what is missing. Exit codes: 0 done, 1 failed, 3 done but some
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from steps import command_line
 from steps.config.schema import EvaluateConfig
-from steps.errors import RowErrors, StepError, VariantErrors, sentences_of
+from steps.errors import StepError
 from steps.evaluation import (
     context_check,
     journal,
@@ -30,6 +29,7 @@ from steps.evaluation import (
     scoring,
     speed,
 )
+from steps.evaluation.outcome import Outcome
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import comparison, state, variant_report
 from steps.evaluation.ruler import Ruler
@@ -38,7 +38,7 @@ from steps.evaluation.statistics import power_sentence
 from steps.output import activity, echo
 from steps.promotion import early_stopping
 from steps.promotion.missing_scorecard import evaluate_command
-from steps.store import connection, integrity, runs
+from steps.store import integrity, runs
 from steps.store.names import ERRORS
 from steps.store.variants import Variant, elsewhere, find_variants, read_variant, variant_of_run
 
@@ -47,31 +47,6 @@ if TYPE_CHECKING:
 
 BUILD_ONE = "Build one with `mlflow run . -e build` (or `python -m steps.build`)."
 NOT_SCORED, NOT_REPORTED = "could not be scored", "is scored, but its report could not be finished"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an evaluation did.
-
-    Attributes:
-        model_ids: The LoggedModels that were scored.
-        row_errors: A sentence for each variant with rows that have an error.
-        faults: A sentence for each variant that could not be scored or reported on.
-    """
-
-    model_ids: list[str] = field(default_factory=list)
-    row_errors: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-    def check(self) -> None:
-        """Raise VariantErrors if there is any fault."""
-        if self.faults:
-            raise VariantErrors(*self.faults, *self.row_errors)
-
-    def check_rows(self) -> None:
-        """Raise RowErrors, for exit code 3, if some rows have an error."""
-        if self.row_errors:
-            raise RowErrors(*self.row_errors)
 
 
 @dataclass(frozen=True)
@@ -214,9 +189,9 @@ def _review(scored: list[Variant], rows: PromptSet, outcome: Outcome) -> None:
     """Collect the row errors of variants that were scored before, and remove what a killed evaluation left."""
     for variant in scored:
         journal.forget(scoring.journal_key(variant), rows.sha256)
-        with _recorded(variant, NOT_REPORTED, outcome):
+        with outcome.recorded(variant, NOT_REPORTED):
             if (scorecard.metrics_of(variant, rows.sha256) or {}).get(ERRORS.key):
-                outcome.row_errors.extend(_row_errors(variant, scorecard.read(variant, rows.sha256)))
+                outcome.add_row_errors(variant, scorecard.read(variant, rows.sha256))
 
 
 def _evaluate(
@@ -236,14 +211,14 @@ def _evaluate(
         )
         for place, variant in enumerate(plan.chosen, 1):
             words = f"scoring {variant.name}, {place} of {len(plan.chosen)}"
-            with activity(words), _recorded(variant, NOT_SCORED, outcome):
+            with activity(words), outcome.recorded(variant, NOT_SCORED):
                 if card := _score(client, config, variant, rows, measure, checks.get(variant.model_id)):
-                    outcome.row_errors.extend(_row_errors(variant, card))
+                    outcome.add_row_errors(variant, card)
                     outcome.model_ids.append(variant.model_id)
                     unfinished.append(variant)
         for place, variant in enumerate(unfinished, 1):
             words = f"timing {variant.name}, {place} of {len(unfinished)}"
-            with activity(words), _recorded(variant, NOT_REPORTED, outcome):
+            with activity(words), outcome.recorded(variant, NOT_REPORTED):
                 variant_report.finish(client, variant, rows, settings, bench)
         for variant, fault in comparison.compare(client, rows, measure, plan.left_out):
             command = evaluate_command(config.prompt_set, measure.metrics, variant.run_id, measure.own_sources)
@@ -275,25 +250,6 @@ def _score(
     if card is None:
         early_stopping.report(config, read_variant(client, variant.model_id), rows)
     return card
-
-
-@contextlib.contextmanager
-def _recorded(variant: Variant, what: str, outcome: Outcome) -> Iterator[None]:
-    """Record an exception as this variant's failure and carry on with the others."""
-    try:
-        yield
-    except Exception as error:
-        connection.check_server("went away and has not come back")
-        outcome.faults.append(f"{variant.name} ({variant.uri}) {what}: {sentences_of(error)}")
-
-
-def _row_errors(variant: Variant, card: Scorecard) -> list[str]:
-    """Return a sentence about the rows of a variant that have an error, if any."""
-    errors = {row_id: error for row_id, error in zip(card.ids, card.errors, strict=True) if error}
-    if not errors:
-        return []
-    row_id, error = next(iter(errors.items()))
-    return [f"{variant.name} is scored, but {len(errors)} rows have an error: row {row_id!r}: {error}"]
 
 
 def main() -> None:

@@ -143,7 +143,8 @@ def _unknown_key(step_name: str, key: str, keys: list[str], choices: tuple[str, 
     ]
     if owners:
         chosen = next((choice for choice in choices if key_of(choice) == group), f"the default {group}")
-        return f"{key} is not a key of {chosen}, it is a key of {' and '.join(owners)}. Add {' or '.join(owners)}."
+        add = owners[0] if len(owners) == 1 else "one of them"
+        return f"{key} is not a key of {chosen}, it is a key of {', '.join(owners)}. Add {add}."
     parent = key.rpartition(".")[0]
     if not parent and (longer := [known for known in keys if known.endswith(f".{key}")]):
         return f"Unknown key '{key}'. Did you mean {' or '.join(longer)}?"

@@ -151,7 +151,7 @@ def run_with_hydra(step_name: str, step: Callable[[Any], Any], overrides: list[s
 
 def _run_name(step_name: str, config: Any) -> str:
     """Return a name for a run whose step has none of its own: it only reads, or fails early."""
-    if _only_reads(config):
+    if isinstance(config, RegisterConfig) and _only_reads(config):
         return f"{config.action if config.action != 'promote' else step_name}{'-dry-run' if config.dry_run else ''}"
     return (
         f"{step_name}-{variant_name(config)}" if isinstance(config, BuildConfig) and step_name == "build" else step_name

@@ -39,7 +39,7 @@ def test_an_unknown_source_is_refused_with_the_closest_one():
     with pytest.raises(StepError) as refusal:
         resolve(Model(name="local", source="foldr"))
     assert str(refusal.value) == (
-        "Unknown model.source 'foldr'. Did you mean 'folder'? Available: folder, hub, miniature."
+        "Unknown model.source 'foldr'. Did you mean 'folder'? Available: folder, hub, miniature, smollm2."
     )
 
 

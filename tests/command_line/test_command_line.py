@@ -157,7 +157,7 @@ REFUSED = {
     "a key of another precision": (
         "build",
         ["mode=onnx", "precision.block_size=64"],
-        ["precision.block_size is not a key of the default precision, it is a key of precision=int4."],
+        ["precision.block_size is not a key of the default precision, it is a key of precision=int4, precision=int4_"],
     ),
     "the name of a mode": ("build", ["mode.name=onnx"], ["mode.name must be one of pyfunc, got 'onnx'."]),
     "limit that is no number": (
@@ -180,7 +180,7 @@ REFUSED = {
     "int4 where it is not offered": (
         "build",
         ["mode=pyfunc", "precision=int4"],
-        ["precision=int4 is not offered by mode=pyfunc, which has fp32, bf16. Modes that have int4: onnx."],
+        ["precision=int4 is not offered by mode=pyfunc, which has fp32, bf16, int8. Modes that have int4: onnx."],
     ),
     "one point of a sweep": (
         "build",

@@ -65,7 +65,8 @@ def test_a_step_without_jobs_has_no_launcher(step_name):
     assert str(error.value).startswith("Unknown key 'launcher'.")
 
 
-def test_a_launcher_is_no_part_of_a_variant():
+def test_a_launcher_is_no_part_of_a_variant(monkeypatch):
+    monkeypatch.setattr(launching, "_is_installed", lambda package: True)
     overrides, launcher = launching.split(["mode=onnx", "launcher=slurm", "launcher.partition=big", "launcher.gpus=1"])
     assert overrides == ["mode=onnx"]
     assert (launcher.name, launcher.partition, launcher.gpus) == ("slurm", "big", 1)

@@ -8,7 +8,7 @@ from steps.output import suppress_output
 from steps.wrappers.engines.sequence import Sequence, Settings
 
 SIZES = {
-    "vocab_size": 101,
+    "vocab_size": 1200,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,

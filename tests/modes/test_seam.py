@@ -27,7 +27,11 @@ def echo(monkeypatch):
 def test_a_new_mode_is_built_evaluated_and_read_back(echo, checkpoint, tmp_path):
     build(command_line.compose("build", ["mode=echo", "mode.times=2"]), checkpoint)
     (variant,) = find_variants(mlflow.MlflowClient(), "0")
-    assert (variant.name, variant.mode.name, variant.config.mode) == ("echo-fp32-chat", "echo", EchoSettings(times=2))
+    assert (variant.name, variant.mode.name, variant.config.mode) == (
+        "echo-fp32-chat-times2",
+        "echo",
+        EchoSettings(times=2),
+    )
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"id": word, "prompt": word, "target": word}) + "\n" for word in ("one", "two")))
     config = command_line.compose("evaluate", [f"prompt_set.path='{rows}'", "evaluate.speed=false"])
