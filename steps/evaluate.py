@@ -11,7 +11,7 @@ command asks only what is missing. Exit codes: 0 done, 1 failed, 3 done but some
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from steps import command_line
@@ -94,7 +94,9 @@ def evaluate(
     client = mlflow.MlflowClient()
     logged = find_variants(client, runs.experiment_id())
     variants = [variant for variant in logged if model_ids is None or variant.model_id in model_ids]
+    others = [variant for variant in logged if variant not in variants]
     plan = _plan(client, config, rows, measure, variants)
+    plan = replace(plan, left_out=plan.left_out | _lost(client, others, rows))
     if plan.asked and not announced:
         # Before anything is asked: a prompt set that is too small wastes the time.
         echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
@@ -183,6 +185,16 @@ def _refusal(client: MlflowClient, variant: Variant) -> str | None:
         return integrity.broken_model(variant, lost)
     fault = variant.config.mode.device_fault
     return f"{variant.name} ({variant.uri}) cannot run here: {fault}" if fault else None
+
+
+def _lost(client: MlflowClient, others: list[Variant], rows: PromptSet) -> frozenset[str]:
+    """Return which variants that are not scored now cannot be compared either, because they have lost files."""
+    lost: set[str] = set()
+    for variant in others:
+        if scorecard.metrics_of(variant, rows.sha256) is not None and (files := integrity.missing(client, variant)):
+            echo(f"Left out: {integrity.broken_model(variant, files)}.")
+            lost.add(variant.model_id)
+    return frozenset(lost)
 
 
 def _review(scored: list[Variant], rows: PromptSet, outcome: Outcome) -> None:

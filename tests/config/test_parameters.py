@@ -5,7 +5,7 @@ from omegaconf import MISSING
 
 from steps import command_line
 from steps.config.parameters import from_params, to_params
-from steps.config.schema import BuildConfig, Example, FolderModel, Int4Precision, MiniatureModel, Precision
+from steps.config.schema import BuildConfig, Example, FolderModel, MiniatureModel, Precision, QuantizedPrecision
 from steps.modes import get_mode
 
 CONFIGS = {
@@ -56,7 +56,7 @@ def test_a_number_in_the_quotes_of_a_shell_is_read_as_a_number(text, temperature
 
 
 def test_a_value_that_does_not_fit_its_key_leaves_the_default():
-    empty = BuildConfig(model=FolderModel(), mode=get_mode("onnx").settings(), precision=Int4Precision())
+    empty = BuildConfig(model=FolderModel(), mode=get_mode("onnx").settings(), precision=QuantizedPrecision())
     config = from_params({"generation.max_tokens": "many", "prompting.examples": "[truncated"}, empty)
     assert config.generation.max_tokens == 256
     assert config.prompting.examples == []

@@ -77,4 +77,4 @@ def test_a_mistake_is_answered_by_a_sentence_that_says_what_to_do(typed, tmp_pat
         fits = lines[0].startswith(f"error: {sentence}") and remedy in done.stderr and len(lines) <= 3
         if done.returncode != 1 or not fits or "Traceback" in done.stderr or "Built" in done.stdout:
             wrong[command] = (done.returncode, done.stderr[-500:])
-    assert wrong == {}
+    assert wrong == {}, "\n".join(f"{command}: {outcome}" for command, outcome in wrong.items())

@@ -189,7 +189,8 @@ def test_a_changed_metric_scores_all_variants_again_from_their_answers(store, ev
         assert card.scores == before[name].scores | {"mine": [0.75] * 3}
         assert (card.answers, card.repeats, card.errors) == (before[name].answers, [], [None] * 3)
     changed = {key for key, value in scorecard.metrics_of(store.greedy, sha256).items() if value != counts[key]}
-    assert changed == {"mine/mean", "mine/ci_low", "mine/ci_high"}
+    # The metric has the name of the prompt set.
+    assert changed == {"mine/mean", "mine/ci_low", "mine/ci_high", "mine/mine", "mine/mine_low", "mine/mine_high"}
     assert "All variants are already scored" in evaluate(*words).stdout
 
 

@@ -58,7 +58,7 @@ def test_a_policy_file_where_less_is_better(store, project):  # noqa: F811
     write_words(silent, rows, 0.0, 0.2)
     done = register()
     assert done.returncode == 0, done.stderr
-    assert "there was no champion; onnx-int4-chat has the lowest score, wordiness 0.80" in done.stdout
+    assert "there was no champion; onnx-int4-chat-max12 has the lowest score, wordiness 0.80" in done.stdout
     _, content, text = store.report()
     assert store.registry.champion.model_id == long.model_id
     assert "answer_match 0.203125 is below 0.5" in text
@@ -68,12 +68,12 @@ def test_a_policy_file_where_less_is_better(store, project):  # noqa: F811
     write_words(short, rows, 0.3, 0.6)
     done = register()
     assert done.returncode == 0, done.stderr
-    assert "is superior to the champion onnx-int4-chat: wordiness -0.5000, interval -0." in done.stdout
+    assert "is superior to the champion onnx-int4-chat-max12: wordiness -0.5000, interval -0." in done.stdout
     assert store.registry.champion.model_id == short.model_id
     assert store.client.get_model_version("phi3", store.registry.champion.number).tags["phi3.verdict"] == "superior"
 
     # More words are no reason to go back.
-    assert "Nothing changes: the champion onnx-int4-chat is already the best: wordiness 0.3" in register().stdout
+    assert "Nothing changes: the champion onnx-int4-chat-max14 is already the best: wordiness 0.3" in register().stdout
 
 
 def test_every_shipped_policy_says_in_three_lines_for_whom_it_is():

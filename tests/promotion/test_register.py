@@ -1,6 +1,7 @@
 """Register as a user sees it: which variants compete, refusals and their reasons, report, history, rollback."""
 
 import math
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,9 @@ class Store:
 
     def __init__(self, built, folder):
         self.address = copied(built, folder)
-        self.path = write_prompt_set(folder / "rows.jsonl", "register")
+        # The workers share the variants, and with them the folder of scorecards: each has a prompt set of its own.
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+        self.path = write_prompt_set(folder / "rows.jsonl", f"register {worker}")
         self.overrides = ["promotion.smoke=false", "prompt_set.name=made", f"prompt_set.path={self.path}"]
 
     @property

@@ -51,6 +51,7 @@ def _append(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     total = width + new.shape[2]
     # The distance between two heads shows how many columns were allocated.
     is_ours = old.storage_offset() == 0 and old.stride() == (heads * old.stride(1), old.stride(1), size, 1)
+    is_ours &= width > 0  # an empty tensor has strides, and no memory
     if not is_ours or old.stride(1) < total * size:
         allocated = old.new_empty(rows, heads, total + SPARE, size)
         allocated[:, :, :width] = old
