@@ -23,7 +23,7 @@ from steps import main as main_job
 from steps.config.schema import MiniatureModel
 
 BLOCK, SCALE = 32, 24.0
-RIGHT = {"worse": "local-onnx-fp32-chat", "as_good": "local-onnx-int4-chat"}
+RIGHT = {"worse": "local-onnx-fp32-chat-max24", "as_good": "local-onnx-int4-chat-max24"}
 VARIANTS = "variants=[[mode=onnx, precision=int4], [mode=onnx]]"
 
 
