@@ -74,7 +74,7 @@ UNFIT = {
     ),
     "another vocabulary": (
         lambda tensors: tensors | {"lm_head.weight": tensors["lm_head.weight"][:100]},
-        ["1 misshapen (lm_head.weight [100, 64] instead of [101, 64])"],
+        ["1 misshapen (lm_head.weight [100, 64] instead of [1200, 64])"],
     ),
     "transposed": (
         lambda tensors: tensors | {"model.layers.0.mlp.down_proj.weight": _of(tensors, "0.mlp.down_proj").T},
