@@ -153,7 +153,8 @@ class Promotion:
     the metric's unit. `direction` says whether a higher or a lower metric is better. `alpha` is the chance of a wrong
     decision that is accepted. `contract_first` sets those aside that fail more checks of their own contract than
     another. Costs within `timed_tolerance` (what is timed) or `size_tolerance` (bytes) of each other are equal.
-    A variant is refused if it answered no row, or if more than `max_errors` of its rows have an error.
+    A variant is refused if it answered no row, or if more than `max_errors` of its rows have an error. Only variants of
+    one `interface` compete, because the clients of a champion send one form of request: null means that of the champion.
 
     The smoke test serves the version and asks `smoke_rows` rows (at most 8: those that evaluate asks one by one). The
     server must be up within `smoke_seconds`. `retry_rejected` gives rejected versions another chance.
@@ -169,6 +170,7 @@ class Promotion:
     timed_tolerance: float = key(0.15, at_least=0, at_most=1)
     size_tolerance: float = key(0.05, at_least=0, at_most=1)
     max_errors: int = key(10, at_least=0)
+    interface: str | None = None
     alpha: float = key(0.05, above=0, at_most=0.5)
     smoke: bool = True
     smoke_rows: int = key(8, at_least=1, at_most=8)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from steps.config.schema import Promotion
 from steps.errors import StepError
 from steps.evaluation import partial, scorecard
+from steps.interfaces import INTERFACES, get_interface
 from steps.promotion import history, reference, rulers
 from steps.promotion.candidate import Candidate
 from steps.promotion.candidates import find_variant, measured_policy, scored_candidate, to_candidate
@@ -70,6 +71,7 @@ def gather(job: Job, registry: Registry) -> Contest:
         raise StepError(f"There is no variant to register in this experiment. {BUILD_ONE}{hint}", *_sentences(left_out))
     allowed, rejected = _without_rejected(job, intact, registry, champion_id)
     allowed, absent = _without_device(job, allowed, registry, champion_id)
+    allowed, foreign = _of_one_interface(job, allowed, incumbent.variant)
     scored = [variant for variant in allowed if scorecard.metrics_of(variant, job.rows.sha256) is not None]
     policy = measured_policy(job, scored)
     read = {variant.model_id: to_candidate(variant, job.rows, policy) for variant in scored}
@@ -80,7 +82,7 @@ def gather(job: Job, registry: Registry) -> Contest:
     sources = scorecard.sources_of(variants.values(), job.rows.sha256)
     _refuse_incomparable(job, policy, registry, incumbent.champion, competing, sources)
     competing, lost = rulers.without_lost(job, competing, variants)
-    left_out += [*rejected, *absent, *lost]
+    left_out += [*rejected, *absent, *foreign, *lost]
     if not competing:
         raise StepError(*_no_candidate(job, allowed, left_out))
     left_out += [_unscored(job, variant) for variant in allowed if variant not in scored]
@@ -173,6 +175,27 @@ def _without_device(
             allowed.append(variant)
         else:
             sentences.append(f"{variant.name} ({variant.uri}) cannot be smoke-tested here: {fault}")
+    return allowed, sentences
+
+
+def _of_one_interface(job: Job, variants: list[Variant], champion: Variant | None) -> tuple[list[Variant], list[str]]:
+    """Split off the variants whose clients send another form of request, with a sentence about each.
+
+    The interface is that of the policy, else that of the champion, else the first one that any variant has.
+    """
+    present = [name for name in INTERFACES if any(variant.config.interface == name for variant in variants)]
+    chosen = job.policy.interface or (champion.config.interface if champion else next(iter(present), None))
+    if job.policy.interface:
+        get_interface(job.policy.interface)
+    allowed, sentences = [], []
+    for variant in variants:
+        if variant.config.interface == chosen or (champion and variant.model_id == champion.model_id):
+            allowed.append(variant)
+        else:
+            sentences.append(
+                f"{variant.name} has interface={variant.config.interface}, and clients of {job.config.registered_model} "
+                f"send {chosen} (promotion.interface={variant.config.interface} promotes it)"
+            )
     return allowed, sentences
 
 
