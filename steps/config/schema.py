@@ -154,7 +154,7 @@ class Promotion:
     decision that is accepted. `contract_first` sets those aside that fail more checks of their own contract than
     another. Costs within `timed_tolerance` (what is timed) or `size_tolerance` (bytes) of each other are equal.
     A variant is refused if it answered no row, or if more than `max_errors` of its rows have an error. Only variants of
-    one `interface` compete, because the clients of a champion send one form of request: null means that of the champion.
+    one `interface` compete, because clients of a champion send one form of request: null means that of the champion.
 
     The smoke test serves the version and asks `smoke_rows` rows (at most 8: those that evaluate asks one by one). The
     server must be up within `smoke_seconds`. `retry_rejected` gives rejected versions another chance.

@@ -193,8 +193,8 @@ def _of_one_interface(job: Job, variants: list[Variant], champion: Variant | Non
             allowed.append(variant)
         else:
             sentences.append(
-                f"{variant.name} has interface={variant.config.interface}, and clients of {job.config.registered_model} "
-                f"send {chosen} (promotion.interface={variant.config.interface} promotes it)"
+                f"{variant.name} has interface={variant.config.interface}, and clients of "
+                f"{job.config.registered_model} send {chosen} (promotion.interface={variant.config.interface} promotes it)"
             )
     return allowed, sentences
 
