@@ -194,7 +194,7 @@ def _of_one_interface(job: Job, variants: list[Variant], champion: Variant | Non
         else:
             sentences.append(
                 f"{variant.name} has interface={variant.config.interface}, and clients of "
-                f"{job.config.registered_model} send {chosen} (promotion.interface={variant.config.interface} promotes it)"
+                f"{job.config.registered_model} send {chosen}: promotion.interface={variant.config.interface} promotes it"
             )
     return allowed, sentences
 
