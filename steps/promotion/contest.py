@@ -192,9 +192,10 @@ def _of_one_interface(job: Job, variants: list[Variant], champion: Variant | Non
         if variant.config.interface == chosen or (champion and variant.model_id == champion.model_id):
             allowed.append(variant)
         else:
+            other = variant.config.interface
             sentences.append(
-                f"{variant.name} has interface={variant.config.interface}, and clients of "
-                f"{job.config.registered_model} send {chosen}: promotion.interface={variant.config.interface} promotes it"
+                f"{variant.name} has interface={other}, and clients of {job.config.registered_model} send {chosen}: "
+                f"promotion.interface={other} promotes it"
             )
     return allowed, sentences
 
