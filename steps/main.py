@@ -22,7 +22,7 @@ from steps.build import build, find_reusable, fingerprint
 from steps.checkpoints.checkpoint import Checkpoint, resolve
 from steps.command_line import launching
 from steps.config.launch import Launcher
-from steps.config.schema import BuildConfig, EvaluateConfig, MainConfig, Model, RegisterConfig, step_config
+from steps.config.schema import BuildConfig, EvaluateConfig, MainConfig, Model, Promotion, RegisterConfig, step_config
 from steps.errors import RowErrors, StepError, VariantErrors, sentences_of
 from steps.evaluate import evaluate
 from steps.evaluate import jobs as evaluate_jobs
@@ -30,6 +30,7 @@ from steps.evaluation import prompt_set, ruler, scores
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.report import by_set, leaderboard, views
 from steps.evaluation.report.leaderboard import Standing
+from steps.evaluation.ruler import Ruler
 from steps.evaluation.statistics import power_sentence
 from steps.output import echo
 from steps.promotion import early_stopping
@@ -73,16 +74,12 @@ def run_all(config: MainConfig, variants: list[BuildConfig], fan_out: Callable[[
             if not faults:
                 raise
             raise StepError(*faults, *error.faults) from error
-        chosen = [
-            variant for variant in find_variants(client, active.info.experiment_id) if variant.model_id in model_ids
-        ]
         if promoted:
+            logged = find_variants(client, active.info.experiment_id)
+            chosen = [variant for variant in logged if variant.model_id in model_ids]
             chosen = _with_champion(client, chosen, promoted.champion_model_id)
             _log_leaderboard(chosen, rows, list(measure.metrics), promoted.standing)
-        policy = config.promotion
-        # A policy may compare by something that is no score.
-        shown = (policy.metric, policy.less_is_better) if policy.metric in measure.metrics else (measure.first, False)
-        view = views.prepare(client, by_set.label(client, rows), *shown)
+        view = _prepare_view(client, config.promotion, rows, measure)
     echo_next_commands(config, view)
     if faults:
         raise RowErrors(*faults)
@@ -177,6 +174,13 @@ def _log_leaderboard(variants: list[Variant], rows: PromptSet, metrics: list[str
     leaderboard.show(variants, rows, metrics, standing)
     mlflow.log_dict(leaderboard.as_dict(variants, rows, metrics, standing), "leaderboard.json")
     mlflow.set_tag(names.NOTE, leaderboard.markdown(variants, rows, metrics, standing))
+
+
+def _prepare_view(client: MlflowClient, policy: Promotion, rows: PromptSet, measure: Ruler) -> str:
+    """Prepare the view of the prompt set, sorted by the policy's metric; returns its name."""
+    # A policy may compare by something that is no score.
+    shown = (policy.metric, policy.less_is_better) if policy.metric in measure.metrics else (measure.first, False)
+    return views.prepare(client, by_set.label(client, rows), *shown)
 
 
 def echo_next_commands(config: MainConfig, view: str) -> None:

@@ -55,7 +55,7 @@ class Outcome:
 
     @property
     def standing(self) -> Standing:
-        """The order of the candidates, how each compares, and the champion with the reason."""
+        """Return the order of the candidates, how each compares, and the champion with the reason."""
         return Standing(
             [candidate.model_id for candidate in self.ranking.ranked],
             self.champion_model_id,
@@ -75,7 +75,7 @@ def register(
     Args:
         config: What to do.
         rows: The prompt set, if it is loaded already.
-        model_ids: The LoggedModels that compete, besides the champion; None for all of the experiment.
+        model_ids: The LoggedModels that compete, in addition to the champion; None for all of the experiment.
 
     Returns:
         The outcome of a promotion; None after another action.

@@ -16,7 +16,7 @@ from steps.service.server import serve_until_stopped
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve until the process is told to end.
+    """Serve until SIGTERM or Ctrl-C.
 
     Raises:
         StepError: The alias names no version, or its model does not answer.

@@ -134,3 +134,9 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("figures")
     for line in dict.fromkeys(figures):
         terminalreporter.line(line)
+
+
+@pytest.fixture
+def figure(record_property):
+    """Print a figure at the end of the session."""
+    return lambda line: record_property("figure", line)

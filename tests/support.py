@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import time
+from pathlib import Path
 
 from steps import command_line
 from steps.config.schema import PromptSet as PromptSetConfig
@@ -145,3 +146,12 @@ def append(file):
     """Add a line break at the end of a file."""
     with file.open("ab") as opened:
         opened.write(b"\n")
+
+
+def enter_store(patch, folder, caches):
+    """Make a store the one that steps use, in this process and in those that it starts."""
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    patch.setenv("PHI3_CACHE_DIR", str(caches / "phi3"))
+    patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
+    patch.chdir(folder)

@@ -39,7 +39,7 @@ class Parts:
 
     @property
     def folder(self) -> Path:
-        """Where the parts are."""
+        """Return the folder of the parts."""
         return self.output.with_name(f"{self.output.name}.parts")
 
     def job(self) -> Job | None:

@@ -1,7 +1,7 @@
 """The user's cache: folders that are expensive to make, each made once and checked before each use.
 
-Each folder has a manifest, so a damaged one is noticed and made again. A lock file beside it lets one process
-make it while the others wait.
+Each folder has a manifest, so a damaged one is noticed and made again. One process makes a folder, under a lock file,
+and the others wait.
 """
 
 import os

@@ -60,7 +60,7 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """One digest over the whole manifest."""
+        """Return one digest over the whole manifest."""
         return digest(self.manifest)
 
     @property

@@ -20,7 +20,7 @@ def explain_full_disk(size: int, artifacts: Path | None = None) -> Iterator[None
 
     Args:
         size: Bytes that the block is expected to write.
-        artifacts: Local folder that the block writes to besides TMPDIR, if there is one.
+        artifacts: Local folder that the block writes to in addition to TMPDIR, if there is one.
     """
     folders = [Path(tempfile.gettempdir()), *([artifacts] if artifacts else [])]
     free = {folder: free_bytes(folder) for folder in folders}

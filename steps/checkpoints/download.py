@@ -1,8 +1,8 @@
 """Download large files of the hub so that a killed download goes on where it stopped.
 
-Hugging Face's client goes on after a lost connection, but it deletes what it has when its process ends. A file of
-gigabytes is therefore first downloaded to `FILE.part` beside the client's own files, compared with its sha256, and only
-then given the name under which the client looks for it.
+Hugging Face's client goes on after a lost connection, but it deletes what it has when its process ends. So a large file
+is downloaded to `FILE.part` in the client's own folder first. When it is complete and its sha256 is right, it gets the
+name under which the client looks for it.
 """
 
 import os
@@ -75,7 +75,7 @@ def progress_class() -> type:
 
 
 def _fetch(url: str, size: int, part: Path, name: str) -> None:
-    """Append to `part` what is missing of a file."""
+    """Download the rest of a file: append the bytes that `part` does not have yet."""
     import httpx
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]

@@ -26,14 +26,18 @@ NEUTRAL = {
 
 def refuse_lost_settings(directory: Path) -> None:
     """Raise StepError for every generation setting of a checkpoint that changes answers and would be lost."""
-    faults = [
+    if lost := lost_settings(directory):
+        raise StepError(*lost)
+
+
+def lost_settings(directory: Path) -> list[str]:
+    """Return a sentence about each generation setting of a checkpoint that changes answers and would be lost."""
+    return [
         f"{name} in '{file}' is {value!r}, which this mode cannot do: remove it from the file, or take another mode."
         for file, settings in _sections(directory)
         for name, value in settings.items()
         if name in NEUTRAL and not asks_for_nothing(value) and value != NEUTRAL[name]
     ]
-    if faults:
-        raise StepError(*faults)
 
 
 def _sections(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -18,7 +18,7 @@ class Launcher:
 
     @property
     def package(self) -> str:
-        """The package that it needs; "" for none."""
+        """Return the package that it needs; "" for none."""
         return ""
 
 
@@ -35,7 +35,7 @@ class JoblibLauncher(Launcher):
 
     @property
     def package(self) -> str:
-        """The package that it needs."""
+        """Return the package that it needs."""
         return "hydra_joblib_launcher"
 
 
@@ -67,7 +67,7 @@ class SlurmLauncher(Launcher):
 
     @property
     def package(self) -> str:
-        """The package that it needs."""
+        """Return the package that it needs."""
         return "hydra_submitit_launcher"
 
 

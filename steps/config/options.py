@@ -82,7 +82,7 @@ class QuantizedPrecision(Precision):
 
     @property
     def base(self) -> str:
-        """The precision of most matrices, as the builder calls it."""
+        """Return the precision of most matrices, as the builder calls it."""
         return self.name.partition("_")[0]
 
 

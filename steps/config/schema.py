@@ -32,17 +32,17 @@ class ModeSettings:
 
     @property
     def batch_size(self) -> int:
-        """How many rows the mode's engine answers at the same time."""
+        """Return how many rows the mode's engine answers at the same time."""
         return 1
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the mode is set to run on a GPU."""
+        """Return whether the mode is set to run on a GPU."""
         return False
 
     @property
     def device_fault(self) -> str | None:
-        """Why this machine cannot run the mode as it is set, without a full stop; None if it can."""
+        """Return why this machine cannot run the mode as it is set, without a full stop; None if it can."""
         return None
 
 
@@ -57,7 +57,7 @@ class Generation:
 
     @property
     def greedy(self) -> bool:
-        """Whether the same question always gets the same answer."""
+        """Return whether the same question always gets the same answer."""
         return self.temperature == 0
 
 
@@ -180,7 +180,7 @@ class Promotion:
 
     @property
     def less_is_better(self) -> bool:
-        """Whether a lower value of the metric is better."""
+        """Return whether a lower value of the metric is better."""
         return self.direction == "lower"
 
 
@@ -199,7 +199,7 @@ class BuildConfig:
 
     @property
     def device_fault(self) -> str | None:
-        """Why this machine cannot run what it builds, without a full stop; None if it can, or does not have to."""
+        """Return why this machine cannot run what it builds, without a full stop; None if it can or need not."""
         return self.mode.device_fault if self.check else None
 
 

@@ -51,7 +51,7 @@ class Answer:
 
     @property
     def answered(self) -> bool:
-        """Whether there is an answer at all: no error, not skipped, and something to read."""
+        """Return whether there is an answer at all: no error, not skipped, and something to read."""
         return self.error is None and self.skipped is None and is_readable(self.text)
 
 

@@ -82,7 +82,7 @@ class Asker:
 
     @property
     def takes_settings(self) -> bool:
-        """Whether a request can carry settings such as max_tokens."""
+        """Return whether a request can carry settings such as max_tokens."""
         return self._interface.settings_in_row or self._mode.takes_params
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:

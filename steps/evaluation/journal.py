@@ -97,7 +97,7 @@ def opened(
     """Open the journal of a key and a prompt set for this process alone.
 
     Args:
-        key: what the entries depend on besides the rows.
+        key: what the entries depend on in addition to the rows.
         rows_sha256: digest of the prompt set.
         on_wait: called once if another process has the journal, before waiting for it.
         ignore_other_rows: do not reuse entries of other prompt sets.

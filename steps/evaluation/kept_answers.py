@@ -35,7 +35,7 @@ class Kept:
 
     @property
     def repeats(self) -> list[list[Answer]]:
-        """The answers of every repeat."""
+        """Return the answers of every repeat."""
         repeats = [self.card.answers, *self.card.repeats]
         rows = list(zip(self.card.errors, self.card.skipped, self.latencies, strict=True))
         return [

@@ -52,7 +52,7 @@ class Ruler:
 
     @property
     def own_sources(self) -> dict[str, str]:
-        """What each metric that is not shipped is loaded from, wherever the next command is typed."""
+        """Return what each metric that is not shipped is loaded from, wherever the next command is typed."""
         shipped = metric_loading.local_metrics()
         own = {name: source for name, source in self.sources.items() if source not in shipped}
         return {name: str(Path(source).resolve()) if Path(source).exists() else source for name, source in own.items()}

@@ -58,12 +58,12 @@ class Findings:
 
     @property
     def stopped(self) -> bool:
-        """Whether rows were not asked, because the variant was stopped early."""
+        """Return whether rows were not asked, because the variant was stopped early."""
         return any(answer.unasked for answer in self.repeats[0])
 
     @property
     def seconds(self) -> float:
-        """How long the answers took, whenever they were given."""
+        """Return how many seconds the answers took, whenever they were given."""
         return sum(answer.latency_ms or 0 for answers in self.repeats for answer in answers) / 1000
 
 
@@ -104,20 +104,17 @@ def score_variant(
             entries.remove()
             return scorecard.read(current, rows.sha256)
         kept = None if again else kept_answers.keep(current, rows, ruler, entries)
+        course = _course(current, rows, settings, entries, is_beaten)
         if kept and CONTRACT not in scorecard.outdated(kept.parts, ruler.parts(variant)):
             findings = Findings(kept.repeats, None)
         else:
-            course = _course(current, rows, settings, entries, is_beaten)
             findings = _ask(client, variant, rows, settings, entries, kept, check, over_context, course)
-            if course and findings.stopped:
-                partial.log(client, variant, rows, findings.repeats, course, entries, journal_key(variant))
-                entries.remove()
-                return None
+        if course and findings.stopped:
+            partial.log(client, variant, rows, findings.repeats, course, entries, journal_key(variant))
+            entries.remove()
+            return None
         card = scores.scorecard(rows, findings.repeats, _compute(rows, ruler, variant, findings, kept, entries))
-        parts = (kept.parts if kept else {}) | ruler.parts(variant)
-        sources = scorecard.sources_of([current], rows.sha256) | ruler.own_sources
-        mark = {"asked": ruler.asked(variant), "parts": parts, "sources": sources}
-        _log(client, variant, rows, card, findings, kept, mark)
+        _log(client, variant, rows, card, findings, kept, _mark(current, rows, ruler, kept))
         if partial.mark_of(current, rows):
             partial.tag(client, variant, rows, {})
         entries.remove()
@@ -189,7 +186,7 @@ def _ask(
 def _compute(
     rows: PromptSet, ruler: Ruler, variant: Variant, findings: Findings, kept: Kept | None, entries: Journal
 ) -> dict[str, list[Computed]]:
-    """Return the values of every metric of the ruler, and of those that the kept scorecard has besides."""
+    """Return the values of every metric of the ruler, and of the other ones that the kept scorecard has."""
     outdated = scorecard.outdated(kept.parts, ruler.parts(variant)) if kept else ruler.metrics
     stale = [name for name in ruler.metrics if name in outdated]
     metrics = metric_loading.load_metrics(ruler.sources[name] for name in stale if name in ruler.sources)
@@ -201,6 +198,15 @@ def _compute(
         computed |= {name: scores.carried(kept.card, name) for name in others}
     names = dict.fromkeys([*ruler.metrics, *computed])
     return {name: computed[name] for name in names}
+
+
+def _mark(variant: Variant, rows: PromptSet, ruler: Ruler, kept: Kept | None) -> dict[str, Any]:
+    """Return what the mark of a new scorecard says about its making."""
+    return {
+        "asked": ruler.asked(variant),
+        "parts": (kept.parts if kept else {}) | ruler.parts(variant),
+        "sources": scorecard.sources_of([variant], rows.sha256) | ruler.own_sources,
+    }
 
 
 def _log(

@@ -49,7 +49,7 @@ class Bench:
         """Time the calls of one variant; raises StepError if its process fails or is killed."""
         import mlflow
 
-        # Every process has finished its imports by then: nothing runs beside a measurement.
+        # Every process has finished its imports by then: nothing else runs during a measurement.
         _ = self.machine
         process = self._processes[variant.mode.modules]
         with integrity.local_copy(mlflow.MlflowClient(), variant) as folder:

@@ -71,7 +71,7 @@ class Estimate:
 
     @property
     def variance(self) -> float:
-        """The variance of a row, with the two made-up ones."""
+        """Return the variance of a row, with the two made-up ones."""
         return self.error**2 * (self.rows + 2)
 
     def bound(self, level: float) -> float:

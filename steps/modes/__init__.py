@@ -1,9 +1,13 @@
 """The ways to wrap a checkpoint. A mode is one file and one line of the map below."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib import import_module
 
-from steps.config.schema import BuildConfig, HubModel
+import yaml
+
+from steps.config.paths import CONF
+from steps.config.schema import BuildConfig, HubModel, QuantizedPrecision
 from steps.errors import StepError, unknown
 from steps.interfaces import INTERFACES
 from steps.modes.mode import Mode
@@ -35,7 +39,18 @@ def build_faults(config: BuildConfig) -> Iterator[str]:
             f"precision={precision} is not offered by mode={mode.name}, which has {', '.join(mode.precisions)}. "
             f"Modes that have {precision}: {', '.join(offering) or 'none'}."
         )
+    elif isinstance(config.precision, QuantizedPrecision) and not mode.has_blocks:
+        yield from _block_faults(config.precision, mode)
     yield from _export_faults(config, mode)
+
+
+def _block_faults(precision: QuantizedPrecision, mode: Mode) -> Iterator[str]:
+    """Yield the keys of a precision that were changed although the mode does not read them."""
+    shipped = yaml.safe_load((CONF / "precision" / f"{precision.name}.yaml").read_text(encoding="utf-8"))
+    reading = " or ".join(f"mode={name}" for name in MODES if get_mode(name).has_blocks)
+    for key, value in asdict(precision).items():
+        if value != shipped[key]:
+            yield f"precision.{key} is for {reading}, got {value} with mode={mode.name}: leave it out."
 
 
 def _export_faults(config: BuildConfig, mode: Mode) -> Iterator[str]:

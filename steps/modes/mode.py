@@ -38,6 +38,7 @@ class Mode:
         stage: Make a temporary folder with the checkpoint as the mode needs it.
         log: Log the staged folder to the active run. Takes the keyword arguments of MLflow that all modes share.
         takes_exports: Whether it takes checkpoints that are in ONNX GenAI layout already.
+        has_blocks: Whether it quantises weights in blocks, and so reads all keys of such a precision.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Mode:
     stage: Callable[[Checkpoint, BuildConfig], AbstractContextManager[Path]]
     log: Callable[[BuildConfig, Path, dict[str, Any]], ModelInfo]
     takes_exports: bool = False
+    has_blocks: bool = False
 
     @property
     def requirements(self) -> list[str]:

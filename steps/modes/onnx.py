@@ -43,12 +43,12 @@ class OnnxSettings(WrapperSettings):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the mode is set to run on a GPU."""
+        """Return whether the mode is set to run on a GPU."""
         return self.execution_provider in ("cuda", "dml")
 
     @property
     def device_fault(self) -> str | None:
-        """Why ONNX Runtime GenAI cannot use the provider on this machine; None if it can."""
+        """Return why ONNX Runtime GenAI cannot use the provider on this machine; None if it can."""
         if not self.on_gpu:
             return None
         import onnxruntime_genai
@@ -169,4 +169,5 @@ MODE = Mode(
     stage=_stage,
     log=_log,
     takes_exports=True,
+    has_blocks=True,
 )

@@ -27,12 +27,12 @@ class PyfuncSettings(WrapperSettings):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the mode is set to run on a GPU; `auto` decides when the model is loaded."""
+        """Return whether the mode is set to run on a GPU; `auto` decides when the model is loaded."""
         return self.device == "cuda"
 
     @property
     def device_fault(self) -> str | None:
-        """Why torch cannot use the device on this machine; None if it can."""
+        """Return why torch cannot use the device on this machine; None if it can."""
         if not self.on_gpu:
             return None
         import torch

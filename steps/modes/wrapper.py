@@ -36,7 +36,7 @@ class WrapperSettings(ModeSettings):
 
     @property
     def batch_size(self) -> int:
-        """How many rows the engine answers at the same time."""
+        """Return how many rows the engine answers at the same time."""
         return self.max_batch_size
 
 

@@ -36,7 +36,7 @@ class Incumbent:
 
     @property
     def champion(self) -> Variant | None:
-        """The variant, if it competes as the champion."""
+        """Return the variant, if it competes as the champion."""
         return None if self.vacancy else self.variant
 
 

@@ -41,7 +41,7 @@ class Job:
     client: MlflowClient
     config: RegisterConfig
     rows: PromptSet
-    # The LoggedModels that compete, besides the champion; None for all of the experiment.
+    # The LoggedModels that compete, in addition to the champion; None for all of the experiment.
     only: frozenset[str] | None = None
     integrity: IntegrityCache = field(default_factory=IntegrityCache)
     # By fingerprint, what this run has rejected, as a sentence without its full stop.
@@ -49,12 +49,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The name of the registered model."""
+        """Return the name of the registered model."""
         return self.config.registered_model
 
     @property
     def policy(self) -> Promotion:
-        """The promotion policy."""
+        """Return the promotion policy."""
         return self.config.promotion
 
     def competes(self, variant: Variant) -> bool:

@@ -55,12 +55,12 @@ class MissingScorecard:
 
     @property
     def command(self) -> str:
-        """The command that makes the scorecard."""
+        """Return the command that makes the scorecard."""
         return evaluate_command(self.prompt_set, self.metrics, self.variant.run_id, self.sources)
 
     @property
     def sentence(self) -> str:
-        """The problem and the command, for the user."""
+        """Return the problem and the command, for the user."""
         return f"{self.variant.name} is {self.role} and {self.problem}. Score it: `{self.command}`"
 
 
@@ -101,7 +101,7 @@ def quality_metrics(promotion: Promotion) -> tuple[str, ...]:
 def evaluate_command(
     prompt_set: PromptSet, metrics: Sequence[str], run_id: str | None = None, sources: Mapping[str, str] = NO_SOURCES
 ) -> str:
-    """Return the command that scores variants, or the variant of a run, with these metrics besides the usual ones.
+    """Return the command that scores variants, or the variant of a run, with these metrics and the usual ones.
 
     `sources` says what metrics are loaded from that are not shipped.
     """

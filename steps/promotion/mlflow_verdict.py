@@ -30,7 +30,7 @@ COMPARATORS = {"min": "GTE", "max": "LTE"}
 
 
 def criteria(policy: Promotion, champion: Candidate) -> str:
-    """Return the value of the tag: the rules that a variant has to meet to stand beside the champion."""
+    """Return the value of the tag: the rules that a variant has to meet to be as good as the champion."""
     metric, worse = metric_key(policy.metric), policy.margin if policy.less_is_better else -policy.margin
     bound = "max" if policy.less_is_better else "min"
     limits = [(metric_key(name), key, value) for name, limit in policy.limits.items() for key, value in limit.items()]

@@ -38,7 +38,7 @@ class Assessment:
 
     @property
     def best(self) -> Candidate:
-        """The candidate that the ranking puts first."""
+        """Return the candidate that the ranking puts first."""
         return self.ranking.ranked[0]
 
 

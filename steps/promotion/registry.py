@@ -32,7 +32,7 @@ class Version:
 
     @property
     def rejected(self) -> str | None:
-        """Why it must not become champion; None if it may."""
+        """Return why it must not become champion; None if it may."""
         return self.tags.get(REJECTED)
 
 
@@ -55,7 +55,7 @@ class Registry:
 
     @property
     def champion(self) -> Version | None:
-        """The champion; raises StepError if the alias names a version that this project did not register."""
+        """Return the champion; raises StepError if the alias names a version that this project did not register."""
         number = self.aliases.get(CHAMPION)
         champion = self.version(number)
         if number is not None and champion is None:
@@ -67,7 +67,7 @@ class Registry:
 
     @property
     def challenger(self) -> Version | None:
-        """The challenger, if there is one."""
+        """Return the challenger, if there is one."""
         return self.version(self.aliases.get(CHALLENGER))
 
 

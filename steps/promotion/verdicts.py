@@ -92,8 +92,8 @@ def _verdicts(
     """Return the verdict on every candidate.
 
     Args:
-        candidates: Who is compared.
-        rivals: By model id, with whom.
+        candidates: The candidates to compare.
+        rivals: By model id, the candidates to compare it with.
         promotion: The policy.
         surely_true: How many of the claims to be non-inferior must be true.
     """

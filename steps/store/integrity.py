@@ -237,8 +237,8 @@ def local_folder(location: str) -> Path | None:
 def _remove_bytecode(location: str) -> None:
     """Remove compiled Python from a local model.
 
-    Loading a model in place leaves bytecode beside its code. Python would also run planted bytecode instead of the
-    code that is checked.
+    Loading a model in place writes bytecode next to its code. And if somebody had planted bytecode there, Python would
+    run it instead of the code that is checked.
     """
     if folder := local_folder(location):
         for bytecode in folder.rglob("__pycache__"):

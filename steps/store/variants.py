@@ -42,22 +42,22 @@ class Variant:
 
     @property
     def uri(self) -> str:
-        """The address that MLflow loads the model from."""
+        """Return the address that MLflow loads the model from."""
         return f"models:/{self.model_id}"
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 over everything that makes the variant."""
+        """Return the sha256 over everything that makes the variant."""
         return self.tags[names.FINGERPRINT]
 
     @property
     def mode(self) -> Mode:
-        """How it is wrapped."""
+        """Return the mode that wraps it."""
         return get_mode(self.config.mode.name)
 
     @property
     def interface(self) -> Interface:
-        """What its clients send and get."""
+        """Return the interface: what its clients send and get."""
         return get_interface(self.config.interface)
 
 

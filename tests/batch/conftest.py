@@ -10,7 +10,7 @@ from steps.promotion import registry
 from steps.promotion.candidate import Candidate
 from steps.store.names import CHAMPION
 from steps.store.variants import find_variants
-from tests.conftest import PROJECT
+from tests.support import enter_store
 
 CHAMPIONS = {"talk": "chat", "text": "prompt"}
 
@@ -20,7 +20,7 @@ def champions_folder(tmp_path_factory, empty_store, caches, checkpoint):
     folder = tmp_path_factory.mktemp("champions")
     shutil.copy(empty_store, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
-        enter(patch, folder, caches)
+        enter_store(patch, folder, caches)
         for interface in CHAMPIONS.values():
             choices = [f"interface={interface}", "generation.max_tokens=12"]
             build.build(command_line.compose("build", ["mode=onnx", "precision=int4", *choices]), checkpoint)
@@ -30,7 +30,7 @@ def champions_folder(tmp_path_factory, empty_store, caches, checkpoint):
 
 @pytest.fixture
 def champions(champions_folder, caches, monkeypatch):
-    enter(monkeypatch, champions_folder, caches)
+    enter_store(monkeypatch, champions_folder, caches)
     return champions_folder
 
 
@@ -42,17 +42,3 @@ def promote(champions):
         candidate = Candidate(variant.name, variant.model_id, variant.fingerprint, {})
         version = registry.create(client, registry.read(client, name), candidate, {}, "")
         registry.set_alias(client, registry.read(client, name), CHAMPION, version)
-
-
-def enter(patch, folder, caches):
-    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-    patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    patch.setenv("PHI3_CACHE_DIR", str(caches / "phi3"))
-    patch.setenv("PYTHONPATH", str(PROJECT))
-    patch.chdir(folder)
-
-
-@pytest.fixture
-def figure(record_property):
-    """Print a figure at the end of the session (tests/conftest.py)."""
-    return lambda line: record_property("figure", line)

@@ -6,7 +6,7 @@ import pytest
 
 from steps import command_line
 from steps.checkpoints.checkpoint import Checkpoint
-from steps.checkpoints.generation import refuse_lost_settings
+from steps.checkpoints.generation import lost_settings, refuse_lost_settings
 from steps.errors import StepError
 from steps.modes import get_mode
 
@@ -45,7 +45,7 @@ def _write(folder, settings, file="generation_config.json"):
 @pytest.mark.parametrize("settings", HARMLESS.values(), ids=HARMLESS)
 def test_settings_that_change_no_answer_are_accepted(tmp_path, file, settings):
     _write(tmp_path, settings, file)
-    refuse_lost_settings(tmp_path)
+    assert lost_settings(tmp_path) == []
 
 
 @pytest.mark.parametrize("file", ["generation_config.json", "genai_config.json"])
@@ -57,7 +57,7 @@ def test_settings_that_would_be_lost_are_refused(tmp_path, file, name):
 
 
 def test_a_folder_without_settings_is_accepted(tmp_path):
-    refuse_lost_settings(tmp_path)
+    assert lost_settings(tmp_path) == []
 
 
 @pytest.mark.parametrize("mode", ["pyfunc", "onnx"])

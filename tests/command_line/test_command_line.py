@@ -159,6 +159,14 @@ REFUSED = {
         ["mode=onnx", "precision.block_size=64"],
         ["precision.block_size is not a key of the default precision, it is a key of precision=int4, precision=int4_"],
     ),
+    "a key of a precision that the mode does not read": (
+        "build",
+        ["mode=pyfunc", "precision=int8", "precision.block_size=64", "precision.is_symmetric=false"],
+        [
+            "precision.block_size is for mode=onnx, got 64 with mode=pyfunc: leave it out.",
+            "precision.is_symmetric is for mode=onnx, got False with mode=pyfunc: leave it out.",
+        ],
+    ),
     "the name of a mode": ("build", ["mode.name=onnx"], ["mode.name must be one of pyfunc, got 'onnx'."]),
     "limit that is no number": (
         "register",

@@ -336,9 +336,11 @@ def test_each_run_describes_itself(page, server, store):
 def test_the_registered_model_says_how_to_load_and_serve_its_champion(page, server):
     page.goto(f"{server}/models/phi3")
     page.get_by_text("mlflow models serve -m models:/phi3@champion").first.wait_for()
+    assert page.get_by_text('mlflow.pyfunc.load_model("models:/phi3@champion")').count() >= 1
     take_screenshot(page, "registered_model")
     page.goto(f"{server}/models/phi3/versions/1")
     page.get_by_text("there was no champion").first.wait_for()
+    assert page.get_by_text("champion", exact=True).count() >= 1
     take_screenshot(page, "champion_version")
 
 

@@ -9,7 +9,7 @@ import pytest
 from steps import build, command_line
 from steps.evaluation import scorecard
 from steps.store.variants import find_variants
-from tests.conftest import PROJECT
+from tests.support import enter_store
 
 CHOICES = (
     ["interface=prompt", "prompting=brief"],
@@ -58,7 +58,7 @@ def built_folder(tmp_path_factory, empty_store, caches, checkpoint):
     folder = tmp_path_factory.mktemp("evaluated")
     shutil.copy(empty_store, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
-        _enter(patch, folder, caches)
+        enter_store(patch, folder, caches)
         for choices in CHOICES:
             build.build(command_line.compose("build", ["mode=onnx", *choices]), checkpoint)
     return folder
@@ -67,16 +67,8 @@ def built_folder(tmp_path_factory, empty_store, caches, checkpoint):
 @pytest.fixture
 def store(built_folder, caches, monkeypatch):
     """The store of three variants, as the one that steps use."""
-    _enter(monkeypatch, built_folder, caches)
+    enter_store(monkeypatch, built_folder, caches)
     return Store()
-
-
-def _enter(patch, folder, caches):
-    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-    patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    patch.setenv("PHI3_CACHE_DIR", str(caches / "phi3"))
-    patch.setenv("PYTHONPATH", str(PROJECT))
-    patch.chdir(folder)
 
 
 @pytest.fixture

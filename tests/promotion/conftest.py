@@ -47,9 +47,3 @@ def processes():
         return done.stdout
 
     return run
-
-
-@pytest.fixture
-def figure(record_property):
-    """Print a figure at the end of the session (tests/conftest.py)."""
-    return lambda line: record_property("figure", line)

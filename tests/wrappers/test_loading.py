@@ -103,6 +103,7 @@ else:
     for number, piece in enumerate(model.predict_stream(request)):
         if number == 2:
             break
+print("left")
 """
 
 
@@ -114,4 +115,4 @@ def test_script_that_leaves_a_stream_ends_normally(uris, mode, interface, way):
     uri, store = uris(mode, interface)
     subject = ("messages", repr(MESSAGES)) if interface == "chat" else ("prompt", repr(SPAIN))
     for _ in range(3):
-        _run(LEAVE, uri, *subject, way, MLFLOW_TRACKING_URI=store)
+        assert _run(LEAVE, uri, *subject, way, MLFLOW_TRACKING_URI=store) == "left\n"

@@ -28,7 +28,7 @@ def row_metric(
         description: docstring of the metric's module.
         score: function of a prediction, its accepted answers and the row's `columns`, with a result within 0..1.
         citation: source of the method.
-        columns: inputs besides predictions and references; each has a list of strings for every row.
+        columns: inputs in addition to predictions and references; each has a list of strings for every row.
     """
     name = module.rpartition(".")[2]
     inputs = ("predictions", "references", *columns)

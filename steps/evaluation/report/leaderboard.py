@@ -29,7 +29,7 @@ FEW_ROWS = 50
 
 @dataclass(frozen=True)
 class Standing:
-    """Who is where after a promotion or an evaluation.
+    """The order of the variants after a promotion or an evaluation.
 
     Attributes:
         ranked: The model ids of the candidates, the best first.

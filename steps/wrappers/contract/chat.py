@@ -9,20 +9,13 @@ from ..engines.sampling import TokenScore
 from ..engines.sequence import Sequence
 from ..tokenizer import ChatTokenizer
 from .errors import RequestError
-from .fields import check_text, is_list, short, shown_logprob, shown_name
+from .fields import CHOICE_FIELDS, LOGPROB_FIELDS, check_text, is_list, short, shown_logprob, shown_name
 from .neutral import asks_for_nothing
 from .rendering import encode_conversation
 
 SUBJECT = "messages"
 ROLES = ("system", "user", "assistant")
-OFFERED: tuple[str, ...] = (
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "response_format",
-    "logprobs",
-    "top_logprobs",
-)
+OFFERED: tuple[str, ...] = (*CHOICE_FIELDS, *LOGPROB_FIELDS)
 
 
 def rows(request: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,18 +10,10 @@ from ..engines.sampling import TokenScore
 from ..engines.sequence import Sequence
 from ..tokenizer import ChatTokenizer
 from .errors import RequestError
-from .fields import check_text, is_list, short, shown_logprob
+from .fields import CHOICE_FIELDS, LOGPROB_FIELDS, check_text, is_list, short, shown_logprob
 
 SUBJECT = "prompt"
-OFFERED: tuple[str, ...] = (
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "response_format",
-    "logprobs",
-    "top_logprobs",
-    "echo",
-)
+OFFERED: tuple[str, ...] = (*CHOICE_FIELDS, *LOGPROB_FIELDS, "echo")
 
 
 def rows(request: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,6 +14,9 @@ from .errors import RequestError
 MAX_CHOICES, MAX_STOPS = 8, 8
 MAX_BIASES, MAX_BIAS = 1024, 100
 LEAST_LOGPROB = -9999.0
+# What OpenAI's API has in addition to MLflow's schemas: changes to the choice of a token, and log-probabilities.
+CHOICE_FIELDS = ("presence_penalty", "frequency_penalty", "logit_bias", "response_format")
+LOGPROB_FIELDS = ("logprobs", "top_logprobs")
 MAX_COMPLETION_TOKENS = "max_completion_tokens"
 
 

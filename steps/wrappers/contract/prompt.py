@@ -5,12 +5,12 @@ from typing import Any
 
 from ..engines.sequence import Sequence
 from ..tokenizer import ChatTokenizer
-from .fields import check_text, is_list
+from .fields import CHOICE_FIELDS, check_text, is_list
 from .rendering import encode_conversation
 
 SUBJECT = "prompt"
 # A text has no place for log-probabilities.
-OFFERED: tuple[str, ...] = ("presence_penalty", "frequency_penalty", "logit_bias", "response_format")
+OFFERED: tuple[str, ...] = CHOICE_FIELDS
 
 
 def rows(request: dict[str, Any]) -> list[dict[str, Any]]:

@@ -32,7 +32,10 @@ def look_up(
     prefixes: PrefixCache[State],
     extend: Callable[[Prefix[State] | None, IntArray], Prefix[State]],
 ) -> list[Arrival[State]]:
-    """Return new sequences with what is known of their prompts. A prompt that is scored is computed whole."""
+    """Return each new sequence with the longest beginning of its prompt that is computed already, if any.
+
+    A prompt whose tokens get log-probabilities is computed from its first token.
+    """
     unscored = [sequence for sequence in sequences if not sequence.settings.scores_prompt]
     found = prefixes.lookup([sequence.prompt for sequence in unscored], extend)
     known = dict(zip(unscored, found, strict=True))

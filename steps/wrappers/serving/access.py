@@ -1,4 +1,4 @@
-"""Who may use a served model: whoever sends the API key, if one is set.
+"""Access to a served model: if an API key is set, a request needs it.
 
 PHI3_API_KEY holds the key, or PHI3_API_KEY_FILE names a file with one key a line. /ping and /health stay open.
 """
