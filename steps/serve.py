@@ -10,7 +10,7 @@ requests that are being answered. docs/serving.md describes the routes.
 from __future__ import annotations
 
 from steps import command_line
-from steps.config.serving import ServeConfig
+from steps.config.serve import ServeConfig
 from steps.output import echo
 from steps.service.server import serve_until_stopped
 

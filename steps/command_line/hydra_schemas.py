@@ -10,10 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from steps.config.launch import LAUNCHERS
 from steps.config.paths import CONF
 from steps.config.schema import PRECISIONS, SOURCES, STEPS, Precision
-from steps.config.serving import ServeConfig
 from steps.modes import MODES, get_mode
-
-STEPS["serve"] = ServeConfig
 
 
 def option_schemas() -> dict[str, dict[str, type]]:

@@ -21,7 +21,7 @@ from steps.command_line.variant_name import variant_name
 from steps.config.launch import Launcher
 from steps.config.paths import CONF
 from steps.config.schema import BuildConfig, MainConfig, RegisterConfig
-from steps.config.serving import ServeConfig
+from steps.config.serve import ServeConfig
 from steps.errors import StepError
 from steps.interrupts import EXIT_CODE, INTERRUPTED, clean_end
 from steps.output import lasting_output, signs_of_life

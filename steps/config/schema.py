@@ -18,6 +18,7 @@ from steps.config.options import Precision as Precision
 from steps.config.options import QuantizedPrecision as QuantizedPrecision
 from steps.config.options import Smollm2Model as Smollm2Model
 from steps.config.score import ScoreConfig as ScoreConfig
+from steps.config.serve import ServeConfig as ServeConfig
 
 # MLflow keeps models and prompts in one table of names. Every prompt's name begins with this, and no model's may.
 PROMPT_PREFIX = "phi3.prompting."
@@ -239,6 +240,7 @@ STEPS: dict[str, type] = {
     "register": RegisterConfig,
     "main": MainConfig,
     "score": ScoreConfig,
+    "serve": ServeConfig,
     # Not a step: where the jobs of steps run.
     "launch": LaunchConfig,
 }

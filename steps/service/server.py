@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from steps.config.serving import ServeConfig
+from steps.config.serve import ServeConfig
 from steps.service.follower import Follower
 from steps.service.loading import load, version_of
 from steps.store import connection

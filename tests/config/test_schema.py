@@ -9,7 +9,7 @@ import yaml
 from steps import command_line
 from steps.command_line.hydra_schemas import option_schemas
 from steps.config import schema, validation
-from steps.config.serving import ServeConfig
+from steps.config.serve import ServeConfig
 from steps.errors import StepError
 from steps.evaluation import prompt_set
 from steps.main import plan

@@ -276,6 +276,11 @@ def test_metrics_count_requests_and_tokens(server):
     text = server.get("/metrics").text
     assert 'route="other",status="404"' in text
     assert "no/such" not in text
+    reused = "phi3_reused_prompt_tokens_total"
+    shared = {"role": "user", "content": "Please answer this question in one word, and in no other way. " * 2}
+    for _ in range(3):  # the first is remembered, the second finds its beginning shared
+        server.chat(messages=[shared])
+    wait_until(lambda: metric(reused) >= 16)
     for name in ("queue_length", "batch_size", "cache_tokens", "cache_use_ratio", "time_per_token_seconds_bucket"):
         assert f"phi3_{name}" in text
 

@@ -107,9 +107,9 @@ class OnnxEngine:
         ids = np.zeros((len(group), lengths.max()), dtype=np.int64)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = prompt
-        reused = self._load(group[0].prefix, start)
-        self._prefixes.count(int(lengths.sum()), reused)
-        return self._run(ids, lengths, reused, start, group[0].sequence)
+        first = group[0].sequence
+        first.reused = self._load(group[0].prefix, start)
+        return self._run(ids, lengths, first.reused, start, first)
 
     def _run(
         self, ids: IntArray, lengths: IntArray, first: int, start: int, scored: Sequence | None = None

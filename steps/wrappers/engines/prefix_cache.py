@@ -30,20 +30,13 @@ class Prefix(Generic[State]):
 
 
 class PrefixCache(Generic[State]):
-    """The beginnings of prompts and their states.
-
-    Attributes:
-        prompt_tokens: The tokens of all prompts so far.
-        reused_tokens: Those of them that were not computed again.
-    """
+    """The beginnings of prompts and their states."""
 
     def __init__(self, max_bytes: int, bytes_per_token: int) -> None:
         """Keep at most `max_bytes` of states that take `bytes_per_token`."""
         self._max_tokens = max_bytes // bytes_per_token
         self._entries: OrderedDict[bytes, Prefix[State]] = OrderedDict()
         self._remembered: deque[IntArray] = deque(maxlen=REMEMBERED)
-        self.prompt_tokens = 0
-        self.reused_tokens = 0
 
     @property
     def kept_tokens(self) -> int:
@@ -69,11 +62,6 @@ class PrefixCache(Generic[State]):
             self._keep(array, min(shared, len(array) - 1) // BLOCK * BLOCK, extend)
         self._remembered.extend(arrays)
         return [self._longest(array) for array in arrays]
-
-    def count(self, prompt_tokens: int, reused_tokens: int) -> None:
-        """Add to the numbers of tokens."""
-        self.prompt_tokens += prompt_tokens
-        self.reused_tokens += reused_tokens
 
     def _keep(
         self, prompt: IntArray, length: int, extend: Callable[[Prefix[State] | None, IntArray], Prefix[State]]

@@ -72,6 +72,8 @@ class Sequence:
     cancelled: bool = False
     scores: list[TokenScore] = field(default_factory=list)
     prompt_scores: list[TokenScore] = field(default_factory=list)
+    # How many tokens of the prompt the engine had computed before, for another one.
+    reused: int = 0
     # When it was made, and when its first and its last token came.
     times: list[float] = field(default_factory=lambda: [time.monotonic()])
     done: Event = field(default_factory=Event)

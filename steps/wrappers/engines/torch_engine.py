@@ -107,7 +107,8 @@ class TorchEngine:
         prompts = [arrival.sequence.prompt for arrival in group]
         missing = max(arrival.missing for arrival in group)
         reused = [max(0, len(prompt) - missing) for prompt in prompts]
-        self._prefixes.count(sum(map(len, prompts)), sum(reused))
+        for arrival, length in zip(group, reused, strict=True):
+            arrival.sequence.reused = length
         width = max(reused) + missing
         ids = torch.tensor(
             [[0] * (missing - len(prompt)) + prompt[-missing:] for prompt in prompts], device=self._device

@@ -19,6 +19,11 @@ class Metrics:
             "phi3_requests", "Requests by route and status", ("route", "status"), registry=registry
         )
         self._prompt = Counter("phi3_prompt_tokens", "Tokens of the prompts", registry=registry)
+        self._reused = Counter(
+            "phi3_reused_prompt_tokens",
+            "Those that were computed before, for another prompt",
+            registry=registry,
+        )
         self._completion = Counter("phi3_completion_tokens", "Tokens that were generated", registry=registry)
         self._first = Histogram(
             "phi3_time_to_first_token_seconds", "From a request to its first token", registry=registry, buckets=SECONDS
@@ -51,6 +56,7 @@ class Metrics:
     def _count_completion(self, sequence: Sequence) -> None:
         """Count a completion that has ended, or whose client has left."""
         self._prompt.inc(len(sequence.prompt))
+        self._reused.inc(sequence.reused)
         self._completion.inc(len(sequence.tokens))
         if len(sequence.times) > 1:
             begun, first, last = sequence.times

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from steps.config.schema import key
+from steps.config.keys import key
 
 
 @dataclass
