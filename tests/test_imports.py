@@ -26,6 +26,20 @@ def test_a_step_starts_without_heavy_imports(module):
     assert done.stdout.strip() == "[]"
 
 
+def test_what_is_done_before_anything_is_asked_needs_no_heavy_imports():
+    """Every evaluation looks for leaks, also one that finds all variants scored already."""
+    code = f"""
+import sys
+from steps import command_line
+from steps.evaluation import leaks, prompt_set
+rows = prompt_set.load(command_line.compose("evaluate", []).prompt_set)
+leaks.leaked_rows(command_line.compose("build", ["prompting=few_shot"]).prompting, rows)
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_wrappers_import_nothing_of_the_project_outside_themselves():
     for file in WRAPPERS.rglob("*.py"):
         assert "steps" not in file.read_text().replace("steps/", ""), file.name

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from steps.config.schema import Prompting
+from steps.evaluation.metrics.normalize import contains
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.prompt_set.row import Row
 from steps.store.variants import Variant
@@ -63,13 +64,11 @@ class _Passage:
 
     def gives_away(self, row: Row, rare_terms: set[str], labels: set[str]) -> bool:
         """Return True if the passage holds an answer to the row's question."""
-        from steps.evaluation.metrics import answer_match
-
         same_question = bool(self._question) and _words(row.question) == self._question
         if not same_question and not rare_terms & self._terms:
             return False
         targets = [target for target in row.targets if same_question or target not in labels]
-        return bool(targets) and answer_match.score(self._answer, targets) == 1
+        return any(contains(self._answer, target) for target in targets)
 
 
 def _terms(text: str) -> set[str]:

@@ -4,18 +4,13 @@ A number is one word and compares by its value: 1,000 is 1000, 3.5 is not 3, 5 i
 between words every letter counts as a word. docs/scoring.md has the rules.
 """
 
-from .normalize import comparable
+from .normalize import contains
 from .row_metric import row_metric
 
 
 def score(prediction: str, accepted: list[str]) -> float:
     """Return 1 if the words of any accepted answer stand together in the prediction, else 0."""
-    return float(any(_contains(*comparable(prediction, target)) for target in accepted))
-
-
-def _contains(predicted: list[str], target: list[str]) -> bool:
-    starts = range(len(predicted) - len(target) + 1)
-    return bool(target) and any(predicted[start : start + len(target)] == target for start in starts)
+    return float(any(contains(prediction, target) for target in accepted))
 
 
 AnswerMatch = row_metric(__name__, __doc__, score)

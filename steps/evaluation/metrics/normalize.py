@@ -139,6 +139,13 @@ def comparable(prediction: str, target: str) -> tuple[list[str], list[str]]:
     )
 
 
+def contains(prediction: str, target: str) -> bool:
+    """Return True if the words of an accepted answer stand together in the prediction."""
+    predicted, wanted = comparable(prediction, target)
+    starts = range(len(predicted) - len(wanted) + 1)
+    return bool(wanted) and any(predicted[start : start + len(wanted)] == wanted for start in starts)
+
+
 def clean(text: str) -> str:
     """Return a text without invisible characters, and with full-width and other forms of characters made plain."""
     if text.isascii() and text.isprintable():
