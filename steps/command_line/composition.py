@@ -6,11 +6,12 @@ only the keys that it reads: `mode.device` exists with mode=pyfunc and not with 
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import hydra
 import yaml
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -94,7 +95,13 @@ def _dotted(content: Any, prefix: str = "") -> Iterator[str]:
 
 def _group_options(key: str) -> list[str]:
     """Return the options of a configuration group; none if there is no such group."""
-    options: list[str] = GlobalHydra.instance().config_loader().get_group_options(key) if "." not in key else []
+    return _read_options(GlobalHydra.instance().config_loader(), key) if "." not in key else []
+
+
+@lru_cache(maxsize=1024)
+def _read_options(loader: ConfigLoader, key: str) -> list[str]:
+    """Return the options that a loader finds. It reads the folder each time, and every override asks for every key."""
+    options: list[str] = loader.get_group_options(key)
     return options
 
 
