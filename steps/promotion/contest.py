@@ -71,8 +71,8 @@ def gather(job: Job, registry: Registry) -> Contest:
         raise StepError(f"There is no variant to register in this experiment. {BUILD_ONE}{hint}", *_sentences(left_out))
     allowed, rejected = _without_rejected(job, intact, registry, champion_id)
     allowed, absent = _without_device(job, allowed, registry, champion_id)
-    allowed, foreign = _of_one_interface(job, allowed, incumbent.variant)
-    scored = [variant for variant in allowed if scorecard.metrics_of(variant, job.rows.sha256) is not None]
+    marked = [variant for variant in allowed if scorecard.metrics_of(variant, job.rows.sha256) is not None]
+    scored, foreign = _of_one_interface(job, marked, incumbent.variant)
     policy = measured_policy(job, scored)
     read = {variant.model_id: to_candidate(variant, job.rows, policy) for variant in scored}
     unusable = {model_id for model_id, candidate in read.items() if candidate.faults}
@@ -85,7 +85,7 @@ def gather(job: Job, registry: Registry) -> Contest:
     left_out += [*rejected, *absent, *foreign, *lost]
     if not competing:
         raise StepError(*_no_candidate(job, allowed, left_out))
-    left_out += [_unscored(job, variant) for variant in allowed if variant not in scored]
+    left_out += [_unscored(job, variant) for variant in allowed if variant not in marked]
     champion = competing.get(champion_id) if champion_id else None
     best = _reference(job, registry, policy) if champion else NO_REFERENCE
     return Contest(list(competing.values()), variants, left_out, champion, incumbent.vacancy, policy, best)
@@ -181,7 +181,7 @@ def _without_device(
 def _of_one_interface(job: Job, variants: list[Variant], champion: Variant | None) -> tuple[list[Variant], list[str]]:
     """Split off the variants whose clients send another form of request, with a sentence about each.
 
-    The interface is that of the policy, else that of the champion, else the first one that any variant has.
+    The interface is that of the policy, else that of the champion, else the first one that any of them has.
     """
     present = [name for name in INTERFACES if any(variant.config.interface == name for variant in variants)]
     chosen = job.policy.interface or (champion.config.interface if champion else next(iter(present), None))

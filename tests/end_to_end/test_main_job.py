@@ -238,3 +238,16 @@ def test_register_promotes_the_best_variant_within_the_limits(project, typed, mo
     with project.here(monkeypatch):
         done = typed("register", "promotion.limits={size/bytes: {max: 1000000}}", "registered_model=tiny")
     assert re.search(r"Promoted onnx-int4-\S+ to tiny@champion \(version 1\)", done.stdout)
+
+
+def test_only_variants_of_one_interface_compete(project, typed, monkeypatch):
+    prompt = ["promotion.interface=prompt", "registered_model=texts", "promotion.smoke=false"]
+    with project.here(monkeypatch):
+        first = typed("register", *prompt)
+        # The champion's interface is the model's from now on, and the chat variants score higher.
+        second = typed("register", *prompt[1:])
+        unknown = typed("register", "promotion.interface=speech", "dry_run=true")
+    assert "Promoted onnx-int4-prompt to texts@champion (version 1)" in first.stdout
+    assert "pyfunc-fp32-chat has interface=chat, and clients of texts send prompt" in first.stdout
+    assert "Nothing changes: the champion onnx-int4-prompt is already the best" in second.stdout
+    assert (unknown.returncode, unknown.stderr[:36]) == (1, "error: Unknown interface 'speech'. A")

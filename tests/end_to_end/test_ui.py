@@ -340,7 +340,7 @@ def test_the_registered_model_says_how_to_load_and_serve_its_champion(page, serv
     take_screenshot(page, "registered_model")
     page.goto(f"{server}/models/phi3/versions/1")
     page.get_by_text("there was no champion").first.wait_for()
-    assert page.get_by_text("champion", exact=True).count() >= 1
+    assert re.search(r"@\s*champion", page.inner_text("body"))
     take_screenshot(page, "champion_version")
 
 
