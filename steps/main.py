@@ -67,7 +67,7 @@ def run_all(config: MainConfig, variants: list[BuildConfig], fan_out: Callable[[
         faults += evaluate_all(evaluate_config, rows, model_ids)
         try:
             # The champion may be of another experiment, or lack what the policy asks for.
-            if missing := register.missing_scorecard(client, register_config, rows, measure):
+            for missing in register.missing_scorecards(client, register_config, rows, measure):
                 evaluate(missing.evaluation(evaluate_config), rows)
             promoted = register.register(register_config, rows, model_ids)
         except StepError as error:

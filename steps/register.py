@@ -24,7 +24,7 @@ from steps.evaluation.report.leaderboard import Standing
 from steps.output import echo
 from steps.promotion import history, lock, registry, rollback, standing
 from steps.promotion.gate import Decision
-from steps.promotion.incumbent import missing_scorecard
+from steps.promotion.incumbent import missing_scorecards
 from steps.promotion.job import Job
 from steps.promotion.promote import Assessment, assess, log_report, settle
 from steps.promotion.rank import Ranking
@@ -34,7 +34,7 @@ from steps.store import runs
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Outcome", "check_name", "missing_scorecard", "register"]
+__all__ = ["Outcome", "check_name", "missing_scorecards", "register"]
 
 
 @dataclass(frozen=True)

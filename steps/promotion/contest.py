@@ -11,7 +11,7 @@ from steps.interfaces import INTERFACES, get_interface
 from steps.promotion import history, reference, rulers
 from steps.promotion.candidate import Candidate
 from steps.promotion.candidates import find_variant, measured_policy, scored_candidate, to_candidate
-from steps.promotion.incumbent import missing_in, read_incumbent
+from steps.promotion.incumbent import missing_in, missing_reference, read_incumbent
 from steps.promotion.job import Job, broken_model
 from steps.promotion.missing_scorecard import evaluate_command
 from steps.promotion.rank import faults_of, lacking_metrics, policy_faults
@@ -106,7 +106,9 @@ def _reference(job: Job, registry: Registry, policy: Promotion) -> Reference:
     variants = [variant for model_id in models if (variant := find_variant(job.client, model_id))]
     champions = [one for variant in variants if (one := scored_candidate(job, variant))]
     usable = [one for one in champions if not faults_of(one, replace(policy, limits={}, prefer=[]))]
-    return reference.choose(usable, registry.versions, job.rows.sha256, policy)
+    best = reference.choose(usable, registry.versions, job.rows.sha256, policy)
+    missing = missing_reference(job, registry, policy)
+    return replace(best, unscored=missing.sentence if missing else None)
 
 
 def _refuse_incomparable(

@@ -9,7 +9,7 @@ from steps.config.schema import Promotion, RegisterConfig
 from steps.evaluation import scorecard
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.ruler import Ruler
-from steps.promotion import candidates, registry, rulers
+from steps.promotion import candidates, reference, registry, rulers
 from steps.promotion.candidate import Candidate
 from steps.promotion.gate import NO_CHAMPION
 from steps.promotion.job import Job
@@ -67,10 +67,10 @@ def _unscorable(job: Job, champion: Variant) -> str | None:
     return lost_run(job.client, champion) if candidate is None or candidate.faults else None
 
 
-def missing_scorecard(
+def missing_scorecards(
     client: MlflowClient, config: RegisterConfig, rows: PromptSet, ruler: Ruler | None = None
-) -> MissingScorecard | None:
-    """Return what to evaluate before the champion can be compared on a prompt set.
+) -> list[MissingScorecard]:
+    """Return what to evaluate before candidates can be compared with the champion and the reference.
 
     Args:
         client: The store.
@@ -79,23 +79,39 @@ def missing_scorecard(
         ruler: What the other variants are scored by, if that is known.
 
     Returns:
-        None if its scorecard is usable, or if there is no champion, or its model or run was deleted or is broken.
+        Nothing for one whose scorecard is usable, or whose model or run was deleted or is broken.
     """
     job = Job(client, config, rows)
-    version = registry.read(client, config.registered_model).champion
+    current = registry.read(client, config.registered_model)
+    version = current.champion
     champion = candidates.find_variant(client, version.model_id) if version else None
     if version is None or champion is None:
-        return None
+        return []
     variants = [*find_variants(client, runs.experiment_id()), champion]
     policy = candidates.measured_policy(job, variants)
     candidate = candidates.scored_candidate(job, champion)
     missing = missing_in(job, version, champion, candidate, policy)
     if missing is None and ruler and candidate and rulers.differs(job, champion, candidate, ruler):
         missing = missing_in(job, version, champion, None, policy)
-    # Last, because reading all files of a model takes long.
-    if missing is None or _unscorable(job, champion) or job.faults(champion):
+    sources = scorecard.sources_of(variants, rows.sha256)
+    wanted = filter(None, [missing, missing_reference(job, current, policy)])
+    # The files last, because reading all of a model takes long.
+    return [
+        replace(one, sources=sources)
+        for one in {one.variant.model_id: one for one in wanted}.values()
+        if not _unscorable(job, one.variant) and not job.faults(one.variant)
+    ]
+
+
+def missing_reference(job: Job, current: Registry, policy: Promotion) -> MissingScorecard | None:
+    """Return what the reference on earlier rows of the prompt set lacks on those of now; None if nothing."""
+    model_id = reference.before_change(current.versions, job.rows, policy)
+    variant = candidates.find_variant(job.client, model_id) if model_id else None
+    if variant is None or job.integrity.known_faults(variant) or _unscorable(job, variant):
         return None
-    return replace(missing, sources=scorecard.sources_of(variants, rows.sha256))
+    candidate = candidates.scored_candidate(job, variant)
+    role = f"the best champion on earlier rows of {job.rows.name}"
+    return find_missing(variant, candidate, role, job.config.prompt_set, job.rows.name, policy)
 
 
 def missing_in(

@@ -155,7 +155,7 @@ def _promote_best(job: Job, assessment: Assessment) -> Registry:
         job.rejected[best.fingerprint] = f"{best.name} (version {version.number}) was rejected: {rejection.reason}"
         raise
     verdict = {VERDICT: decision.verdict.word} if decision.verdict else {}
-    reference = contest.reference.tag(best, job.rows.sha256, contest.policy)
+    reference = contest.reference.tag(best, job.rows, contest.policy)
     set_champion(job, version, best, decision.reason, verdict | reference)
     return registry.read(job.client, job.name)
 

@@ -1,19 +1,22 @@
 """Which candidate is best, and whether it replaces the champion."""
 
+import json
 import math
 import random
 
 import pytest
 
 from steps.config.schema import Promotion
+from steps.evaluation.prompt_set import PromptSet
+from steps.evaluation.prompt_set.row import make_row
 from steps.promotion.candidate import Candidate
 from steps.promotion.costs import with_measured_costs
 from steps.promotion.gate import decide
 from steps.promotion.rank import policy_faults, rank
-from steps.promotion.reference import NO_REFERENCE, Reference, choose
+from steps.promotion.reference import NO_REFERENCE, Reference, before_change, choose
 from steps.promotion.registry import Version
 from steps.promotion.verdicts import against_each_other, against_one
-from steps.store.names import metric_key
+from steps.store.names import REFERENCE, metric_key
 from tests.benchmarks.promotion import MARGIN, chain
 
 ROWS = 40
@@ -395,17 +398,38 @@ def test_a_cheaper_candidate_is_held_against_the_reference():
     unpaired = decide(ranking, champion, _policy(), reference=Reference(0.525, "best"))
     assert unpaired.reason.endswith("but it is 0.0500 worse than the reference, answer_match 0.5250 of best")
     assert decide(ranking, champion, _policy(), reference=Reference(0.524, "best")).promote
+    unscored = decide(ranking, champion, _policy(), reference=Reference(unscored="best has no scorecard"))
+    assert not unscored.promote
+    assert unscored.reason.endswith(", but best has no scorecard")
 
 
 def test_the_reference_is_the_best_of_the_champions_and_of_the_tags():
-    tag = Reference().tag(_large("gone", 240), "sha", _policy())
-    assert choose([], (), "sha", _policy()) == NO_REFERENCE
+    rows = PromptSet("mine", ())
+    gone = _large("gone", 240)
+    tag = Reference().tag(gone, rows, _policy())
+    assert choose([], (), rows.sha256, _policy()) == NO_REFERENCE
     champions, version = [_large("a", 200), _large("b", 220)], Version("1", "m", tag, "")
-    assert choose(champions, (), "sha", _policy()) == Reference(0.55, "b", champions[1])
-    assert choose(champions, (version,), "sha", _policy()) == Reference(0.6, "gone")
+    assert choose(champions, (), rows.sha256, _policy()) == Reference(0.55, "b", champions[1])
+    assert choose(champions, (version,), rows.sha256, _policy()) == Reference(0.6, "gone", model_id=gone.model_id)
     assert choose(champions, (version,), "other", _policy()).name == "b"
-    assert choose(champions, (version,), "sha", _policy(direction="lower")) == Reference(0.5, "a", champions[0])
-    assert choose([], (Version("1", "m", {}, ""),), "sha", _policy()) == NO_REFERENCE
+    assert choose(champions, (version,), rows.sha256, _policy(direction="lower")) == Reference(0.5, "a", champions[0])
+    assert choose([], (Version("1", "m", {}, ""),), rows.sha256, _policy()) == NO_REFERENCE
+
+
+def test_the_reference_on_earlier_rows_is_that_of_the_newest_version():
+    rows, changed = PromptSet("mine", ()), PromptSet("mine", (make_row({"id": "a", "prompt": "?", "target": "!"}, 1),))
+    champions = [_large(name, 240) for name in ("first", "second")]
+    versions = tuple(
+        Version(str(number), one.model_id, Reference().tag(one, rows, _policy()), "")
+        for number, one in enumerate(champions)
+    )
+    assert before_change(versions, rows, _policy()) is None
+    assert before_change(versions, changed, _policy()) == champions[1].model_id
+    assert before_change(versions, PromptSet("other", changed.rows), _policy()) is None
+    assert before_change(versions, changed, _policy(metric="chrf")) is None
+    # Tags from before there were models in them.
+    old = {"metric": "answer_match", "prompt_set_sha256": "sha", "score": 0.5, "variant": "first"}
+    assert before_change((Version("1", "m", {REFERENCE: json.dumps(old)}, ""),), changed, _policy()) is None
 
 
 @pytest.mark.parametrize("rows", [118, 400])

@@ -18,7 +18,9 @@ from steps.evaluate import evaluate
 from steps.evaluation import prompt_set, scorecard
 from steps.evaluation.report import state
 from steps.promotion import lock, registry
+from steps.promotion.job import Job
 from steps.promotion.missing_scorecard import find_missing
+from steps.promotion.promote import assess
 from steps.store import integrity, names
 from steps.store.names import metric_key
 from steps.store.variants import find_variants
@@ -371,22 +373,60 @@ def test_the_named_command_makes_register_succeed(store, unscored, typed):
     outcome = store.register()
     assert unscored.model_id in [candidate.model_id for candidate in outcome.ranking.ranked]
     assert outcome.decision.promote
-    assert register.missing_scorecard(store.client, store.config, store.rows) is None
+    assert register.missing_scorecards(store.client, store.config, store.rows) == []
 
 
 def test_the_main_jobs_steps_score_the_champion_and_then_promote(store, unscored):
     """What steps/main.py does between its own evaluation and its leaderboard."""
     config, rows = store.config, store.rows
-    missing = register.missing_scorecard(store.client, config, rows)
+    (missing,) = register.missing_scorecards(store.client, config, rows)
     evaluation = command_line.compose("evaluate", [*store.overrides[1:], "evaluate.speed=false"])
     assert missing.evaluation(evaluation) == replace(evaluation, run_id=unscored.run_id)
     evaluate(missing.evaluation(evaluation), rows)
-    assert register.missing_scorecard(store.client, config, rows) is None
+    assert register.missing_scorecards(store.client, config, rows) == []
     outcome = register.register(config, rows)
     assert outcome.decision.promote
     assert set(outcome.standing.ranked) == {variant.model_id for variant in store.variants[:2]}
     assert outcome.standing.ranked[0] == outcome.standing.champion_model_id == store.variants[0].model_id
     assert outcome.standing.champion_version == store.registry.champion.number
+
+
+def test_the_reference_is_asked_again_if_the_rows_change(store):
+    store.score(3, 5)
+    store.register()
+    store.score(3, 5, 7)
+    store.register()
+    store.register("action=rollback")
+    write_prompt_set(store.path, "other")
+    rows, best = store.score(3, 5), store.variants[2]
+    config = store.config
+    assessment = assess(Job(store.client, config, rows))
+    assert assessment.contest.reference.unscored == (
+        f"{best.name} is the best champion on earlier rows of made and has no scorecard on made. Score it: "
+        f"`mlflow run . -e evaluate -P run_id={best.run_id} -P prompt_set.name=made -P prompt_set.path={store.path}`"
+    )
+    # What the main job does with it: this variant is evaluated, and then it is the reference on the new rows.
+    (missing,) = register.missing_scorecards(store.client, config, rows)
+    assert missing.variant.model_id == best.model_id
+    write_scorecard(best, rows, 4)
+    assert register.missing_scorecards(store.client, config, rows) == []
+    reference = assess(Job(store.client, config, rows)).contest.reference
+    assert (reference.unscored, reference.score) == (None, 5 / 8)
+
+
+@pytest.mark.parametrize("loss", ["model", "run", "file"])
+def test_a_reference_that_is_lost_is_not_asked_again(store, broken, loss):
+    store.score(3, 5)
+    store.register()
+    write_prompt_set(store.path, "other")
+    rows, best = store.score(3), store.variants[1]
+    if loss == "model":
+        store.client.delete_logged_model(best.model_id)
+    elif loss == "run":
+        store.client.delete_run(best.run_id)
+    else:
+        broken.add(best.model_id)
+    assert register.missing_scorecards(store.client, store.config, rows) == []
 
 
 def test_an_untimed_champion_is_refused_if_the_policy_asks_for_its_speed(store, unscored, typed):
@@ -472,14 +512,15 @@ def test_a_rollback_refuses_an_unscored_version_and_names_the_command_that_score
 def test_there_is_no_missing_scorecard_without_an_intact_champion(store, broken):
     store.score(3, 5)
     config, rows = store.config, store.rows
-    assert register.missing_scorecard(store.client, config, rows) is None
+    assert register.missing_scorecards(store.client, config, rows) == []
     store.register()
     write_prompt_set(store.path, "other")
-    assert register.missing_scorecard(store.client, config, store.rows).variant.model_id == store.variants[1].model_id
+    (missing,) = register.missing_scorecards(store.client, config, store.rows)
+    assert missing.variant.model_id == store.variants[1].model_id
     broken.add(store.variants[1].model_id)
-    assert register.missing_scorecard(store.client, config, store.rows) is None
+    assert register.missing_scorecards(store.client, config, store.rows) == []
     store.client.delete_logged_model(store.variants[1].model_id)
-    assert register.missing_scorecard(store.client, config, store.rows) is None
+    assert register.missing_scorecards(store.client, config, store.rows) == []
 
 
 def test_history_and_rollback(store, typed):
