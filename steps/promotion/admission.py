@@ -30,8 +30,8 @@ def ensure_registered(job: Job, current: Registry, candidate: Candidate, reason:
     """Return the version of a candidate, registering it if it has none."""
     if version := registry.remove_duplicates(job.client, current, candidate.model_id):
         return version
-    tags = version_tags(job, candidate, None, reason)
-    return registry.create(job.client, current, candidate, tags, version_description(candidate, tags))
+    tags = version_tags(job, candidate, reason)
+    return registry.create(job.client, current, candidate, tags, version_description(job, candidate, tags, None))
 
 
 def ensure_smoke_tested(job: Job, version: Version, variant: Variant) -> None:
@@ -73,8 +73,9 @@ def set_champion(
     # Read again: without a lock, another process may have changed the champion.
     current = registry.read(job.client, job.name)
     replaced = current.champion.number if current.champion else None
-    tags = version_tags(job, candidate, replaced, reason)
+    tags = version_tags(job, candidate, reason)
     change = history.change_tag(job.config.action, replaced, reason, runs.active_run_id())
     every_tag = tags | change | (more_tags or {})
-    registry.describe(job.client, current, version, every_tag, version_description(candidate, tags))
+    description = version_description(job, candidate, tags, replaced)
+    registry.describe(job.client, current, version, every_tag, description)
     registry.set_alias(job.client, current, CHAMPION, version)

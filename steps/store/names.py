@@ -37,14 +37,10 @@ VARIANT = "phi3.variant"
 SMOKE = "phi3.smoke"
 REJECTED = "phi3.rejected"
 REASON = "phi3.reason"
-POLICY = "phi3.policy"
 SCORES = "phi3.scores"
-REPLACED_VERSION = "phi3.replaced_version"
 VERDICT = "phi3.verdict"
 # The best score that a champion had on the prompt set, when this version became champion.
 REFERENCE = "phi3.reference"
-RUN_ID = "phi3.run_id"
-GIT_COMMIT = "phi3.git_commit"
 # Each time that a version becomes champion adds a tag: this and the UTC time.
 CHAMPION_SINCE = "phi3.champion."
 
