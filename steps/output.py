@@ -17,7 +17,8 @@ PLAIN = str.maketrans({"★": "*", "…": "...", "→": "->", "“": '"', "”":
 
 
 # A step is never silent for longer than this, in seconds. The next sign of life is printed then.
-LONGEST_SILENCE = 9.0
+SILENCE = os.environ.get("PHI3_LONGEST_SILENCE", "")
+LONGEST_SILENCE = float(SILENCE) if SILENCE.isdecimal() else 9.0
 # The clock and the words of the signs of life: when a line was printed last, and what the step is doing.
 _last_line = time.monotonic()
 _activities: list[str] = []

@@ -61,6 +61,7 @@ def isolated(monkeypatch, tmp_path, caches, empty_store):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store / 'mlflow.db'}")
     # On a busy machine a step would print signs of life between the lines that a test expects.
     monkeypatch.setattr(output, "LONGEST_SILENCE", 600.0)
+    monkeypatch.setenv("PHI3_LONGEST_SILENCE", "600")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("PHI3_CACHE_DIR", str(caches / "phi3"))
     monkeypatch.setenv("HF_HOME", str(caches / "hf"))

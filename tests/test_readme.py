@@ -44,7 +44,7 @@ def points(words):
 
 def test_every_project_run_is_one_that_starts():
     entry_points = yaml.safe_load((PROJECT / "MLproject").read_text())["entry_points"]
-    runs = [command for command in COMMANDS if "mlflow run ." in command]
+    runs = {command.partition("#")[0].strip() for command in COMMANDS if "mlflow run ." in command}
     assert len(runs) >= 6
     for command in runs:
         name = (re.findall(r"-e (\w+)", command) or ["main"])[0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from steps.config.paths import user_directory
 from steps.errors import StepError
+from steps.output import activity
 from steps.redaction import without_secrets
 from steps.store import address, integrity, names, processes
 from steps.store.opening import is_writable, open_store
@@ -61,7 +62,8 @@ def connect() -> "MlflowClient":
     from mlflow.exceptions import MlflowException
 
     try:
-        client = open_store()
+        with activity("opening the store"):
+            client = open_store()
     except (StepError, MlflowException):
         raise
     except Exception as error:  # whatever SQLAlchemy, Alembic or the driver of a database raises

@@ -163,7 +163,7 @@ def test_the_digest_of_the_contract_is_of_an_interfaces_own_checks(monkeypatch, 
 def scored(store, evaluate, metrics, tmp_path):
     """All variants are scored by a metric of their own; the override of the prompt set and its sha256."""
     rows = [make_row("a", tags=["x"]), make_row("b", "What is the capital of France?", "Paris"), make_row("c")]
-    words, sha256 = write_prompt_set(tmp_path / "mine.jsonl", rows)
+    words, sha256 = write_prompt_set(tmp_path / "ruled.jsonl", rows)
     words = [words, "evaluate.metrics=[answer_match,mine]"]
     assert evaluate(*words).returncode == 0
     return words, sha256
@@ -189,11 +189,11 @@ def test_a_changed_metric_scores_all_variants_again_from_their_answers(store, ev
         assert card.scores == before[name].scores | {"mine": [0.75] * 3}
         assert (card.answers, card.repeats, card.errors) == (before[name].answers, [], [None] * 3)
     changed = {key for key, value in scorecard.metrics_of(store.greedy, sha256).items() if value != counts[key]}
-    # The metric has the name of the prompt set.
-    assert changed == {"mine/mean", "mine/ci_low", "mine/ci_high", "mine/mine", "mine/mine_low", "mine/mine_high"}
+    assert changed == {"mine/mean", "mine/ci_low", "mine/ci_high", "ruled/mine", "ruled/mine_low", "ruled/mine_high"}
     assert "All variants are already scored" in evaluate(*words).stdout
 
 
+@pytest.mark.slow
 def test_the_scorecard_is_the_same_as_if_the_variant_were_asked_again(store, evaluate, scored, metrics):
     words, sha256 = scored
     (metrics / "own.py").write_text(HELPER.replace("return RESULT", "return 1 - RESULT"))
@@ -204,6 +204,7 @@ def test_the_scorecard_is_the_same_as_if_the_variant_were_asked_again(store, eva
 
 
 @pytest.mark.usefixtures("no_model")
+@pytest.mark.slow
 def test_an_added_metric_is_scored_from_the_answers_and_the_others_stay(store, evaluate, scored):
     words, sha256 = scored
     assert evaluate(words[0], "evaluate.metrics=[chrf]").returncode == 0
@@ -212,6 +213,7 @@ def test_an_added_metric_is_scored_from_the_answers_and_the_others_stay(store, e
 
 
 @pytest.mark.usefixtures("no_model")
+@pytest.mark.slow
 def test_a_killed_scoring_of_kept_answers_asks_no_model_afterwards(store, evaluate, scored, metrics, monkeypatch):
     words, sha256 = scored
     (metrics / "deeper.py").write_text("RESULT = 0.75\n")
@@ -224,6 +226,7 @@ def test_a_killed_scoring_of_kept_answers_asks_no_model_afterwards(store, evalua
 
 
 @pytest.mark.usefixtures("no_model")
+@pytest.mark.slow
 def test_a_scorecard_of_an_earlier_version_is_read_and_scored_again_from_its_answers(store, evaluate, scored):
     words, sha256 = scored
     for variant in store.variants.values():
@@ -249,6 +252,7 @@ def test_a_changed_contract_asks_only_the_contract_suite(store, evaluate, scored
     assert scorecard.read(store.greedy, sha256) == before
 
 
+@pytest.mark.slow
 def test_other_repeats_ask_only_sampled_variants_again(store, evaluate, scored):
     words, sha256 = scored
     done = evaluate(*words, "evaluate.repeats=2", "evaluate.seed=4")

@@ -101,6 +101,7 @@ def test_a_stopped_variant_is_not_compared_and_is_finished_from_its_kept_answers
     assert scorecard.read(store.greedy, sha256).answers == card.answers
 
 
+@pytest.mark.slow
 def test_lost_answers_are_asked_again(store, evaluate, rows, asked, tmp_path):
     path = Path(rows[0].partition("=")[2])
     lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -23,6 +23,7 @@ def variants(built, tmp_path, monkeypatch):  # noqa: F811  the fixture
 
 # MLflow says this when its tracing is first imported in a process.
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")
+@pytest.mark.slow
 def test_traces_of_two_variants_have_the_same_inputs_row_by_row(variants, tmp_path):
     overrides = [f"prompt_set.path={write_prompt_set(tmp_path / 'rows.jsonl', 'traces')}"]
     rows = prompt_set.load(command_line.compose("register", overrides).prompt_set)
@@ -41,6 +42,7 @@ def test_traces_of_two_variants_have_the_same_inputs_row_by_row(variants, tmp_pa
     assert [sum(values) / len(scored) for values in zip(*scored, strict=True)] == [3 / 8, 5 / 8]
 
 
+@pytest.mark.slow
 def test_rows_that_ask_the_same_pair_by_their_id(variants, tmp_path):
     path = Path(tmp_path / "twice.jsonl")
     path.write_text("".join(json.dumps({"id": row_id, "prompt": "Same?", "target": "yes"}) + "\n" for row_id in "ab"))

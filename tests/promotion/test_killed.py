@@ -66,7 +66,8 @@ def test_the_next_register_finishes_a_killed_promotion(store, processes, tmp_pat
         assert look["after"]["history"] == [["promote", "1"], ["promote", "3"]]
 
 
-@EVERY
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1])
 def test_the_same_command_finishes_a_killed_rollback(store, processes, tmp_path, monkeypatch, figure, every):
     """It finishes the rollback that was begun, and does not roll back once more."""
     folder, overrides, (_, new) = store

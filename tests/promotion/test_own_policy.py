@@ -46,6 +46,7 @@ def write_words(variant, rows, words, right):
     write_card(variant, rows, replace(card, scores=card.scores | {"wordiness": scores}, metrics=metrics))
 
 
+@pytest.mark.slow
 def test_a_policy_file_where_less_is_better(store, project):  # noqa: F811
     def register():
         command = [sys.executable, "-m", "steps.register", "promotion=terse", *store.overrides]

@@ -11,7 +11,7 @@ from tests.promotion.processes import WORKERS, places
 from tests.promotion.store import copied
 
 # Every round starts all processes on new names at once: a few find what most rounds would find.
-FEW, MANY = 8, 50
+FEW, MANY = 3, 50
 
 
 @pytest.mark.parametrize("rounds", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])

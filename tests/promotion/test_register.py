@@ -431,6 +431,7 @@ def test_a_reference_that_is_lost_is_not_asked_again(store, broken, loss):
     assert register.missing_scorecards(store.client, store.config, rows) == []
 
 
+@pytest.mark.slow
 def test_an_untimed_champion_is_refused_if_the_policy_asks_for_its_speed(store, unscored, typed):
     """Speed that was measured on another prompt set does not count."""
     rows, other = store.rows, store.variants[0]
@@ -493,6 +494,7 @@ def test_the_command_carries_the_prompt_set_and_the_policys_metrics(store):
     assert evaluation.evaluate.speed
 
 
+@pytest.mark.slow
 def test_a_rollback_refuses_an_unscored_version_and_names_the_command_that_scores_it(store, typed):
     store.score(3, 5)
     store.register()

@@ -47,6 +47,7 @@ def test_several_steps_start_together_on_a_new_store(new_store):
     assert new_store.is_file()
 
 
+@pytest.mark.slow
 def test_steps_wait_for_mlflow_to_make_a_store(new_store):
     new_store.parent.mkdir()
     plain = _start(PLAIN)
@@ -55,6 +56,7 @@ def test_steps_wait_for_mlflow_to_make_a_store(new_store):
     assert [(output, code) for output, _, code in results] == [("1\n", 0)] * 3, results
 
 
+@pytest.mark.slow
 def test_a_store_that_a_killed_process_has_left_half_made_is_finished_or_refused_in_a_line(new_store, step):
     """MLflow can go on from most of its steps, but not from within one."""
     new_store.parent.mkdir()

@@ -55,8 +55,11 @@ def _answer(location):
 
 @pytest.mark.parametrize(
     "overrides",
-    [["mode=pyfunc"], ["mode=pyfunc", "precision=bf16"], ["mode=onnx", "precision=int4"]],
-    ids=["fp32", "bf16", "int4"],
+    [
+        pytest.param(["mode=pyfunc"], id="fp32"),
+        pytest.param(["mode=pyfunc", "precision=bf16"], id="bf16", marks=pytest.mark.slow),
+        pytest.param(["mode=onnx", "precision=int4"], id="int4", marks=pytest.mark.slow),
+    ],
 )
 def test_a_further_variant_adds_at_most_two_percent_of_the_checkpoint(source, build, overrides):
     first = build(source, *overrides)

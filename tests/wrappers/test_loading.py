@@ -75,6 +75,7 @@ def test_each_model_runs_its_own_code_next_to_a_package_of_the_user(marked, tmp_
         assert _run(LOAD, *arguments, PYTHONPATH=str(package.parent)).strip() == order
 
 
+@pytest.mark.slow
 def test_models_of_earlier_versions_are_evaluated_with_their_own_code(marked, tmp_path):
     """Their code is a package `wrappers`, which their file imports by this name."""
     for mark, uri in marked.items():

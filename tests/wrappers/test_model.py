@@ -40,6 +40,7 @@ def test_contract_suite_passes_for_every_mode_and_interface(loaded, mode, interf
 
 
 @pytest.mark.parametrize("mode", ["pyfunc", "onnx"])
+@pytest.mark.slow
 def test_model_without_references_is_freed(uris, monkeypatch, mode):
     """Otherwise the variants of an evaluation would add up in memory."""
     uri, store = uris(mode, "chat")
