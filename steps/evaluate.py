@@ -39,13 +39,13 @@ from steps.output import activity, echo
 from steps.promotion import early_stopping
 from steps.promotion.missing_scorecard import evaluate_command
 from steps.store import integrity, runs
+from steps.store.commands import step_command
 from steps.store.names import ERRORS
 from steps.store.variants import Variant, elsewhere, find_variants, read_variant, variant_of_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-BUILD_ONE = "Build one with `mlflow run . -e build` (or `python -m steps.build`)."
 NOT_SCORED, NOT_REPORTED = "could not be scored", "is scored, but its report could not be finished"
 
 
@@ -171,7 +171,9 @@ def _choose(
         return [variant_of_run(client, config.run_id)]
     if not variants:
         hint = elsewhere(client, runs.experiment_id())
-        raise StepError(f"There is no variant to evaluate in this experiment. {BUILD_ONE}{hint}")
+        raise StepError(
+            f"There is no variant to evaluate in this experiment. Build one: `{step_command('build')}`.{hint}"
+        )
     return [
         variant
         for variant in variants

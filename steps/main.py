@@ -35,6 +35,7 @@ from steps.evaluation.statistics import power_sentence
 from steps.output import echo
 from steps.promotion import early_stopping
 from steps.store import connection, names, runs
+from steps.store.commands import serve_command
 from steps.store.variants import Variant, find_variants, read_variant
 
 if TYPE_CHECKING:
@@ -190,8 +191,7 @@ def echo_next_commands(config: MainConfig, view: str) -> None:
         echo(f"    {line}")
     if not config.dry_run:
         echo("Serve the champion:")
-        model = f"models:/{config.registered_model}@{names.CHAMPION}"
-        echo(f"    mlflow models serve -m {model} --env-manager uv --port 5001")
+        echo(f"    {serve_command(f'models:/{config.registered_model}@{names.CHAMPION}')}")
 
 
 def plan(overrides: list[str]) -> tuple[list[str], list[list[str]]]:

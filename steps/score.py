@@ -27,6 +27,7 @@ from steps.evaluation.asking import Asker, loaded
 from steps.output import echo
 from steps.promotion import registry
 from steps.store import integrity, runs
+from steps.store.commands import step_command
 from steps.store.variants import Variant, read_variant
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def _begin(client: MlflowClient, config: ScoreConfig, table: Source, output_part
     if begun is None and champion is None:
         output_parts.remove()
         raise StepError(
-            f"{config.registered_model} has no champion yet: `mlflow run .` makes one. Or give -P registered_model=…"
+            f"{config.registered_model} has no champion yet: `{step_command('main')}` makes one. Or name another "
+            "registered_model."
         )
     version, model_id = (champion.number, champion.model_id) if champion else ("", "")
     column = questions.question_column(table, config.question)

@@ -58,6 +58,12 @@ def test_every_project_run_is_one_that_starts():
             command_line.check(name, points([*values, *needs]))
 
 
+def test_every_project_run_names_its_environment_manager():
+    """Without one, `mlflow run` needs conda."""
+    runs = [command for command in COMMANDS if "mlflow run ." in command]
+    assert [command for command in runs if "--env-manager" not in command] == []
+
+
 def test_every_python_command_composes():
     commands = [command for command in COMMANDS if command.startswith("python -m steps.")]
     assert len(commands) >= 2

@@ -18,11 +18,9 @@ from steps.promotion.rank import faults_of, lacking_metrics, policy_faults
 from steps.promotion.reference import NO_REFERENCE, Reference
 from steps.promotion.registry import Registry
 from steps.store import runs
+from steps.store.commands import step_command
 from steps.store.names import FINGERPRINT, SMOKE, is_timed
 from steps.store.variants import Variant, elsewhere, find_variants
-
-SCORE_THEM = "Score them with `mlflow run . -e evaluate` (or `python -m steps.evaluate`)."
-BUILD_ONE = "Build one with `mlflow run . -e build` (or `python -m steps.build`)."
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,8 @@ def gather(job: Job, registry: Registry) -> Contest:
     intact, left_out = _without_broken(job, list(variants.values()))
     if not intact:
         hint = elsewhere(job.client, runs.experiment_id())
-        raise StepError(f"There is no variant to register in this experiment. {BUILD_ONE}{hint}", *_sentences(left_out))
+        build_one = f"Build one: `{step_command('build')}`."
+        raise StepError(f"There is no variant to register in this experiment. {build_one}{hint}", *_sentences(left_out))
     allowed, rejected = _without_rejected(job, intact, registry, champion_id)
     allowed, absent = _without_device(job, allowed, registry, champion_id)
     marked = [variant for variant in allowed if scorecard.metrics_of(variant, job.rows.sha256) is not None]
@@ -237,7 +236,8 @@ def _no_candidate(job: Job, variants: list[Variant], left_out: list[str]) -> lis
         ]
     scored_before = any(scorecard.is_scored_at_all(variant) for variant in variants)
     changed = f" Older scorecards are of other rows: {job.rows.name} has changed since." if scored_before else ""
-    return [f"No variant has a scorecard for {job.rows.name} (sha256 {job.rows.sha256[:16]}…).{changed} {SCORE_THEM}"]
+    score_them = f"Score them: `{evaluate_command(job.config.prompt_set, ())}`."
+    return [f"No variant has a scorecard for {job.rows.name} (sha256 {job.rows.sha256[:16]}…).{changed} {score_them}"]
 
 
 def _sentences(left_out: list[str]) -> list[str]:

@@ -6,7 +6,6 @@ itself.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from steps.config.schema import DEFAULT_METRICS, EvaluateConfig, Promotion, Prom
 from steps.evaluation.metric_loading import JUDGE, metric_name
 from steps.promotion.candidate import Candidate
 from steps.promotion.rank import asked_metrics, lacking_metrics
+from steps.store.commands import step_command
 from steps.store.names import COSTS, is_timed, metric_key
 from steps.store.variants import Variant
 
@@ -111,7 +111,7 @@ def evaluate_command(
         overrides.append(f"evaluate.metrics=[{','.join([*DEFAULT_METRICS, *added])}]")
     if JUDGE in metrics:
         overrides += ["evaluate.judge.model=…", "evaluate.judge.address=…"]
-    return " ".join(["mlflow run . -e evaluate", *(f"-P {shlex.quote(override)}" for override in overrides)])
+    return step_command("evaluate", *overrides)
 
 
 def _addable_metrics(candidate: Candidate, promotion: Promotion) -> list[str]:

@@ -13,6 +13,7 @@ from steps.promotion.reference import Reference
 from steps.promotion.registry import Registry
 from steps.promotion.verdicts import needed_rows
 from steps.store import names
+from steps.store.commands import serve_command, step_command
 from steps.store.names import metric_key, row_metric
 
 
@@ -124,10 +125,11 @@ def markdown(content: dict[str, Any]) -> str:
 
 def next_commands(registered_model: str) -> list[str]:
     """Return the commands to go on with: serve, history, rollback."""
+    register = [f"registered_model={registered_model}"]
     return [
-        f"mlflow models serve -m models:/{registered_model}@{names.CHAMPION} --env-manager uv --port 5001",
-        f"mlflow run . -e register -P registered_model={registered_model} -P action=history",
-        f"mlflow run . -e register -P registered_model={registered_model} -P action=rollback",
+        serve_command(f"models:/{registered_model}@{names.CHAMPION}"),
+        step_command("register", *register, "action=history"),
+        step_command("register", *register, "action=rollback"),
     ]
 
 

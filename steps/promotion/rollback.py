@@ -22,6 +22,7 @@ from steps.promotion.rank import Ranking, faults_of
 from steps.promotion.registry import Registry, Version
 from steps.promotion.verdicts import against_one
 from steps.store import runs
+from steps.store.commands import step_command
 from steps.store.connection import safe_tracking_uri
 from steps.store.names import CHALLENGER, FINISHED_BY, REJECTED
 from steps.store.variants import Variant, find_variants, lost_run, read_variant
@@ -121,8 +122,12 @@ def _variant_of(job: Job, current: Registry, target: Version) -> Variant:
         for version in current.versions
         if version not in (target, current.champion) and candidates.find_variant(job.client, version.model_id)
     ]
-    command = f"mlflow run . -e register -P action=rollback -P registered_model={job.name} -P version="
-    remedy = f"Choose another version: `{command}{others[-1]}`" if others else "No other version has its model either."
+    overrides = ["action=rollback", f"registered_model={job.name}"]
+    remedy = (
+        f"Choose another version: `{step_command('register', *overrides, f'version={others[-1]}')}`"
+        if others
+        else "No other version has its model either."
+    )
     raise StepError(
         f"Cannot roll back to version {target.number} of {job.name}: its model {target.model_id} was deleted from "
         f"{safe_tracking_uri()}. {remedy}"

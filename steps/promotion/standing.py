@@ -8,6 +8,7 @@ from steps.promotion.rank import Ranking
 from steps.promotion.registry import Registry
 from steps.promotion.verdicts import INFERIOR
 from steps.store import runs
+from steps.store.commands import serve_command, step_command
 from steps.store.names import STANDING, VARIANT, row_metric
 from steps.store.variants import find_variants
 
@@ -23,10 +24,10 @@ model = mlflow.pyfunc.load_model("models:/{name}@champion")
 ```
 
 ```sh
-mlflow models serve -m models:/{name}@champion --env-manager uv --port 5001
+{serve}
 ```
 
-`mlflow run . -e register -P action=history` prints every champion so far, `-P action=rollback` goes back to the last.
+`{history}` prints every champion so far, `{rollback}` goes back to the last.
 """
 
 
@@ -68,6 +69,14 @@ def describe(client: MlflowClient, current: Registry, reason: str) -> None:
     """Write the page of the registered model: the champion, why it is, how to load and serve it."""
     if champion := current.champion:
         variant = champion.tags.get(VARIANT, champion.model_id)
-        text = PAGE.format(name=current.name, number=champion.number, variant=variant, reason=reason)
+        text = PAGE.format(
+            name=current.name,
+            number=champion.number,
+            variant=variant,
+            reason=reason,
+            serve=serve_command(f"models:/{current.name}@champion"),
+            history=step_command("register", "action=history"),
+            rollback=step_command("register", "action=rollback"),
+        )
         if client.get_registered_model(current.name).description != text:
             client.update_registered_model(current.name, text)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from steps.errors import StepError
 from steps.output import suppress_output
+from steps.store.commands import step_command
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +37,7 @@ def version_of(client: MlflowClient, name: str, alias: str) -> str:
             raise
         raise StepError(
             f"models:/{name}@{alias} does not exist, so there is nothing to serve. Promote a variant first "
-            "(`mlflow run . -e register`), or name another registered_model or alias."
+            f"(`{step_command('register')}`), or name another registered_model or alias."
         ) from None
 
 

@@ -107,7 +107,7 @@ REFUSED = {
         "question must name a column of questions.csv, got ask. It has: key, prompt.",
     ),
     "a taken column": ({"answer_column": "key"}, "questions.csv has a column 'key' already: give another name"),
-    "no champion": ({"registered_model": "nobody"}, "nobody has no champion yet: `mlflow run .` makes one."),
+    "no champion": ({"registered_model": "nobody"}, "nobody has no champion yet: `python -m steps.main` makes one."),
     "the same names": ({"answer_column": "error"}, "answer_column and error_column must differ, got 'error' for both."),
     "an output": ({"output": "there.csv"}, "output must be a new file, got '{}/there.csv', which exists."),
     "errors": (

@@ -94,7 +94,7 @@ def test_the_main_job_ends_with_a_leaderboard_a_champion_and_two_commands(projec
     assert re.search(r"Promoted \S+ to phi3@champion \(version 1\)", output)
     assert "★" in output
     assert re.search(r"^    mlflow ui --port 5000$", output, re.MULTILINE)
-    assert re.search(r"^    mlflow models serve -m models:/phi3@champion --env-manager uv --port 5001$", output, re.M)
+    assert "\n    mlflow models serve -m models:/phi3@champion --env-manager local --port 5001\n" in output
     assert re.findall(r"http://\S+", output) == [
         "http://127.0.0.1:5000/#/experiments/0/runs?workflowType=machine_learning&viewStateShareKey=facts"
     ]

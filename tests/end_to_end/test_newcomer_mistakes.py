@@ -33,7 +33,7 @@ MISTAKES = {
     "build generation=random": ("Unknown generation 'random'", "sampled"),
     "build check=maybe": ("check", "maybe"),
     "build prompting.name=a/b": ("prompting.name must be", "letters"),
-    "evaluate": ("There is no variant to evaluate in this experiment.", "mlflow run . -e build"),
+    "evaluate": ("There is no variant to evaluate in this experiment.", "`python -m steps.build`"),
     "evaluate run_id=abc": ("run_id must be the run of a READY variant", "abc"),
     "evaluate prompt_set=fact": ("Unknown prompt_set 'fact'", "Did you mean 'facts'"),
     "evaluate prompt_set=missing.jsonl": (
@@ -45,7 +45,7 @@ MISTAKES = {
     f"evaluate prompt_set.path={TEXT}": (f"{TEXT}: line 1: broken JSON", "line 1"),
     "evaluate metrics=[chrf]": ("Unknown key 'metrics'", "evaluate.metrics"),
     "evaluate evaluate.metrics=[bleurt]": ("Unknown metric 'bleurt'", "Available"),
-    "register": ("There is no variant to register in this experiment.", "mlflow run . -e build"),
+    "register": ("There is no variant to register in this experiment.", "`python -m steps.build`"),
     "register action=undo": ("action must be one of promote, history, rollback", "rollback"),
     "register version=2": ("version needs action=rollback", "rollback"),
     "register margin=0.1": ("Unknown key 'margin'", "promotion.margin"),

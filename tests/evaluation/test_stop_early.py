@@ -77,7 +77,7 @@ def test_a_stopped_variant_is_not_compared_and_is_finished_from_its_kept_answers
     run = mlflow.search_runs(filter_string="attributes.run_name = 'register-early'", output_format="list")[0]
     text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/promotion.md")
     extent = f"{marks[store.greedy.name]['asked']} of 60 rows were asked"
-    assert f"{store.greedy.name} was stopped early: {extent}, so it is not compared. Ask the rest: `mlflow run" in text
+    assert f"{store.greedy.name} was stopped early: {extent}, so it is not compared. Ask the rest: `python -m" in text
 
     # Stopped, it stays so until it is asked in full.
     asked.clear()

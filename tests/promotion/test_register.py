@@ -100,7 +100,7 @@ def test_the_report_and_the_version_record_the_decision_and_its_reason(store):
     assert run.data.tags["phi3.action"] == "promote"
     assert run.data.tags["phi3.champion_version"] == "1"
     assert "| 1 | onnx-int4-chat-max13 | 0.8750 |" in text
-    assert "-P action=rollback" in text
+    assert "python -m steps.register registered_model=phi3 action=rollback" in text
     version = store.client.get_model_version("phi3", "1")
     tags, best = version.tags, store.variants[1]
     assert tags["phi3.fingerprint"] == best.tags["phi3.fingerprint"]
@@ -335,9 +335,8 @@ def test_a_rollback_works_after_the_replaced_model_was_deleted(store, typed):
 def evaluate_overrides(sentence):
     """Return the overrides of the evaluate command that a sentence tells the user to run."""
     command = shlex.split(sentence.partition("Score it: `")[2].partition("`")[0])
-    assert command[:5] == ["mlflow", "run", ".", "-e", "evaluate"]
-    assert set(command[5::2]) == {"-P"}
-    return command[6::2]
+    assert command[:3] == ["python", "-m", "steps.evaluate"]
+    return command[3:]
 
 
 @pytest.fixture
@@ -357,8 +356,7 @@ def test_register_refuses_an_unscored_champion_and_names_the_command_that_scores
         store.register(*overrides)
     assert refusal.value.faults == (
         f"{unscored.name} is the champion (version 1) and has no scorecard on made. Score it: "
-        f"`mlflow run . -e evaluate -P run_id={unscored.run_id} "
-        f"-P prompt_set.name=made -P prompt_set.path={store.path}`",
+        f"`python -m steps.evaluate run_id={unscored.run_id} prompt_set.name=made prompt_set.path={store.path}`",
     )
     assert store.registry == before
     # A failed register leaves its run, a dry run leaves nothing; neither scores anything.
@@ -405,7 +403,7 @@ def test_the_reference_is_asked_again_if_the_rows_change(store):
     assessment = assess(Job(store.client, config, rows))
     assert assessment.contest.reference.unscored == (
         f"{best.name} is the best champion on earlier rows of made and has no scorecard on made. Score it: "
-        f"`mlflow run . -e evaluate -P run_id={best.run_id} -P prompt_set.name=made -P prompt_set.path={store.path}`"
+        f"`python -m steps.evaluate run_id={best.run_id} prompt_set.name=made prompt_set.path={store.path}`"
     )
     # What the main job does with it: this variant is evaluated, and then it is the reference on the new rows.
     (missing,) = register.missing_scorecards(store.client, config, rows)

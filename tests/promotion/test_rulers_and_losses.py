@@ -113,7 +113,7 @@ def test_a_rollback_to_a_deleted_model_names_it_and_a_command_that_works(store, 
     done = typed("register", "action=rollback", *store.overrides, *overrides)
     assert done.returncode == 1
     assert f"version 2 of phi3: its model {previous} was deleted from sqlite:///" in done.stderr
-    assert "`mlflow run . -e register -P action=rollback -P registered_model=phi3 -P version=1`" in done.stderr
+    assert "`python -m steps.register action=rollback registered_model=phi3 version=1`" in done.stderr
     assert typed("register", "action=rollback", "version=1", *store.overrides).returncode == 0
     assert store.registry.aliases["champion"] == "1"
 
