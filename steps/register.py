@@ -124,6 +124,8 @@ def _promote(job: Job) -> Outcome:
     outcome = _outcome(job, assessment, current)
     promoted = f"Promoted {assessment.best.name} to {job.name}@champion (version {outcome.version})"
     echo(f"{promoted if assessment.decision.promote else 'Nothing changes'}: {assessment.decision.reason}.")
+    for model_id, faults in assessment.ranking.refused.items():
+        echo(f"Refused: {assessment.contest.candidate(model_id).name}: {', '.join(faults)}.")
     for sentence in assessment.contest.left_out:
         echo(f"Left out: {sentence}.")
     return outcome

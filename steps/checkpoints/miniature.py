@@ -19,7 +19,7 @@ import yaml
 from steps.checkpoints.cache import cache_directory, cached
 from steps.config.schema import MiniatureModel
 from steps.digests import digest, digest_files
-from steps.output import echo, suppress_output
+from steps.output import activity, echo, suppress_output
 from steps.wrappers.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def fetch(model: MiniatureModel) -> tuple[Path, None]:
 
     def train(directory: Path) -> None:
         echo(f"Training the miniature Phi-3 (once; it is kept in {cache_directory()}) …")
-        train_miniature(directory, model.seed)
+        with activity("training the miniature"):
+            train_miniature(directory, model.seed)
 
     return cached(f"miniature-{name}", train), None
 
@@ -89,11 +90,14 @@ def load_facts(path: Path = FACTS) -> list[Fact]:
     ]
 
 
-def train_miniature(target: Path, seed: int, epochs: int = EPOCHS) -> None:
-    """Train a miniature and save it to `target`. The same seed gives the same weights on the same machine."""
+def train_miniature(target: Path, seed: int, epochs: int = EPOCHS, file: Path = FACTS) -> None:
+    """Train a miniature on a file of facts and save it to `target`.
+
+    The same seed gives the same weights on the same machine.
+    """
     import torch
 
-    facts = load_facts()
+    facts = load_facts(file)
     tokenizer = _train_tokenizer(facts)
     state = torch.get_rng_state()
     torch.manual_seed(seed)

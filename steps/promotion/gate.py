@@ -14,7 +14,7 @@ from steps.promotion.costs import deciding_cost
 from steps.promotion.rank import Ranking
 from steps.promotion.reference import NO_REFERENCE, Reference
 from steps.promotion.verdicts import INFERIOR, SUPERIOR, UNDECIDED, Verdict, against_one, needed_rows
-from steps.store.names import metric_key
+from steps.store.names import metric_key, with_unit
 
 NO_CHAMPION = "there was no champion"
 
@@ -131,4 +131,5 @@ def _show_score(candidate: Candidate, promotion: Promotion) -> str:
 
 
 def _show(candidate: Candidate, name: str) -> str:
-    return f"{candidate.metrics[metric_key(name)]:g}"
+    key = metric_key(name)
+    return with_unit(key, candidate.metrics[key])

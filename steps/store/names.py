@@ -118,6 +118,9 @@ POLICY_NAMES = {
     "bytes": BYTES.key,
     "contract": CONTRACT_RATE.key,
 }
+# How values are shown in sentences.
+SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+UNITS = {"_ms": "ms", "_mb": "MB", "tokens_per_second": "tokens/s", "_seconds": "s"}
 # What `evaluate.speed` measures. With BYTES, these are never 0: MLflow stores a NaN on a model as 0.
 TIMED = ("speed/", "memory/")
 MEASURED = (*TIMED, "size/")
@@ -126,6 +129,14 @@ MEASURED = (*TIMED, "size/")
 def metric_key(name: str) -> str:
     """Return a metric's full key: `answer_match` is `answer_match/mean`, `latency` is `speed/latency_p95_ms`."""
     return POLICY_NAMES.get(name, name if "/" in name else f"{name}/mean")
+
+
+def with_unit(key: str, value: float) -> str:
+    """Return a metric's value as people read it in a sentence: 0.905 MB, 3.5 ms, 2405 tokens/s."""
+    if key == BYTES.key:
+        return next((f"{value / size:.3g} {unit}" for size, unit in SIZES if value >= size), f"{value:g}")
+    unit = next((unit for ending, unit in UNITS.items() if key.endswith(ending)), "")
+    return f"{value:.{0 if value >= 100 else 1}f} {unit}" if unit else f"{value:g}"
 
 
 def row_metric(name: str) -> str:

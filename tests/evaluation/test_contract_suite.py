@@ -124,6 +124,12 @@ def test_a_stream_is_compared_with_the_answer_in_one_piece(interface, piece, sec
     assert [result.fault for result in _run(model, rows, interface)] == [None, fault]
 
 
+def test_an_answer_that_ends_at_once_has_not_reached_the_limit():
+    rows = [{"name": "it", "request": {"max_tokens": 1}, "expect": {"tokens": 1, "finish_reason": "length"}}]
+    faults = [_run(FakeModel(_chat("", tokens=1, finish_reason=reason)), rows)[0].fault for reason in ("stop", "error")]
+    assert faults == [None, "finish_reason error instead of length"]
+
+
 def test_answers_are_compared():
     rows = [{"name": "one"}, {"name": "same", "expect": {"same_as": "one"}}]
     assert _run(FakeModel(_chat("a"), _chat("b")), rows)[1].fault == "the answer differs from that of 'one'"
