@@ -1,0 +1,93 @@
+"""docs/sample.md: the four topics of the upstream sample, as the real models show them."""
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from steps import command_line
+from tests.conftest import PROJECT, SPAIN
+from tests.handover.conftest import VARIANTS, commands, execute
+
+PAGE = (PROJECT / "docs" / "sample.md").read_text()
+# Heading → text below it.
+SECTIONS = dict(zip(*[iter(re.split(r"^## (.*)\n", PAGE, flags=re.M)[1:])] * 2, strict=True))
+ORDER = ["option 1", "option 2", "chat"]
+
+
+def blocks(section, language):
+    return re.findall(rf"```{language}\n(.*?)```", SECTIONS[section], re.S)
+
+
+def printed(code, folder, monkeypatch):
+    """Return what a block of the page prints about a model."""
+    monkeypatch.setenv("MODEL", folder)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(code, {})
+    return output.getvalue()
+
+
+def test_every_topic_of_the_sample_has_its_section():
+    assert list(SECTIONS) == [
+        "Option 1: MLflow's transformers flavour",
+        "Option 2: a custom wrapper",
+        "Signatures of both",
+        "Inference with the MLflow runtime",
+    ]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_command_of_an_option_builds_the_variant_that_is_shown(number):
+    (section,) = [name for name in SECTIONS if name.startswith(f"Option {number}")]
+    (command,) = blocks(section, "sh")
+    typed = command_line.compose("build", re.findall(r"-P (\S+)", command))
+    assert typed == command_line.compose("build", VARIANTS[f"option {number}"])
+
+
+def test_option_1_is_mlflows_flavour_with_the_chat_task(folder_of):
+    model = yaml.safe_load(Path(folder_of("option 1"), "MLmodel").read_text())
+    assert model["flavors"]["transformers"]["task"] == "llm/v1/chat"
+    assert model["flavors"]["python_function"]["loader_module"] == "mlflow.transformers"
+
+
+def test_option_2_is_a_python_model_from_code_on_onnx_runtime(folder_of):
+    folder = Path(folder_of("option 2"))
+    flavour = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["python_function"]
+    assert flavour["model_code_path"] == "onnx_model.py"
+    assert [file.name for file in folder.rglob("*.pkl")] == []
+    assert "onnxruntime-genai==" in (folder / "requirements.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_the_signature_on_the_page_is_printed_by_the_model(name, folder_of, monkeypatch):
+    (code,) = blocks("Signatures of both", "python")
+    shown = blocks("Signatures of both", "text")
+    assert len(shown) == len(ORDER)
+    assert printed(code, folder_of(name), monkeypatch) == shown[ORDER.index(name)]
+
+
+@pytest.mark.parametrize("name", ["option 1", "option 2"])
+def test_the_answer_on_the_page_is_the_models(name, folder_of, monkeypatch):
+    place = ORDER.index(name)
+    code = blocks("Inference with the MLflow runtime", "python")[place]
+    shown = blocks("Inference with the MLflow runtime", "text")[place]
+    assert printed(code, folder_of(name), monkeypatch) == shown
+
+
+def test_the_script_of_the_cloud_asks_both(folder_of, store):
+    """docs/azure.md has the rest of the fourth topic."""
+    (prompted,) = [json.loads(execute(f"python docs/azure/score.py {folder_of('option 2')} '{SPAIN}'", store))]
+    assert prompted == "The capital of Spain is Madrid."
+    (listed,) = json.loads(execute(f"python docs/azure/score.py {folder_of('option 1')} '{SPAIN}'", store))
+    assert listed["choices"][0]["message"]["content"] == prompted
+    assert "(azure.md)" in SECTIONS["Inference with the MLflow runtime"]
+
+
+def test_the_page_serves_the_champion_as_the_readme_does():
+    readme = (PROJECT / "README.md").read_text()
+    assert all(command in readme for command in commands("sample.md", "mlflow models serve", "curl"))
