@@ -12,6 +12,7 @@ import yaml
 from steps import command_line
 from tests.conftest import PROJECT, SPAIN
 from tests.handover.conftest import VARIANTS, commands, execute
+from tests.support import enter_store
 
 PAGE = (PROJECT / "docs" / "sample.md").read_text()
 # Heading → text below it.
@@ -23,13 +24,20 @@ def blocks(section, language):
     return re.findall(rf"```{language}\n(.*?)```", SECTIONS[section], re.S)
 
 
-def printed(code, folder, monkeypatch):
-    """Return what a block of the page prints about a model."""
-    monkeypatch.setenv("MODEL", folder)
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        exec(code, {})
-    return output.getvalue()
+@pytest.fixture
+def printed(store, model_of, caches, monkeypatch):
+    """Return a function that runs a block of the page on a variant and returns what it prints."""
+
+    def run(code, name):
+        uri = f"models:/{model_of(name)}"
+        enter_store(monkeypatch, store, caches)
+        monkeypatch.setenv("MODEL", uri)
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            exec(code, {})
+        return output.getvalue()
+
+    return run
 
 
 def test_every_topic_of_the_sample_has_its_section():
@@ -50,38 +58,41 @@ def test_the_command_of_an_option_builds_the_variant_that_is_shown(number):
 
 
 def test_option_1_is_mlflows_flavour_with_the_chat_task(folder_of):
-    model = yaml.safe_load(Path(folder_of("option 1"), "MLmodel").read_text())
-    assert model["flavors"]["transformers"]["task"] == "llm/v1/chat"
-    assert model["flavors"]["python_function"]["loader_module"] == "mlflow.transformers"
+    flavours = yaml.safe_load(Path(folder_of("option 1"), "MLmodel").read_text())["flavors"]
+    assert flavours["transformers"]["inference_task"] == "llm/v1/chat"
+    assert flavours["python_function"]["loader_module"] == "mlflow.transformers"
+    config = flavours["python_function"]["config"]
+    assert config == {"max_new_tokens": 256, "include_prompt": False, "truncation": True, "do_sample": False}
 
 
 def test_option_2_is_a_python_model_from_code_on_onnx_runtime(folder_of):
     folder = Path(folder_of("option 2"))
     flavour = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["python_function"]
-    assert flavour["model_code_path"] == "onnx_model.py"
+    assert flavour["loader_module"] == "mlflow.pyfunc.loaders.code_model"
+    assert (folder / Path(flavour["model_code_path"]).name).is_file()
     assert [file.name for file in folder.rglob("*.pkl")] == []
     assert "onnxruntime-genai==" in (folder / "requirements.txt").read_text()
 
 
 @pytest.mark.parametrize("name", ORDER)
-def test_the_signature_on_the_page_is_printed_by_the_model(name, folder_of, monkeypatch):
+def test_the_signature_on_the_page_is_printed_by_the_model(name, printed):
     (code,) = blocks("Signatures of both", "python")
     shown = blocks("Signatures of both", "text")
     assert len(shown) == len(ORDER)
-    assert printed(code, folder_of(name), monkeypatch) == shown[ORDER.index(name)]
+    assert printed(code, name) == shown[ORDER.index(name)]
 
 
 @pytest.mark.parametrize("name", ["option 1", "option 2"])
-def test_the_answer_on_the_page_is_the_models(name, folder_of, monkeypatch):
+def test_the_answer_on_the_page_is_the_models(name, printed):
     place = ORDER.index(name)
     code = blocks("Inference with the MLflow runtime", "python")[place]
     shown = blocks("Inference with the MLflow runtime", "text")[place]
-    assert printed(code, folder_of(name), monkeypatch) == shown
+    assert printed(code, name) == shown
 
 
 def test_the_script_of_the_cloud_asks_both(folder_of, store):
     """docs/azure.md has the rest of the fourth topic."""
-    (prompted,) = [json.loads(execute(f"python docs/azure/score.py {folder_of('option 2')} '{SPAIN}'", store))]
+    prompted = json.loads(execute(f"python docs/azure/score.py {folder_of('option 2')} '{SPAIN}'", store))
     assert prompted == "The capital of Spain is Madrid."
     (listed,) = json.loads(execute(f"python docs/azure/score.py {folder_of('option 1')} '{SPAIN}'", store))
     assert listed["choices"][0]["message"]["content"] == prompted
