@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from steps.modes import MODES, get_mode
 from tests.conftest import PROJECT
 from tests.handover.conftest import commands, execute
 from tests.support import free_port, wait_until
@@ -136,14 +137,31 @@ def test_mlflows_own_dockerfile_lacks_what_the_page_says(context):
     assert "nginx" in own
 
 
+needs_uv = pytest.mark.skipif(shutil.which("uv") is None, reason="pip install uv")
+
+
 @pytest.mark.service
-@pytest.mark.skipif(shutil.which("uv") is None, reason="pip install uv")
-def test_a_clean_environment_with_the_pins_of_the_context_serves_it(context, tmp_path):
-    pins = context / "model_dir" / "requirements.txt"
+@needs_uv
+def test_the_dockerfiles_install_gives_an_environment_of_the_pins_alone_and_it_serves(context, tmp_path, monkeypatch):
+    """Indirect packages too: what is installed is what was tested."""
+    shutil.copy(context / "model_dir" / "requirements.txt", tmp_path)
     execute(f"uv venv -q --python '{sys.executable}' clean", tmp_path)
-    # Without looking for dependencies: the pins are all that there is.
-    execute(f"uv pip install -q --python clean/bin/python --no-deps -r '{pins}'", tmp_path)
-    execute("uv pip check -q --python clean/bin/python", tmp_path)
+    (install,) = [words for name, words in INSTRUCTIONS if name == "RUN" and "-r requirements.txt" in words]
+    monkeypatch.setenv(*arguments("ARG").split("="))
+    execute(install.replace("--system --no-cache", "--python clean/bin/python"), tmp_path)
     installed = execute("uv pip list -q --python clean/bin/python --format freeze", tmp_path).split()
-    assert set(installed) == set(pins.read_text().split())
+    assert set(installed) == set((tmp_path / "requirements.txt").read_text().split())
     check_server(context, tmp_path, tmp_path / "clean" / "bin" / "python")
+
+
+@pytest.mark.service
+@needs_uv
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_has_to_be_added_to_the_pins_of_a_mode(mode, tmp_path):
+    pins = get_mode(mode).whole_requirements
+    (tmp_path / "requirements.txt").write_text("\n".join(pins))
+    compile_them = f"uv pip compile -q --no-header --no-annotate --python '{sys.executable}' requirements.txt"
+    # Some builds of torch have a label, and bring packages of CUDA with them.
+    complete = {line.partition("+")[0] for line in execute(compile_them, tmp_path).split()}
+    added = [line for line in complete - set(pins) if not line.startswith(("cuda-", "nvidia-", "triton="))]
+    assert added == []

@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import yaml
 
 from steps import command_line
 from tests.conftest import PROJECT, SPAIN
-from tests.handover.conftest import VARIANTS, commands, execute
+from tests.handover.conftest import VARIANTS, commands
 from tests.support import enter_store
 
 PAGE = (PROJECT / "docs" / "sample.md").read_text()
@@ -90,12 +92,17 @@ def test_the_answer_on_the_page_is_the_models(name, printed):
     assert printed(code, name) == shown
 
 
-def test_the_script_of_the_cloud_asks_both(folder_of, store):
+def test_the_script_of_the_cloud_asks_both(folder_of, monkeypatch, capsys):
     """docs/azure.md has the rest of the fourth topic."""
-    prompted = json.loads(execute(f"python docs/azure/score.py {folder_of('option 2')} '{SPAIN}'", store))
-    assert prompted == "The capital of Spain is Madrid."
-    (listed,) = json.loads(execute(f"python docs/azure/score.py {folder_of('option 1')} '{SPAIN}'", store))
-    assert listed["choices"][0]["message"]["content"] == prompted
+
+    def asked(name):
+        monkeypatch.setattr(sys, "argv", ["score.py", folder_of(name), SPAIN])
+        runpy.run_path(str(PROJECT / "docs" / "azure" / "score.py"), run_name="__main__")
+        return json.loads(capsys.readouterr().out)
+
+    assert asked("option 2") == "The capital of Spain is Madrid."
+    (completion,) = asked("option 1")
+    assert completion["choices"][0]["message"]["content"] == asked("option 2")
     assert "(azure.md)" in SECTIONS["Inference with the MLflow runtime"]
 
 
