@@ -166,7 +166,7 @@ def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: 
             common: dict[str, Any] = {
                 "model_id": model.model_id,
                 "input_example": get_interface(config.interface).example,
-                "pip_requirements": mode.requirements,
+                "pip_requirements": mode.whole_requirements,
                 # A server reads it in the model's own files.
                 "metadata": {names.FINGERPRINT: identity},
             }

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.config.schema import BuildConfig, ModeSettings
+from steps.modes.requirements import pin, pin_all
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -26,7 +26,8 @@ class Mode:
         settings: The type of the keys under `mode.`.
         precisions: The precisions that it has.
         inexact_precisions: Those in which the other rows of a batch can change an answer.
-        packages: What the logged model needs. Each is pinned to the version that it was built with.
+        packages: What the logged model needs. Each is pinned to the version that it was built with, and so is what they
+            depend on.
         modules: What a process imports before the mode's speed is measured.
         weights_folder: Where the checkpoint is inside the logged model.
         core_checks: Which core checks of contract_suite.yaml a version must pass before it becomes champion.
@@ -61,5 +62,10 @@ class Mode:
 
     @property
     def requirements(self) -> list[str]:
-        """Pinned pip requirements, without the label of a local build such as +cpu."""
-        return [f"{package}=={version(package).partition('+')[0]}" for package in self.packages]
+        """Return the pins of the packages themselves. A variant's fingerprint has them."""
+        return [pin(package) for package in self.packages]
+
+    @property
+    def whole_requirements(self) -> list[str]:
+        """Return the pins of the packages and of all that they depend on, for the logged model."""
+        return pin_all(self.packages)
