@@ -139,7 +139,8 @@ class Scheduler:
     def submit(self, sequences: list[Sequence], patient: bool = False) -> None:
         """Queue sequences, short ones first, so that the rows of a batch have similar lengths.
 
-        If the queue is full, wait for room if `patient`, otherwise raise RequestError.
+        If the queue is full, wait for room if `patient`, otherwise raise RequestError. Nobody waits for the single
+        tokens of patient callers.
         """
         with self._changed:
             self._start()
@@ -153,6 +154,8 @@ class Scheduler:
                     )
                 self._changed.wait(ROOM_SECONDS)
                 self._start()
+            for sequence in sequences:
+                sequence.is_awaited = not patient
             self._waiting.extend(sorted(sequences, key=lambda sequence: sequence.length))
             self._changed.notify_all()
 
@@ -222,7 +225,7 @@ class Scheduler:
         for sequence, token in self._engine.step(arriving):
             _push(sequence, token)
         self._failed = False
-        finished = [sequence for sequence in self._running if sequence.cancelled or sequence.done.is_set()]
+        finished = [sequence for sequence in self._running if sequence.is_over]
         if finished:
             _release(finished)
             self._engine.remove(finished)
