@@ -7,7 +7,9 @@ are prefilled together, padded on the right; those that need several passes, in 
 The last row replaces a finished one, so the rows in use stay adjacent.
 """
 
+import contextlib
 import json
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +167,7 @@ class OnnxEngine:
     def _join(self, sequences: list[Sequence], cache: FloatArray) -> None:
         """Append rows to the batch; their cache is a part of the batch's, or is copied there."""
         start = len(self._rows)
-        if cache.base is not self._cache:
+        if not np.may_share_memory(cache, self._cache):
             self._reserve(start + len(sequences), cache.shape[4])
             for row, sequence in enumerate(sequences):
                 length = len(sequence.prompt)
@@ -227,9 +229,24 @@ class OnnxEngine:
         self._cache = cache
 
     def empty_cache(self, rows: int, capacity: int) -> FloatArray:
-        """Return a cache for rows of at most `capacity` tokens. Memory that is never written is never taken."""
+        """Return a cache for rows of at most `capacity` tokens."""
         heads, size = self._row_shape
-        return np.empty((self._layers, 2, rows, heads, capacity, size), dtype=self._float)
+        return _lazy_array((self._layers, 2, rows, heads, capacity, size), np.dtype(self._float))
+
+
+def _lazy_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:
+    """Return an array that takes memory only where it is written, if the system can do so.
+
+    Each head of a row begins at a place of its own. With huge pages, the first tokens of all rows would take the memory
+    of their full length: 4.7 GB for 16 rows of 3,000 tokens of a model with 12 layers.
+    """
+    size = int(np.prod(shape)) * dtype.itemsize
+    if size == 0 or not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return np.empty(shape, dtype=dtype)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype=dtype).reshape(shape)
 
 
 def _load(prefix: Prefix[State] | None, cache: FloatArray) -> int:
