@@ -51,6 +51,11 @@ class Admission:
         """Return how many tokens the next pass may compute, padding included."""
         return min(self._piece, self.longest) if self._is_awaited else self.longest
 
+    @property
+    def is_busy(self) -> bool:
+        """Return True if there are prompts that are not complete."""
+        return bool(self._entering)
+
     def columns(self, count: int, rows: int) -> Iterator[tuple[int, int]]:
         """Split columns of as many rows into pieces; yield the first column of each and the one after its last."""
         start = 0

@@ -21,6 +21,7 @@ from .batching import PADDING, Arrival, choose_tokens, groups_in_turn, look_up
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sampling import FloatArray
 from .sequence import Sequence
+from .speculation import Speculation, accepted_tokens
 from .threads import thread_limit
 
 # Tokens of one prefill, padding included. Unless its head is pruned, the graph returns logits for each: 4 bytes x
@@ -65,6 +66,7 @@ class OnnxEngine:
         bytes_per_token = 2 * self._layers * int(np.prod(self._row_shape)) * np.dtype(self._float).itemsize
         self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, bytes_per_token)
         self.admission = Admission(self._enter, PREFILL_TOKENS)
+        self._speculation = Speculation()
         self._empty()
 
     @property
@@ -80,7 +82,12 @@ class OnnxEngine:
     def step(self, arriving: list[Sequence]) -> list[tuple[Sequence, int]]:
         """Run pieces of the prompts of new sequences, or decode one token for every row."""
         chosen = self.admission.step(arriving, self._rows)
-        return _choose(self._rows, self._decode()) if chosen is None else chosen
+        if chosen is not None:
+            return chosen
+        # A pruned head says nothing about the tokens before the last one.
+        if len(self._rows) == 1 and not self._is_pruned and not self.admission.is_busy:
+            return self._speculation.advance(self._rows[0], self._advance, self._check)
+        return self._advance()
 
     def remove(self, sequences: list[Sequence]) -> None:
         """Drop rows; the last row of the batch replaces each of them."""
@@ -175,12 +182,22 @@ class OnnxEngine:
                 self._cache[:, :, start + row, :, :length] = cache[:, :, row, :, :length]
         self._rows += sequences
 
-    def _decode(self) -> FloatArray:
-        """Run the last token of every row; return logits [rows, vocabulary]."""
+    def _advance(self) -> list[tuple[Sequence, int]]:
+        """Decode the next token of every row."""
         lengths = np.array([sequence.length for sequence in self._rows])
         self._reserve(len(self._rows), lengths.max())
         ids = np.array([[sequence.tokens[-1]] for sequence in self._rows], dtype=np.int64)
-        return self.forward(ids, lengths, lengths[:, None] - 1, self._cache)[:, 0]
+        return _choose(self._rows, self.forward(ids, lengths, lengths[:, None] - 1, self._cache)[:, 0])
+
+    def _check(self, draft: list[int]) -> list[int]:
+        """Return the next tokens of the only row: those of a draft that are right, and one more."""
+        (sequence,) = self._rows
+        length = sequence.length + len(draft)
+        self._reserve(1, length)
+        ids = np.array([[sequence.tokens[-1], *draft]], dtype=np.int64)
+        logits = self.forward(ids, np.array([length]), sequence.length - 1, self._cache)
+        # The next pass writes over what the wrong ones left in the cache.
+        return accepted_tokens(draft, logits[0].argmax(axis=-1).tolist())
 
     def forward(self, ids: IntArray, lengths: IntArray, offset: IntArray | int, cache: FloatArray) -> FloatArray:
         """Run tokens through the graph and return their logits [rows, width, vocabulary].

@@ -246,6 +246,8 @@ class Scheduler:
 
 
 def _push(sequence: Sequence, token: int) -> None:
+    if sequence.done.is_set():
+        return  # an engine may choose several tokens in one step, and not all of them are wanted
     try:
         sequence.push(token)
     except Exception as error:  # no error of one sequence may stop the others

@@ -40,6 +40,13 @@ class TorchBatch:
             ours.keys = torch.cat([_pad_left(ours.keys, width, dim=2), _pad_left(theirs.keys, width, dim=2)])
             ours.values = torch.cat([_pad_left(ours.values, width, dim=2), _pad_left(theirs.values, width, dim=2)])
 
+    def cut(self, columns: int) -> None:
+        """Forget the last columns of every row."""
+        width = self.width - columns
+        self.mask = self.mask[:, :width]
+        for layer in layers(self.cache):
+            layer.keys, layer.values = layer.keys[:, :, :width], layer.values[:, :, :width]
+
     def drop(self, sequences: list[Sequence]) -> None:
         """Drop rows, and the columns that no remaining row uses. One row at least remains."""
         keep = [row for row, sequence in enumerate(self.rows) if sequence not in sequences]

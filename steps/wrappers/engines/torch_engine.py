@@ -5,6 +5,8 @@ dropped, with the columns that only they used. Rows much longer than the others 
 over the weights costs less than attention to that much padding.
 """
 
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from .int8_model import load_int8_model
 from .packed_linear import pack
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sequence import Sequence
+from .speculation import Speculation, accepted_tokens
 from .threads import thread_limit
 from .torch_batch import State, TorchBatch, cache_of, layers
 from .torch_precision import compute_dtype
@@ -61,6 +64,7 @@ class TorchEngine:
         self._most_padding = max(weights, SHORTEST_PASS) // self._bytes_per_token
         self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, self._bytes_per_token)
         self.admission = Admission(self._enter, PREFILL_TOKENS)
+        self._speculation = Speculation()
         self._batches: list[TorchBatch] = []
 
     @property
@@ -81,10 +85,14 @@ class TorchEngine:
     @torch.inference_mode()
     def step(self, arriving: list[Sequence]) -> list[tuple[Sequence, int]]:
         """Run pieces of the prompts of new sequences, or decode one token for every row."""
-        chosen = self.admission.step(arriving, [sequence for batch in self._batches for sequence in batch.rows])
+        rows = [sequence for batch in self._batches for sequence in batch.rows]
+        chosen = self.admission.step(arriving, rows)
         if chosen is not None:
             return chosen
-        return [token for batch in self._batches for token in _choose(batch.rows, self._decode(batch))]
+        if self._is_alone(rows):
+            plain, check = partial(self._advance, self._batches[0]), partial(self._check, self._batches[0])
+            return self._speculation.advance(rows[0], plain, check)
+        return [token for batch in self._batches for token in self._advance(batch)]
 
     @torch.inference_mode()
     def remove(self, sequences: list[Sequence]) -> None:
@@ -162,12 +170,36 @@ class TorchEngine:
             tokens = rows * (end - start)
         return logits[:, -1], tokens
 
-    def _decode(self, batch: TorchBatch) -> torch.Tensor:
-        """Run the last token of every row; return logits [rows, vocabulary]."""
-        ids = torch.tensor([[sequence.tokens[-1]] for sequence in batch.rows], device=self._device)
+    def _is_alone(self, rows: list[Sequence]) -> bool:
+        """Return True if one row runs, and its answer does not depend on how many of its tokens a pass has.
+
+        In bf16 it may, between tokens that are nearly as likely, as it does in a batch. So a batch job, which should
+        have the same answers each time, has no speculation there.
+        """
+        is_exact = self._model.dtype == torch.float32
+        return len(rows) == 1 and not self.admission.is_busy and (is_exact or rows[0].is_awaited)
+
+    def _advance(self, batch: TorchBatch) -> list[tuple[Sequence, int]]:
+        """Decode the next token of every row."""
+        return _choose(batch.rows, self._decode(batch)[:, -1])
+
+    def _check(self, batch: TorchBatch, draft: list[int]) -> list[int]:
+        """Return the next tokens of the only row: those of a draft that are right, and one more."""
+        tokens = accepted_tokens(draft, self._decode(batch, draft)[0].argmax(dim=-1).tolist())
+        batch.cut(len(draft) + 1 - len(tokens))
+        return tokens
+
+    def _decode(self, batch: TorchBatch, draft: Iterable[int] = ()) -> torch.Tensor:
+        """Run the last token of every row, and a draft of what follows it in the only row.
+
+        Returns logits [rows, 1 + drafted, vocabulary].
+        """
+        ids = torch.tensor([[sequence.tokens[-1], *draft] for sequence in batch.rows], device=self._device)
         positions = torch.tensor([[sequence.length - 1] for sequence in batch.rows], device=self._device)
-        batch.mask = torch.nn.functional.pad(batch.mask, (0, 1), value=True)
-        return self._forward(ids, batch.mask, positions, batch.cache, 1)[:, -1]
+        width = ids.shape[1]
+        batch.mask = torch.nn.functional.pad(batch.mask, (0, width), value=True)
+        steps = torch.arange(width, device=self._device)
+        return self._forward(ids, batch.mask, positions + steps, batch.cache, width)
 
     def _join(self, new: TorchBatch) -> None:
         """Join rows to the batch that they need the least padding with, or make them one of their own."""
