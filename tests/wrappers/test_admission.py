@@ -67,6 +67,15 @@ def test_pieces_fit_the_time_that_rows_may_wait(monkeypatch, seconds_per_token, 
     assert [tokens for _, tokens in prompts.passes][:4] == sizes
 
 
+def test_a_machine_that_becomes_slow_gets_short_pieces_again(monkeypatch):
+    prompts = Prompts(monkeypatch, seconds_per_token=1e-5)
+    prompts.step([prompt("fast", 128)])
+    prompts.clock.seconds_per_token = 0.01
+    for _ in range(6):
+        prompts.step([prompt("slow", 40)])
+    assert [tokens for name, tokens in prompts.passes if name == "slow"][:2] == [40, 16]
+
+
 def test_a_short_prompt_does_not_wait_for_a_long_one_that_came_before(monkeypatch):
     prompts, short = Prompts(monkeypatch), prompt("short", 5)
     prompts.step([prompt("long", 1000)])
@@ -101,6 +110,7 @@ def scheduler(request, monkeypatch):
     """An engine so slow, by its clock, that all pieces are short, and that keeps no beginnings."""
     scheduler = request.getfixturevalue(request.param)
     monkeypatch.setattr(admission_module, "PIECE_SECONDS", 1e-9)
+    monkeypatch.setattr(scheduler.engine.admission, "_piece", SHORTEST_PIECE)
     monkeypatch.setattr(scheduler.engine, "_prefixes", PrefixCache(0, 1))
     return scheduler
 

@@ -109,7 +109,7 @@ class Admission:
     def _fit(self, tokens: int, seconds: float) -> None:
         """Let the next pieces take `PIECE_SECONDS`, by the time that the last one took."""
         fitting = tokens * PIECE_SECONDS / seconds
-        # A short pass takes longer for each of its tokens, so it says only that more of them fit.
-        if tokens >= self._piece or fitting > self._piece:
+        # A short pass takes longer for each of its tokens, so if it was in time it says only whether more of them fit.
+        if seconds > PIECE_SECONDS or tokens >= self._piece or fitting > self._piece:
             # Powers of two, so that the sizes change seldom.
             self._piece = max(SHORTEST_PIECE, 1 << (int(fitting) | 1).bit_length() - 1)
