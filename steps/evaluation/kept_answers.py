@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from steps.digests import digest
 from steps.errors import StepError
-from steps.evaluation import contract_suite, scorecard
+from steps.evaluation import contract_suite, likelihoods, scorecard
 from steps.evaluation.answers import Answer
 from steps.evaluation.journal import Journal
 from steps.evaluation.prompt_set import PromptSet
@@ -73,7 +73,11 @@ def needs_model(client: MlflowClient, variant: Variant, rows: PromptSet, ruler: 
     """Return True if a variant has to be asked something to be scored by a ruler."""
     if not scorecard.is_asked(variant, rows, ruler) or not scorecard.is_stored(client, variant, rows.sha256):
         return True
-    return known_parts(variant, rows, ruler).get(CONTRACT) != ruler.parts(variant)[CONTRACT]
+    stale = scorecard.outdated(known_parts(variant, rows, ruler), ruler.parts(variant))
+    if CONTRACT in stale:
+        return True
+    kinds = likelihoods.kinds_of(stale)
+    return bool(kinds and likelihoods.missing(likelihoods.read(variant, rows.sha256), rows, kinds))
 
 
 def known_parts(variant: Variant, rows: PromptSet, ruler: Ruler) -> dict[str, str]:

@@ -10,7 +10,9 @@ from steps.errors import StepError, unknown
 from steps.output import suppress_output
 
 METRICS = Path(__file__).parent / "metrics"
-HELPERS = ("__init__", "normalize", "row_metric", "rules")
+HELPERS = ("__init__", "choices", "normalize", "row_metric", "rules")
+# The metrics that read no answers but the likelihoods of given ones, and the field of a row that holds those.
+LIKELIHOODS = {"choice_match": "choices", "choice_match_norm": "choices", "perplexity": "targets"}
 JUDGE = "judge"
 
 

@@ -15,7 +15,7 @@ from steps.config.paths import from_user
 from steps.config.schema import EvaluateConfig, Judge
 from steps.digests import digest, digest_file
 from steps.errors import StepError
-from steps.evaluation import contract_suite, metric_loading
+from steps.evaluation import contract_suite, likelihoods, metric_loading
 from steps.evaluation.source_digest import digest_folder, digest_module
 from steps.store.variants import Variant
 
@@ -46,9 +46,21 @@ class Ruler:
     digests: Mapping[str, str] = field(default_factory=dict)
     judge: Judge | None = None
 
+    @property
+    def generates(self) -> bool:
+        """Return False if no metric reads a generated answer, and each row has choices to take its answer from."""
+        kinds = {metric_loading.LIKELIHOODS.get(name, "") for name in self.metrics}
+        return "" in kinds or "choices" not in kinds
+
     def asked(self, variant: Variant) -> dict[str, int]:
         """Return how a variant is asked. A greedy one answers the same whatever the seed, and is asked once."""
-        return {} if variant.config.generation.greedy else {"seed": self.seed, "repeats": self.repeats}
+        is_same = variant.config.generation.greedy or not self.generates
+        return {} if is_same else {"seed": self.seed, "repeats": self.repeats}
+
+    def metrics_of(self, variant: Variant) -> tuple[str, ...]:
+        """Return the metrics that a variant is scored by: the first, and those that its mode can have."""
+        left_out = () if variant.mode.score_tokens else metric_loading.LIKELIHOODS
+        return tuple(name for name in self.metrics if name == self.first or name not in left_out)
 
     @property
     def own_sources(self) -> dict[str, str]:
@@ -59,7 +71,8 @@ class Ruler:
 
     def parts(self, variant: Variant) -> dict[str, str]:
         """Return the digest of each metric and of the checks of the variant's contract."""
-        return dict(self.digests) | {CONTRACT: contract_suite.digest_of(variant.interface.name)}
+        digests = {name: self.digests[name] for name in self.metrics_of(variant)}
+        return digests | {CONTRACT: contract_suite.digest_of(variant.interface.name)}
 
 
 def make(config: EvaluateConfig) -> Ruler:
@@ -105,7 +118,7 @@ def _metric_digests(sources: Mapping[str, str]) -> dict[str, str]:
         file = metric_loading.metric_file(source)
         # A metric of the hub has files only when it is loaded.
         code = _file_digest(name, file) if file else digest_folder(metric_loading.loaded_folder(loaded[name]))
-        digests[name] = _short([*base, code])
+        digests[name] = _short([*base, code, *([likelihoods.CODE] if name in metric_loading.LIKELIHOODS else [])])
     return digests
 
 

@@ -122,6 +122,8 @@ POLICY_NAMES = {
     "bytes": BYTES.key,
     "contract": CONTRACT_RATE.key,
 }
+# Metrics of rows that are better when lower.
+LESS_IS_BETTER = ("perplexity", "fidelity/kl", "fidelity/flips")
 # What `evaluate.speed` measures. With BYTES, these are never 0: MLflow stores a NaN on a model as 0.
 TIMED = ("speed/", "memory/")
 MEASURED = (*TIMED, "size/")
@@ -139,8 +141,13 @@ def row_metric(name: str) -> str:
 
 def more_is_better(key: str) -> bool:
     """Return True if a higher value is better: scores, rates, tokens per second."""
-    endings = ("/mean", "/ci_low", "/ci_high", "tokens_per_second", "/bandwidth_fraction", "/rate", "/passed")
-    return key.endswith(endings)
+    endings = ("/mean", "/ci_low", "/ci_high", "/norm", "/norm_bytes", "tokens_per_second", "/bandwidth_fraction")
+    return key.endswith((*endings, "/rate", "/passed")) and not less_is_better(key.rpartition("/")[0])
+
+
+def less_is_better(metric: str) -> bool:
+    """Return True if rows with a lower value of a metric are better. A row without one counts in no mean of it."""
+    return metric in LESS_IS_BETTER
 
 
 def is_timed(name: str) -> bool:

@@ -1,0 +1,244 @@
+"""Choice questions: rows with `choices` are scored by the likelihood of each, as lm-evaluation-harness does."""
+
+from types import SimpleNamespace
+
+import mlflow
+import numpy as np
+import pytest
+
+from steps import build, command_line
+from steps.errors import StepError
+from steps.evaluation import likelihoods, prompt_set, ruler, scorecard, scores, scoring
+from steps.evaluation.asking import Asker
+from steps.promotion import smoke
+from steps.promotion.candidates import to_candidate
+from steps.store.names import more_is_better
+from steps.store.variants import find_variants
+from tests.modes.test_seam import echo  # noqa: F401  a fixture
+from tests.support import make_row, write_prompt_set
+
+LONG = "a town that nobody knows by its name"
+CAPITALS = ["Madrid", "Rome", "Paris", "Málaga", LONG]
+COUNTRIES = {"Spain": "Madrid", "Italy": "Rome", "France": "Paris", "Peru": LONG, "Norway": "Málaga"}
+ROWS = [
+    make_row(f"{place} {country}", text.format(country), capital, choices=CAPITALS[:: 1 - 2 * (place % 2)])
+    for country, capital in COUNTRIES.items()
+    for place, text in enumerate(("What is the capital of {}?", "Which city is the capital of {}?", "{}: its capital?"))
+]
+ROWS.append(make_row("two", "Is it Paris or Rome?", ["Paris", "Rome", "either"], choices=["Rome", "Paris", "none"]))
+ONLY = "evaluate.metrics=[choice_match,choice_match_norm]"
+WITH_PERPLEXITY = "evaluate.metrics=[choice_match,choice_match_norm,perplexity]"
+
+
+@pytest.fixture
+def chosen_rows(tmp_path):
+    """Return the override of a prompt set with choices, and its digest."""
+    return write_prompt_set(tmp_path / "mine.jsonl", ROWS)
+
+
+@pytest.fixture(scope="module")
+def harness(checkpoint):
+    """Compute lm-evaluation-harness's acc, acc_norm and acc_bytes, and perplexity, from transformers' own logits."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32).eval()
+
+    def loglikelihood(context, continuation):
+        whole = tokenizer(context + continuation, add_special_tokens=False, return_tensors="pt").input_ids
+        length = len(tokenizer(context, add_special_tokens=False).input_ids)
+        with torch.inference_mode():
+            logprobs = torch.log_softmax(model(input_ids=whole).logits[0, :-1], dim=-1)
+        return float(logprobs.gather(1, whole[0, 1:, None])[length - 1 :].sum())
+
+    def perplexity(row):
+        context = _context(tokenizer, row)
+        targets = row["target"] if isinstance(row["target"], list) else [row["target"]]
+        length = len(tokenizer(context, add_special_tokens=False).input_ids)
+        tokens = [len(tokenizer(context + target, add_special_tokens=False).input_ids) - length for target in targets]
+        return min(
+            np.exp(-loglikelihood(context, target) / count) for target, count in zip(targets, tokens, strict=True)
+        )
+
+    def process_results(row):
+        context = _context(tokenizer, row)
+        choices, targets = row["choices"], row["target"] if isinstance(row["target"], list) else [row["target"]]
+        gold = [choices.index(target) for target in targets if target in choices]
+        lls = np.array([loglikelihood(context, choice) for choice in choices])
+        lengths = [np.array([1.0 for _ in choices]), np.array([float(len(choice)) for choice in choices])]
+        lengths.append(np.array([float(len(choice.encode("utf-8"))) for choice in choices]))
+        return lls, [1.0 if np.argmax(lls / length) in gold else 0.0 for length in lengths]
+
+    return SimpleNamespace(process_results=process_results, perplexity=perplexity)
+
+
+def _context(tokenizer, row):
+    messages = [{"role": "user", "content": row["prompt"]}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def _check_against(harness, variants, sha256, rows):
+    expected = [harness.process_results(row) for row in ROWS]
+    for variant in variants:
+        sums = likelihoods.table(likelihoods.read(variant, sha256), rows, "choices")
+        for ours, (theirs, _) in zip(sums, expected, strict=True):
+            assert [one[0] for one in ours] == pytest.approx(theirs, abs=1e-3)
+        card = scorecard.read(variant, sha256)
+        assert card.scores["choice_match"] == [results[0] for _, results in expected]
+        assert card.scores["choice_match_norm"] == [results[1] for _, results in expected]
+        means = [sum(results[place] for _, results in expected) / len(ROWS) for place in range(3)]
+        logged = [card.metrics[f"choice_match/{name}"] for name in ("mean", "norm", "norm_bytes")]
+        assert logged == pytest.approx(means)
+        perplexities = [harness.perplexity(row) for row in ROWS]
+        assert card.scores["perplexity"] == pytest.approx(perplexities, rel=1e-2)
+        assert card.metrics["perplexity/mean"] == pytest.approx(np.mean(perplexities), rel=1e-2)
+        assert card.metrics["choice_match/ci_low"] < means[0] < card.metrics["choice_match/ci_high"]
+    # The rows tell the two definitions apart.
+    assert len({tuple(results[place] for _, results in expected) for place in range(2)}) == 2
+
+
+def test_choice_match_is_what_lm_evaluation_harness_computes(store, evaluate, chosen_rows, harness):
+    override, sha256 = chosen_rows
+    evaluate(override, WITH_PERPLEXITY, f"run_id={store.greedy.run_id}")
+    rows = prompt_set.load(command_line.compose("evaluate", [override]).prompt_set)
+    _check_against(harness, [store.greedy], sha256, rows)
+    # Served, it need not repeat answers that it did not generate.
+    sample = smoke._sample(store.greedy, rows, scorecard.read(store.greedy, sha256), 8)
+    assert len(sample) == 8
+    assert {answer for _, answer in sample} == {None}
+
+
+@pytest.mark.slow
+def test_every_mode_scores_choices_alike(checkpoint, evaluate, chosen_rows, harness):
+    for mode in ("pyfunc", "transformers"):
+        build.build(command_line.compose("build", [f"mode={mode}", "check=false"]), checkpoint)
+    override, sha256 = chosen_rows
+    assert evaluate(override, WITH_PERPLEXITY).returncode == 0
+    rows = prompt_set.load(command_line.compose("evaluate", [override]).prompt_set)
+    _check_against(harness, find_variants(mlflow.MlflowClient(), "0"), sha256, rows)
+
+
+def test_nothing_is_generated_and_the_answer_is_the_most_likely_choice(store, evaluate, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "answer_rows", None)
+    override, sha256 = write_prompt_set(tmp_path / "mine.jsonl", ROWS[:2])
+    assert evaluate(override, ONLY, f"run_id={store.sampled.run_id}").returncode == 0
+    card = scorecard.read(store.sampled, sha256)
+    assert card.answers == ["Madrid"] * 2
+    assert not any(card.errors)
+    assert not scorecard.is_generated(store.sampled, sha256)
+
+
+def test_a_metric_of_answers_asks_a_variant_that_was_only_scored_by_likelihood(store, evaluate, tmp_path):
+    override, sha256 = write_prompt_set(tmp_path / "mine.jsonl", ROWS[:4])
+    run = f"run_id={store.greedy.run_id}"
+    evaluate(override, run, ONLY)
+    evaluate(override, run, "evaluate.metrics=[exact_match,choice_match]")
+    assert scorecard.is_generated(store.greedy, sha256)
+    asked = scorecard.read(store.greedy, sha256)
+    assert asked.answers[0] != "Madrid"  # a sentence
+    assert asked.scores["choice_match"][:2] == [1.0] * 2
+
+
+def test_scores_that_are_interrupted_continue_and_are_the_same_to_the_byte(store, evaluate, tmp_path, monkeypatch):
+    override, sha256 = write_prompt_set(tmp_path / "mine.jsonl", ROWS[:6])
+    words = [override, ONLY, f"run_id={store.greedy.run_id}"]
+    monkeypatch.setattr(likelihoods, "BATCH", 4)
+    counts, score = [], Asker.score
+
+    def counting(self, pairs, whole_vocabulary=False):
+        counts.append(len(pairs))
+        if len(counts) == 3:
+            raise KeyboardInterrupt
+        return score(self, pairs, whole_vocabulary)
+
+    monkeypatch.setattr(Asker, "score", counting)
+    assert evaluate(*words).returncode == 130
+    assert evaluate(*words).returncode == 0
+    assert sum(counts) == 6 * len(CAPITALS) + 4
+    resumed = store.scorecard_bytes(store.greedy, sha256)
+    assert evaluate(*words).returncode == 0  # asked again, because the run is named
+    assert sum(counts) == 2 * 6 * len(CAPITALS) + 4
+    assert store.scorecard_bytes(store.greedy, sha256) == resumed
+
+
+def test_kept_likelihoods_are_scored_again_without_a_model(store, evaluate, tmp_path, monkeypatch):
+    override, sha256 = write_prompt_set(tmp_path / "mine.jsonl", ROWS[:4])
+    run = f"run_id={store.greedy.run_id}"
+    evaluate(override, run, "evaluate.metrics=[choice_match]")
+    before = scorecard.parts_of(store.greedy, sha256)
+    monkeypatch.setattr(scoring, "loaded", None)
+    assert "from its kept answers" in evaluate(override, run, ONLY).stdout
+    parts = scorecard.parts_of(store.greedy, sha256)
+    assert parts["choice_match"] == before["choice_match"]
+    assert "choice_match_norm" in parts
+    assert 0 < scorecard.metrics_of(store.greedy, sha256)["choice_match_norm/mean"] < 1
+
+
+def test_another_way_to_score_likelihoods_is_another_ruler(monkeypatch):
+    config = command_line.compose("evaluate", ["evaluate.metrics=[choice_match,exact_match]"])
+    before = ruler.make(config).digests
+    monkeypatch.setattr(likelihoods, "CODE", "other")
+    after = ruler.make(config).digests
+    assert [name for name in before if before[name] != after[name]] == ["choice_match"]
+
+
+def test_rows_without_choices_are_reported_by_line(tmp_path):
+    override, _ = write_prompt_set(tmp_path / "mine.jsonl", [ROWS[0], make_row("plain")])
+    config = command_line.compose("evaluate", [override, ONLY])
+    with pytest.raises(StepError) as refusal:
+        scores.check_rows(prompt_set.load(config.prompt_set), ruler.make(config).metrics)
+    assert list(refusal.value.faults) == [
+        f"mine: line 2 (id 'plain'): the metric {name} needs choices." for name in ("choice_match", "choice_match_norm")
+    ]
+
+
+def test_an_answer_beyond_the_context_is_a_rows_error_and_has_no_perplexity(store, evaluate, tmp_path):
+    endless = "word " * 3000
+    rows = [*ROWS[:2], make_row("long", target=endless, choices=["Madrid", endless])]
+    override, sha256 = write_prompt_set(tmp_path / "mine.jsonl", rows)
+    words = [override, WITH_PERPLEXITY, f"run_id={store.greedy.run_id}"]
+    assert evaluate(*words).returncode == 3
+    card = scorecard.read(store.greedy, sha256)
+    assert card.scores["choice_match"] == [1.0, 1.0, 0.0]
+    assert "tokens, the context" in card.errors[2]
+    # Where less is better, 0 would be the best score.
+    perplexities = card.scores["perplexity"]
+    assert perplexities[2] is None
+    assert card.metrics["perplexity/mean"] == pytest.approx(np.mean(perplexities[:2]))
+    policy = command_line.compose("register", []).promotion
+    mine = prompt_set.load(command_line.compose("evaluate", [override]).prompt_set)
+    assert to_candidate(store.greedy, mine, policy).metrics["perplexity/mean"] == pytest.approx(
+        np.mean(perplexities[:2])
+    )
+    refused = evaluate(*words, "evaluate.max_errors=0")
+    assert refused.returncode == 1
+    assert "the answers of 1 rows cannot be scored, more than evaluate.max_errors=0: row 'long'" in refused.stderr
+
+
+def test_a_mode_that_cannot_score_texts_is_scored_without(echo, checkpoint, evaluate, chosen_rows):  # noqa: F811
+    build.build(command_line.compose("build", ["mode=echo"]), checkpoint)
+    override, sha256 = chosen_rows
+    done = evaluate(override, "evaluate.metrics=[answer_match,choice_match]")
+    assert (
+        "is scored without choice_match: mode=echo cannot score given texts, which choice_match needs." in done.stdout
+    )
+    (variant,) = find_variants(mlflow.MlflowClient(), "0")
+    assert set(scorecard.read(variant, sha256).scores) == {"answer_match"}
+    assert "already scored" in evaluate(override, "evaluate.metrics=[answer_match,choice_match]").stdout
+    refused = evaluate(override, ONLY)
+    assert refused.returncode == 1
+    assert "name another metric first in evaluate.metrics or prompt_set.metrics" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "is_better"),
+    [
+        *(("perplexity/mean", False), ("perplexity/ci_low", False), ("fidelity/kl/mean", False)),
+        *(("fidelity/flips/ci_high", False), ("fidelity/first_divergence/mean", True)),
+        *(("choice_match/mean", True), ("choice_match/norm", True), ("choice_match/norm_bytes", True)),
+        *(("size/bytes", False), ("speed/tokens_per_second", True), ("answer_match/ci_low", True)),
+    ],
+)
+def test_each_metric_says_which_way_it_is_better(key, is_better):
+    assert more_is_better(key) is is_better
