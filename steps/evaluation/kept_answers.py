@@ -10,6 +10,7 @@ from steps.errors import StepError
 from steps.evaluation import contract_suite, likelihoods, scorecard
 from steps.evaluation.answers import Answer
 from steps.evaluation.journal import Journal
+from steps.evaluation.metric_loading import FIDELITY, REFERENCE
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.ruler import CONTRACT, Ruler
 from steps.evaluation.scorecard import Scorecard
@@ -74,7 +75,7 @@ def needs_model(client: MlflowClient, variant: Variant, rows: PromptSet, ruler: 
     if not scorecard.is_asked(variant, rows, ruler) or not scorecard.is_stored(client, variant, rows.sha256):
         return True
     stale = scorecard.outdated(known_parts(variant, rows, ruler), ruler.parts(variant))
-    if CONTRACT in stale:
+    if {CONTRACT, REFERENCE, *FIDELITY} & set(stale):
         return True
     kinds = likelihoods.kinds_of(stale)
     return bool(kinds and likelihoods.missing(likelihoods.read(variant, rows.sha256), rows, kinds))

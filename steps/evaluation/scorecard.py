@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import StepError
+from steps.evaluation.metric_loading import REFERENCE
 from steps.evaluation.prompt_set import PromptSet
 from steps.store import names
 from steps.store.variants import Variant, artifact_folder, is_local, load_artifact
@@ -154,7 +155,8 @@ def outdated(marked: dict[str, str], parts: dict[str, str]) -> list[str]:
 
 def is_comparable(ours: dict[str, str], theirs: dict[str, str]) -> bool:
     """Return True if two scorecards have no part of different rulers. An unknown ruler is like no other."""
-    return bool(ours) == bool(theirs) and all(theirs.get(name, digest) == digest for name, digest in ours.items())
+    parts = {name: digest for name, digest in ours.items() if name != REFERENCE}
+    return bool(ours) == bool(theirs) and all(theirs.get(name, digest) == digest for name, digest in parts.items())
 
 
 def parts_of(variant: Variant, sha256: str) -> dict[str, str]:

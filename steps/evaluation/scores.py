@@ -19,7 +19,7 @@ from steps.evaluation.prompt_set import PromptSet, shortened
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.statistics import interval
 from steps.output import suppress_output
-from steps.store.names import less_is_better
+from steps.store.names import UNBOUNDED, less_is_better
 
 # The field of a row that a metric needs.
 FIELDS = {"instruction_match": "rules"} | {name: field for name, field in LIKELIHOODS.items() if field == "choices"}
@@ -205,7 +205,7 @@ def _summaries(scores: dict[str, list[float | None]], indices: Iterable[int]) ->
     summaries: dict[str, float] = {}
     for name, rows in scores.items():
         if counts := known(counted([rows[index] for index in places], name)):
-            low, high = interval(counts)
+            low, high = interval(counts, scale=0.0 if name in UNBOUNDED else 1.0)
             mean = math.fsum(counts) / len(counts)
             summaries |= {f"{name}/mean": mean, f"{name}/ci_low": low, f"{name}/ci_high": high}
     return summaries

@@ -18,6 +18,7 @@ from steps.errors import StepError
 from steps.evaluation import (
     context_check,
     contract_suite,
+    fidelity,
     journal,
     judge,
     kept_answers,
@@ -69,6 +70,12 @@ class Work:
     kept: Kept | None
     course: Course | None
     stale: list[str]
+
+    @property
+    def reference(self) -> Variant | None:
+        """Return the variant that fidelity has to be measured against; None if it has not."""
+        wanted = {metric_loading.REFERENCE, *metric_loading.FIDELITY} & set(self.stale)
+        return self.ruler.references.get(self.variant.model_id) if wanted else None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -134,7 +141,8 @@ def _findings(work: Work, current: Variant, check: ContextCheck | None, over_con
     if work.kept and work.kinds:
         known = likelihoods.read(current, work.rows.sha256)
         work.entries.add({name: entry for name, entry in known.items() if name not in work.entries.entries})
-    if work.kept and CONTRACT not in work.stale and not work.unscored(work.kept.repeats[0]):
+    needs_model = CONTRACT in work.stale or work.reference
+    if work.kept and not needs_model and not work.unscored(work.kept.repeats[0]):
         return Findings(work.kept.repeats, None)
     return _ask(work, check, over_context)
 
@@ -157,12 +165,7 @@ def _stale(variant: Variant, ruler: Ruler, kept: Kept | None) -> list[str]:
     Raises:
         StepError: Variants are compared by a metric that it cannot have.
     """
-    names = [] if variant.mode.score_tokens else [name for name in ruler.metrics if name in metric_loading.LIKELIHOODS]
-    if left_out := names:
-        sentence = (
-            f"mode={variant.mode.name} cannot score given texts, which {', '.join(left_out)} "
-            f"need{'s' if len(left_out) == 1 else ''}"
-        )
+    for left_out, sentence in ruler.left_out(variant).items():
         if ruler.first in left_out:
             raise StepError(f"{sentence}: name another metric first in evaluate.metrics or prompt_set.metrics.")
         echo(f"{variant.name} is scored without {', '.join(left_out)}: {sentence}.")
@@ -201,6 +204,9 @@ def _ask(work: Work, check: ContextCheck | None, over_context: str) -> Findings:
     # Before anything of it is loaded: a changed model could run anything.
     if changed := integrity.verify(client, variant):
         raise StepError(f"it is not what build logged: {'; '.join(changed)}.")
+    if work.reference:
+        # One model is in memory at a time.
+        fidelity.prepare(client, work.reference, work.rows, work.settings.batch_size)
     words = f"loading and asking {variant.name}"
     with activity(words), integrity.local_copy(client, variant) as folder, loaded(folder) as model:
         asker = Asker(model, variant.mode, variant.interface)
@@ -230,6 +236,8 @@ def _answers(work: Work, asker: Asker, check: ContextCheck) -> Findings:
     asked = repeats[0] if repeats else [Answer(skipped=check.too_long.get(index)) for index in range(len(rows.rows))]
     if unscored := work.unscored(asked):
         likelihoods.score(asker, work.variant, unscored, work.settings.max_errors, entries)
+    if work.reference and (rest := fidelity.missing(entries.entries, work.reference, rows, asked)):
+        fidelity.score(asker, work.variant, work.reference, rest, entries)
     return Findings(repeats or [likelihoods.chosen(entries.entries, rows, check.too_long)], None)
 
 
@@ -240,8 +248,10 @@ def _compute(work: Work, findings: Findings) -> dict[str, list[Computed]]:
     computed = scores.compute(metrics, rows, findings.repeats, work.entries.entries)
     if ruler.judge and metric_loading.JUDGE in work.stale:
         computed[metric_loading.JUDGE] = judge.compute(ruler.judge, rows, findings.repeats, work.entries)
+    if work.reference:
+        computed |= fidelity.computed(work.entries.entries, work.reference, rows, findings.repeats[0])
     if kept:
-        others = [name for name in kept.parts if name not in computed and name != CONTRACT]
+        others = [name for name in kept.parts if name not in (*computed, CONTRACT, metric_loading.REFERENCE)]
         computed |= {name: scores.carried(kept.card, name) for name in others}
     names = dict.fromkeys([*ruler.metrics_of(work.variant), *computed])
     return {name: computed[name] for name in names}

@@ -124,6 +124,8 @@ POLICY_NAMES = {
 }
 # Metrics of rows that are better when lower.
 LESS_IS_BETTER = ("perplexity", "fidelity/kl", "fidelity/flips")
+# Metrics of rows that are no shares: the highest that was seen is the highest that their intervals assume.
+UNBOUNDED = ("perplexity", "fidelity/kl", "fidelity/first_divergence")
 # What `evaluate.speed` measures. With BYTES, these are never 0: MLflow stores a NaN on a model as 0.
 TIMED = ("speed/", "memory/")
 MEASURED = (*TIMED, "size/")
@@ -131,7 +133,8 @@ MEASURED = (*TIMED, "size/")
 
 def metric_key(name: str) -> str:
     """Return a metric's full key: `answer_match` is `answer_match/mean`, `latency` is `speed/latency_p95_ms`."""
-    return POLICY_NAMES.get(name, name if "/" in name else f"{name}/mean")
+    is_complete = "/" in name and name not in (*LESS_IS_BETTER, *UNBOUNDED)
+    return POLICY_NAMES.get(name, name if is_complete else f"{name}/mean")
 
 
 def row_metric(name: str) -> str:

@@ -10,6 +10,7 @@ from steps import build, command_line
 from steps.errors import StepError
 from steps.evaluation import likelihoods, prompt_set, ruler, scorecard, scores, scoring
 from steps.evaluation.asking import Asker
+from steps.evaluation.metric_loading import FIDELITY
 from steps.promotion import smoke
 from steps.promotion.candidates import to_candidate
 from steps.store.names import more_is_better
@@ -129,17 +130,7 @@ def test_nothing_is_generated_and_the_answer_is_the_most_likely_choice(store, ev
     assert not scorecard.is_generated(store.sampled, sha256)
 
 
-def test_a_metric_of_answers_asks_a_variant_that_was_only_scored_by_likelihood(store, evaluate, tmp_path):
-    override, sha256 = write_prompt_set(tmp_path / "mine.jsonl", ROWS[:4])
-    run = f"run_id={store.greedy.run_id}"
-    evaluate(override, run, ONLY)
-    evaluate(override, run, "evaluate.metrics=[exact_match,choice_match]")
-    assert scorecard.is_generated(store.greedy, sha256)
-    asked = scorecard.read(store.greedy, sha256)
-    assert asked.answers[0] != "Madrid"  # a sentence
-    assert asked.scores["choice_match"][:2] == [1.0] * 2
-
-
+@pytest.mark.slow
 def test_scores_that_are_interrupted_continue_and_are_the_same_to_the_byte(store, evaluate, tmp_path, monkeypatch):
     override, sha256 = write_prompt_set(tmp_path / "mine.jsonl", ROWS[:6])
     words = [override, ONLY, f"run_id={store.greedy.run_id}"]
@@ -162,25 +153,36 @@ def test_scores_that_are_interrupted_continue_and_are_the_same_to_the_byte(store
     assert store.scorecard_bytes(store.greedy, sha256) == resumed
 
 
-def test_kept_likelihoods_are_scored_again_without_a_model(store, evaluate, tmp_path, monkeypatch):
+def test_kept_likelihoods_need_no_model_and_a_metric_of_answers_does(store, evaluate, tmp_path, monkeypatch):
     override, sha256 = write_prompt_set(tmp_path / "mine.jsonl", ROWS[:4])
     run = f"run_id={store.greedy.run_id}"
     evaluate(override, run, "evaluate.metrics=[choice_match]")
     before = scorecard.parts_of(store.greedy, sha256)
-    monkeypatch.setattr(scoring, "loaded", None)
-    assert "from its kept answers" in evaluate(override, run, ONLY).stdout
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "loaded", None)
+        assert "from its kept answers" in evaluate(override, run, ONLY).stdout
     parts = scorecard.parts_of(store.greedy, sha256)
     assert parts["choice_match"] == before["choice_match"]
     assert "choice_match_norm" in parts
     assert 0 < scorecard.metrics_of(store.greedy, sha256)["choice_match_norm/mean"] < 1
 
+    evaluate(override, run, "evaluate.metrics=[exact_match,choice_match]")
+    assert scorecard.is_generated(store.greedy, sha256)
+    asked = scorecard.read(store.greedy, sha256)
+    assert asked.answers[0] != "Madrid"  # a sentence
+    assert asked.scores["choice_match"][:2] == [1.0] * 2
 
-def test_another_way_to_score_likelihoods_is_another_ruler(monkeypatch):
-    config = command_line.compose("evaluate", ["evaluate.metrics=[choice_match,exact_match]"])
+
+@pytest.mark.parametrize(
+    ("code", "changed"), [("LIKELIHOOD_CODE", ["choice_match", "perplexity"]), ("FIDELITY_CODE", list(FIDELITY))]
+)
+def test_another_way_to_score_texts_is_another_ruler(monkeypatch, tmp_path, code, changed):
+    config = command_line.compose("evaluate", ["evaluate.metrics=[exact_match,choice_match,perplexity,fidelity]"])
     before = ruler.make(config).digests
-    monkeypatch.setattr(likelihoods, "CODE", "other")
+    (tmp_path / "other.py").write_text("")
+    monkeypatch.setattr(ruler, code, tmp_path / "other.py")
     after = ruler.make(config).digests
-    assert [name for name in before if before[name] != after[name]] == ["choice_match"]
+    assert [name for name in before if before[name] != after[name]] == changed
 
 
 def test_rows_without_choices_are_reported_by_line(tmp_path):
@@ -225,7 +227,6 @@ def test_a_mode_that_cannot_score_texts_is_scored_without(echo, checkpoint, eval
     )
     (variant,) = find_variants(mlflow.MlflowClient(), "0")
     assert set(scorecard.read(variant, sha256).scores) == {"answer_match"}
-    assert "already scored" in evaluate(override, "evaluate.metrics=[answer_match,choice_match]").stdout
     refused = evaluate(override, ONLY)
     assert refused.returncode == 1
     assert "name another metric first in evaluate.metrics or prompt_set.metrics" in refused.stderr

@@ -66,7 +66,7 @@ def compare(client: MlflowClient, rows: PromptSet, ruler: Ruler, left_out: Conta
     if entries:
         _log(disambiguate(entries), rows, ruler)
         mlflow.set_tag(NOTE, printed.markdown([entry.variant for entry in entries], rows, *_standing(entries, ruler)))
-        views.prepare(client, by_set.label(client, rows), ruler.first)
+        views.prepare(client, by_set.label(client, rows), ruler.first, less_is_better(ruler.first))
     if not unreadable:
         state.mark_compared(variants, rows, ruler)
     return unreadable
