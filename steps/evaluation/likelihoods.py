@@ -1,14 +1,16 @@
 """The likelihoods of given answers: of a row's choices and of its accepted answers. Nothing is generated.
 
-An answer is what the assistant would write after the conversation. As in lm-evaluation-harness, prompt and answer are
-encoded together, and the tokens after those of the prompt are scored. Each likelihood is an entry of the journal, and
-then of an artifact next to the scorecard: another metric of it needs no model.
+An answer is what the assistant would write after the conversation. Prompt and answer are encoded together, and the
+tokens after those of the prompt are scored. For a choice, the white space that a chat template ends with counts as the
+answer's: lm-evaluation-harness moves it there. Each likelihood is an entry of the journal, and then of an artifact next
+to the scorecard: another metric of it needs no model.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,20 @@ BATCH = 64
 Likelihood = tuple[float, int] | None
 
 
+@dataclass(frozen=True)
+class Given:
+    """An answer that a row gives, and the field that holds it: choices or targets."""
+
+    row: Row
+    kind: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        """Return the name of its entry."""
+        return f"{PREFIX}{digest([CODE, self.kind, self.row.messages, self.text])[:32]}"
+
+
 def kinds_of(metrics: Iterable[str]) -> tuple[str, ...]:
     """Return what these metrics need the likelihoods of: the fields of a row that hold the answers."""
     return tuple(dict.fromkeys(LIKELIHOODS[name] for name in metrics if name in LIKELIHOODS))
@@ -45,14 +61,18 @@ def kinds_of(metrics: Iterable[str]) -> tuple[str, ...]:
 
 def missing(
     entries: dict[str, Any], rows: PromptSet, kinds: Sequence[str], answers: Sequence[Answer] | None = None
-) -> list[tuple[Row, str]]:
-    """Return the answers without a likelihood, with their rows. A row that was skipped is not scored."""
+) -> list[Given]:
+    """Return the answers without a likelihood. A row that was skipped is not scored."""
     asked = [row for index, row in enumerate(rows.rows) if answers is None or not answers[index].skipped]
-    texts = dict.fromkeys((row, text) for row in asked for kind in kinds for text in getattr(row, kind))
-    return [(row, text) for row, text in texts if _name(row, text) not in entries]
+    texts = dict.fromkeys(one for row in asked for kind in kinds for one in _given(row, kind))
+    return [one for one in texts if one.name not in entries]
 
 
-def score(asker: Asker, variant: Variant, wanted: list[tuple[Row, str]], max_errors: int, journal: Journal) -> None:
+def _given(row: Row, kind: str) -> list[Given]:
+    return [Given(row, kind, text) for text in getattr(row, kind)]
+
+
+def score(asker: Asker, variant: Variant, wanted: list[Given], max_errors: int, journal: Journal) -> None:
     """Score answers to rows and write their likelihoods to the journal.
 
     Raises:
@@ -63,8 +83,7 @@ def score(asker: Asker, variant: Variant, wanted: list[tuple[Row, str]], max_err
     with tokenizer_of(variant) as tokenizer, tqdm(total=len(wanted), desc=variant.name, disable=None) as bar:
         while batch := list(islice(rest, BATCH)):
             entries = _score_batch(asker, tokenizer, batch)
-            reasons = {row.id: entries[_name(row, text)].get("error") for row, text in batch}
-            errors |= {row_id: reason for row_id, reason in reasons.items() if reason}
+            errors |= {one.row.id: reason for one in batch if (reason := entries[one.name].get("error"))}
             if len(errors) > max_errors:
                 row_id, error = next(iter(errors.items()))
                 raise StepError(
@@ -77,7 +96,7 @@ def score(asker: Asker, variant: Variant, wanted: list[tuple[Row, str]], max_err
 
 def table(entries: Mapping[str, Any], rows: PromptSet, kind: str) -> list[list[Likelihood]]:
     """Return the likelihood of every answer of every row."""
-    return [[_likelihood(entries.get(_name(row, text))) for text in getattr(row, kind)] for row in rows.rows]
+    return [[_likelihood(entries.get(one.name)) for one in _given(row, kind)] for row in rows.rows]
 
 
 def chosen(entries: dict[str, Any], rows: PromptSet, skipped: dict[int, str]) -> list[Answer]:
@@ -90,7 +109,7 @@ def chosen(entries: dict[str, Any], rows: PromptSet, skipped: dict[int, str]) ->
         elif len(known) == len(row.choices):
             answers.append(Answer(row.choices[known.index(max(known))]))
         else:
-            errors = (entries.get(_name(row, choice), {}).get("error") for choice in row.choices)
+            errors = (entries.get(one.name, {}).get("error") for one in _given(row, "choices"))
             answers.append(Answer(error=next(filter(None, errors), "its choices were not scored")))
     return answers
 
@@ -103,7 +122,7 @@ def file(prompt_set_sha256: str) -> str:
 def kept(entries: dict[str, Any], rows: PromptSet) -> dict[str, Any]:
     """Return the entries of these rows, for the artifact."""
     kinds = dict.fromkeys(LIKELIHOODS.values())
-    names = dict.fromkeys(_name(row, text) for row in rows.rows for kind in kinds for text in getattr(row, kind))
+    names = dict.fromkeys(one.name for row in rows.rows for kind in kinds for one in _given(row, kind))
     return {name: entries[name] for name in names if name in entries}
 
 
@@ -115,39 +134,34 @@ def read(variant: Variant, prompt_set_sha256: str) -> dict[str, Any]:
     return {}
 
 
-def _score_batch(asker: Asker, tokenizer: ChatTokenizer, batch: list[tuple[Row, str]]) -> dict[str, Any]:
+def _score_batch(asker: Asker, tokenizer: ChatTokenizer, batch: list[Given]) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     pairs: dict[str, tuple[list[int], list[int]]] = {}
-    for row, text in batch:
+    for one in batch:
         try:
-            pairs[_name(row, text)] = encode(tokenizer, row, text)
+            pairs[one.name] = encode(tokenizer, one)
         except (TemplateRefusal, ValueError) as error:
-            entries[_name(row, text)] = {"error": str(error)}
+            entries[one.name] = {"error": str(error)}
     for name, logprobs in zip(pairs, asker.score(list(pairs.values())) if pairs else [], strict=True):
         entries[name] = {"logprob": float(logprobs.sum()), "tokens": len(logprobs)}
     return entries
 
 
-def encode(tokenizer: ChatTokenizer, row: Row, text: str) -> tuple[list[int], list[int]]:
+def encode(tokenizer: ChatTokenizer, one: Given) -> tuple[list[int], list[int]]:
     """Return the token ids of a row's prompt and of an answer to it.
 
     Raises:
         ValueError: The answer has no tokens of its own, or both are beyond the context.
     """
-    prompt = tokenizer.render(row.conversation)
-    length, ids = len(tokenizer.encode(prompt)), tokenizer.encode(prompt + text)
+    prompt = tokenizer.render(one.row.conversation)
+    before = prompt.rstrip() if one.kind == "choices" else prompt
+    length, ids = len(tokenizer.encode(before)), tokenizer.encode(prompt + one.text)
     if len(ids) <= length:
-        raise ValueError(f"the answer {text[:40]!r} has no tokens of its own")
+        raise ValueError(f"the answer {one.text[:40]!r} has no tokens of its own")
     # An engine chooses a token more than it is given.
-    if len(ids) >= tokenizer.context_length:
-        raise ValueError(
-            f"its prompt and the answer {text[:40]!r} have {len(ids)} tokens, the context {tokenizer.context_length}"
-        )
+    if (limit := tokenizer.context_length) <= len(ids):
+        raise ValueError(f"its prompt and the answer {one.text[:40]!r} have {len(ids)} tokens, the context {limit}")
     return ids[:length], ids[length:]
-
-
-def _name(row: Row, text: str) -> str:
-    return f"{PREFIX}{digest([CODE, row.messages, text])[:32]}"
 
 
 def _likelihood(entry: dict[str, Any] | None) -> Likelihood:

@@ -35,7 +35,6 @@ from steps.evaluation.findings import Findings, echo_scored, log
 from steps.evaluation.journal import Journal
 from steps.evaluation.kept_answers import Kept
 from steps.evaluation.prompt_set import PromptSet
-from steps.evaluation.prompt_set.row import Row
 from steps.evaluation.ruler import CONTRACT, Ruler
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.scores import Computed
@@ -82,7 +81,7 @@ class Work:
         """Return the fields of a row that hold the given answers whose likelihoods are needed."""
         return likelihoods.kinds_of(self.stale)
 
-    def unscored(self, answers: list[Answer]) -> list[tuple[Row, str]]:
+    def unscored(self, answers: list[Answer]) -> list[likelihoods.Given]:
         """Return the given answers whose likelihoods are needed and not in the journal."""
         return likelihoods.missing(self.entries.entries, self.rows, self.kinds, answers)
 

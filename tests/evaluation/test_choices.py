@@ -62,11 +62,16 @@ def harness(checkpoint):
             np.exp(-loglikelihood(context, target) / count) for target, count in zip(targets, tokens, strict=True)
         )
 
+    def encode_pair(context, continuation):
+        """As lm-evaluation-harness does, move the spaces that a context ends with."""
+        spaces = len(context) - len(context.rstrip())
+        return (context[:-spaces], context[-spaces:] + continuation) if spaces else (context, continuation)
+
     def process_results(row):
         context = _context(tokenizer, row)
         choices, targets = row["choices"], row["target"] if isinstance(row["target"], list) else [row["target"]]
         gold = [choices.index(target) for target in targets if target in choices]
-        lls = np.array([loglikelihood(context, choice) for choice in choices])
+        lls = np.array([loglikelihood(*encode_pair(context, choice)) for choice in choices])
         lengths = [np.array([1.0 for _ in choices]), np.array([float(len(choice)) for choice in choices])]
         lengths.append(np.array([float(len(choice.encode("utf-8"))) for choice in choices]))
         return lls, [1.0 if np.argmax(lls / length) in gold else 0.0 for length in lengths]
