@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -235,5 +236,12 @@ def _write(file: Path, tokens: list[int], logprobs: FloatArray) -> None:
 
 
 def _read(file: Path) -> tuple[list[int], FloatArray]:
-    with np.load(file, allow_pickle=False) as content:
-        return [int(token) for token in content["tokens"]], content["logprobs"]
+    try:
+        # numpy leaves a damaged file open that it has opened itself.
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+            return [int(token) for token in content["tokens"]], content["logprobs"]
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        file.unlink(missing_ok=True)
+        raise StepError(
+            f"{file} in the cache was damaged ({type(error).__name__}) and is removed: evaluate again to make it anew."
+        ) from error

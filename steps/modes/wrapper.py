@@ -82,7 +82,7 @@ def score_tokens(model: Any, pairs: Pairs, whole_vocabulary: bool) -> list[Float
     """
     wrapper = model.unwrap_python_model()
     if not hasattr(wrapper, "score_tokens"):
-        raise StepError("its model was built before models could score given texts: build it again with force=true.")
+        raise StepError("its model was built before models could score given texts: build it again.")
     scored: list[FloatArray] = wrapper.score_tokens(pairs, whole_vocabulary)
     return scored
 

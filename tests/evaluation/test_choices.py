@@ -11,6 +11,7 @@ from steps.errors import StepError
 from steps.evaluation import likelihoods, prompt_set, ruler, scorecard, scores, scoring
 from steps.evaluation.asking import Asker
 from steps.evaluation.metric_loading import FIDELITY
+from steps.modes.wrapper import score_tokens
 from steps.promotion import smoke
 from steps.promotion.candidates import to_candidate
 from steps.store.names import more_is_better
@@ -116,13 +117,18 @@ def test_choice_match_is_what_lm_evaluation_harness_computes(store, evaluate, ch
 
 
 @pytest.mark.slow
-def test_every_mode_scores_choices_alike(checkpoint, evaluate, chosen_rows, harness):
+def test_every_mode_scores_texts_alike(checkpoint, evaluate, chosen_rows, harness):
     for mode in ("pyfunc", "transformers"):
         build.build(command_line.compose("build", [f"mode={mode}", "check=false"]), checkpoint)
     override, sha256 = chosen_rows
-    assert evaluate(override, WITH_PERPLEXITY).returncode == 0
+    assert evaluate(override, WITH_PERPLEXITY.replace("]", ",fidelity]")).returncode == 0
     rows = prompt_set.load(command_line.compose("evaluate", [override]).prompt_set)
-    _check_against(harness, find_variants(mlflow.MlflowClient(), "0"), sha256, rows)
+    variants = find_variants(mlflow.MlflowClient(), "0")
+    _check_against(harness, variants, sha256, rows)
+    reference, other = (scorecard.read(variant, sha256) for variant in sorted(variants, key=lambda one: one.name))
+    assert set(reference.scores["fidelity/kl"]) == {0.0}
+    assert max(other.scores["fidelity/kl"]) < 1e-6
+    assert set(other.scores["fidelity/flips"]) == {0.0}
 
 
 def test_nothing_is_generated_and_the_answer_is_the_most_likely_choice(store, evaluate, tmp_path, monkeypatch):
@@ -221,6 +227,12 @@ def test_an_answer_beyond_the_context_is_a_rows_error_and_has_no_perplexity(stor
     refused = evaluate(*words, "evaluate.max_errors=0")
     assert refused.returncode == 1
     assert "the answers of 1 rows cannot be scored, more than evaluate.max_errors=0: row 'long'" in refused.stderr
+
+
+def test_a_model_that_an_earlier_version_built_has_to_be_built_again():
+    model = SimpleNamespace(unwrap_python_model=object)
+    with pytest.raises(StepError, match=r"its model was built before models could score given texts: build it again\."):
+        score_tokens(model, [([1], [2])], False)
 
 
 def test_a_mode_that_cannot_score_texts_is_scored_without(echo, checkpoint, evaluate, chosen_rows):  # noqa: F811

@@ -45,6 +45,12 @@ def test_a_variant_is_compared_with_the_least_quantised_one(checkpoint, evaluate
     alone = scorecard.read(_by_name()["onnx-int4-chat"], sha256)
     assert [alone.scores[name] for name in ("fidelity/kl", "fidelity/flips")] == [[0.0] * 3] * 2
 
+    (file,) = list((tmp_path / "cache").rglob("*.npz"))[:1]
+    file.write_bytes(file.read_bytes()[:-100])
+    damaged = evaluate(override, METRICS, f"run_id={_by_name()['onnx-int4-chat'].run_id}")
+    assert damaged.returncode == 1
+    assert "in the cache was damaged (BadZipFile) and is removed: evaluate again to make it anew." in damaged.stderr
+
     # A better reference: its own fidelity is exactly 0, and the other is compared anew, with its kept answers.
     _build(checkpoint)
     done = evaluate(override, METRICS)
