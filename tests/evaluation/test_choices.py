@@ -35,7 +35,7 @@ WITH_PERPLEXITY = "evaluate.metrics=[choice_match,choice_match_norm,perplexity]"
 @pytest.fixture
 def chosen_rows(tmp_path):
     """Return the override of a prompt set with choices, and its digest."""
-    return write_prompt_set(tmp_path / "mine.jsonl", ROWS)
+    return write_prompt_set(tmp_path / "choices.jsonl", ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -131,19 +131,9 @@ def test_every_mode_scores_texts_alike(checkpoint, evaluate, chosen_rows, harnes
     assert set(other.scores["fidelity/flips"]) == {0.0}
 
 
-def test_nothing_is_generated_and_the_answer_is_the_most_likely_choice(store, evaluate, tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "answer_rows", None)
-    override, sha256 = write_prompt_set(tmp_path / "mine.jsonl", ROWS[:2])
-    assert evaluate(override, ONLY, f"run_id={store.sampled.run_id}").returncode == 0
-    card = scorecard.read(store.sampled, sha256)
-    assert card.answers == ["Madrid"] * 2
-    assert not any(card.errors)
-    assert not scorecard.is_generated(store.sampled, sha256)
-
-
 @pytest.mark.slow
 def test_scores_that_are_interrupted_continue_and_are_the_same_to_the_byte(store, evaluate, tmp_path, monkeypatch):
-    override, sha256 = write_prompt_set(tmp_path / "mine.jsonl", ROWS[:6])
+    override, sha256 = write_prompt_set(tmp_path / "choices.jsonl", ROWS[:6])
     words = [override, ONLY, f"run_id={store.greedy.run_id}"]
     monkeypatch.setattr(likelihoods, "BATCH", 4)
     counts, score = [], Asker.score
@@ -164,24 +154,28 @@ def test_scores_that_are_interrupted_continue_and_are_the_same_to_the_byte(store
     assert store.scorecard_bytes(store.greedy, sha256) == resumed
 
 
-def test_kept_likelihoods_need_no_model_and_a_metric_of_answers_does(store, evaluate, tmp_path, monkeypatch):
-    override, sha256 = write_prompt_set(tmp_path / "mine.jsonl", ROWS[:4])
-    run = f"run_id={store.greedy.run_id}"
-    evaluate(override, run, "evaluate.metrics=[choice_match]")
-    before = scorecard.parts_of(store.greedy, sha256)
+def test_nothing_is_generated_unless_a_metric_reads_it_and_kept_likelihoods_need_no_model(
+    store, evaluate, tmp_path, monkeypatch
+):
+    override, sha256 = write_prompt_set(tmp_path / "choices.jsonl", ROWS[:4])
+    run = f"run_id={store.sampled.run_id}"
     with monkeypatch.context() as patch:
+        patch.setattr(scoring, "answer_rows", None)
+        evaluate(override, run, "evaluate.metrics=[choice_match]")
+        before = scorecard.parts_of(store.sampled, sha256)
         patch.setattr(scoring, "loaded", None)
         assert "from its kept answers" in evaluate(override, run, ONLY).stdout
-    parts = scorecard.parts_of(store.greedy, sha256)
+    parts = scorecard.parts_of(store.sampled, sha256)
     assert parts["choice_match"] == before["choice_match"]
     assert "choice_match_norm" in parts
-    assert 0 < scorecard.metrics_of(store.greedy, sha256)["choice_match_norm/mean"] < 1
+    chosen = scorecard.read(store.sampled, sha256)
+    assert chosen.answers[:2] == ["Madrid"] * 2  # the most likely choice
+    assert not any(chosen.errors)
+    assert not scorecard.is_generated(store.sampled, sha256)
 
     evaluate(override, run, "evaluate.metrics=[exact_match,choice_match]")
-    assert scorecard.is_generated(store.greedy, sha256)
-    asked = scorecard.read(store.greedy, sha256)
-    assert asked.answers[0] != "Madrid"  # a sentence
-    assert asked.scores["choice_match"][:2] == [1.0] * 2
+    assert scorecard.is_generated(store.sampled, sha256)
+    assert scorecard.read(store.sampled, sha256).scores["choice_match"] == chosen.scores["choice_match"]
 
 
 @pytest.mark.parametrize(
@@ -197,19 +191,19 @@ def test_another_way_to_score_texts_is_another_ruler(monkeypatch, tmp_path, code
 
 
 def test_rows_without_choices_are_reported_by_line(tmp_path):
-    override, _ = write_prompt_set(tmp_path / "mine.jsonl", [ROWS[0], make_row("plain")])
+    override, _ = write_prompt_set(tmp_path / "choices.jsonl", [ROWS[0], make_row("plain")])
     config = command_line.compose("evaluate", [override, ONLY])
     with pytest.raises(StepError) as refusal:
         scores.check_rows(prompt_set.load(config.prompt_set), ruler.make(config).metrics)
-    assert list(refusal.value.faults) == [
-        f"mine: line 2 (id 'plain'): the metric {name} needs choices." for name in ("choice_match", "choice_match_norm")
-    ]
+    place = "choices: line 2 (id 'plain')"
+    sentences = [f"{place}: the metric {name} needs choices." for name in ("choice_match", "choice_match_norm")]
+    assert list(refusal.value.faults) == sentences
 
 
 def test_an_answer_beyond_the_context_is_a_rows_error_and_has_no_perplexity(store, evaluate, tmp_path):
     endless = "word " * 3000
     rows = [*ROWS[:2], make_row("long", target=endless, choices=["Madrid", endless])]
-    override, sha256 = write_prompt_set(tmp_path / "mine.jsonl", rows)
+    override, sha256 = write_prompt_set(tmp_path / "choices.jsonl", rows)
     words = [override, WITH_PERPLEXITY, f"run_id={store.greedy.run_id}"]
     assert evaluate(*words).returncode == 3
     card = scorecard.read(store.greedy, sha256)

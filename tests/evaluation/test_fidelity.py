@@ -39,7 +39,7 @@ def _build(checkpoint, *overrides):
 
 
 def test_a_variant_is_compared_with_the_least_quantised_one(checkpoint, evaluate, tmp_path):
-    override, sha256 = write_prompt_set(tmp_path / "mine.jsonl", ROWS)
+    override, sha256 = write_prompt_set(tmp_path / "fidelity.jsonl", ROWS)
     _build(checkpoint, "precision=int4")
     assert evaluate(override, METRICS).returncode == 0
     alone = scorecard.read(_by_name()["onnx-int4-chat"], sha256)
@@ -83,7 +83,7 @@ def _check_limits(override):
 
 
 def test_an_interrupted_comparison_continues_and_is_the_same_to_the_byte(store, evaluate, tmp_path, monkeypatch):
-    override, sha256 = write_prompt_set(tmp_path / "mine.jsonl", ROWS)
+    override, sha256 = write_prompt_set(tmp_path / "fidelity.jsonl", ROWS)
     words = [override, METRICS, f"run_id={store.sampled.run_id}"]
     monkeypatch.setattr(fidelity, "BATCH", 2)
     counts, score = [], Asker.score
