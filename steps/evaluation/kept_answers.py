@@ -28,11 +28,13 @@ class Kept:
     Attributes:
         parts: The ruler that it was scored by; empty if it does not say.
         latencies: How long each answer took, in milliseconds.
+        is_generated: Whether its answers were generated, and not chosen by their likelihood.
     """
 
     parts: dict[str, str]
     card: Scorecard
     latencies: list[float | None]
+    is_generated: bool = True
 
     @property
     def repeats(self) -> list[list[Answer]]:
@@ -55,7 +57,9 @@ def keep(variant: Variant, rows: PromptSet, ruler: Ruler, entries: Journal) -> K
     """
     name = f"kept {digest([rows.sha256, ruler.asked(variant)])[:32]}"
     if entry := entries.entries.get(name):
-        return Kept(entry["parts"], Scorecard(**entry["card"]), entry["latencies"])
+        kept = Kept(entry["parts"], Scorecard(**entry["card"]), entry["latencies"], entry.get("is_generated", True))
+        if kept.is_generated or not ruler.generates:
+            return kept
     if not scorecard.is_asked(variant, rows, ruler):
         return None
     try:
@@ -65,7 +69,7 @@ def keep(variant: Variant, rows: PromptSet, ruler: Ruler, entries: Journal) -> K
     if card.ids != [row.id for row in rows.rows]:
         return None
     latencies = scorecard.read_latencies(variant, rows.sha256, len(card.ids))
-    kept = Kept(known_parts(variant, rows, ruler), card, latencies)
+    kept = Kept(known_parts(variant, rows, ruler), card, latencies, scorecard.is_generated(variant, rows.sha256))
     entries.add({name: asdict(kept)})
     return kept
 

@@ -258,7 +258,7 @@ def _compute(work: Work, findings: Findings) -> dict[str, list[Computed]]:
 
 def _mark(variant: Variant, rows: PromptSet, ruler: Ruler, kept: Kept | None) -> dict[str, Any]:
     """Return what the mark of a new scorecard says about its making."""
-    is_generated = scorecard.is_generated(variant, rows.sha256) if kept else ruler.generates
+    is_generated = kept.is_generated if kept else ruler.generates
     return {
         "asked": ruler.asked(variant) | ({} if is_generated else {scorecard.ANSWERS: scorecard.CHOSEN}),
         "parts": (kept.parts if kept else {}) | ruler.parts(variant),

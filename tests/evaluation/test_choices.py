@@ -1,5 +1,7 @@
 """Choice questions: rows with `choices` are scored by the likelihood of each, as lm-evaluation-harness does."""
 
+import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import mlflow
@@ -8,8 +10,9 @@ import pytest
 
 from steps import build, command_line
 from steps.errors import StepError
-from steps.evaluation import likelihoods, prompt_set, ruler, scorecard, scores, scoring
+from steps.evaluation import kept_answers, likelihoods, prompt_set, ruler, scorecard, scores, scoring
 from steps.evaluation.asking import Asker
+from steps.evaluation.journal import Journal
 from steps.evaluation.metric_loading import FIDELITY
 from steps.modes.wrapper import score_tokens
 from steps.promotion import smoke
@@ -176,6 +179,20 @@ def test_nothing_is_generated_unless_a_metric_reads_it_and_kept_likelihoods_need
     evaluate(override, run, "evaluate.metrics=[exact_match,choice_match]")
     assert scorecard.is_generated(store.sampled, sha256)
     assert scorecard.read(store.sampled, sha256).scores["choice_match"] == chosen.scores["choice_match"]
+
+
+def test_chosen_answers_that_a_killed_evaluation_kept_are_not_taken_for_generated_ones(store, evaluate, tmp_path):
+    override, _ = write_prompt_set(tmp_path / "choices.jsonl", ROWS[:2])
+    evaluate(override, ONLY, f"run_id={store.greedy.run_id}")
+    rows = prompt_set.load(command_line.compose("evaluate", [override]).prompt_set)
+    rulers = [ruler.make(command_line.compose("evaluate", [metrics])) for metrics in (ONLY, "evaluate.metrics=[chrf]")]
+    with contextlib.closing(Journal(tmp_path / "journal.sqlite", {})) as entries:
+        kept = kept_answers.keep(store.greedy, rows, rulers[0], entries)
+        assert not kept.is_generated
+        # Killed while it logs: the mark is gone, the journal is there.
+        unmarked = replace(store.greedy, tags={})
+        assert kept_answers.keep(unmarked, rows, rulers[0], entries) == kept
+        assert kept_answers.keep(unmarked, rows, rulers[1], entries) is None
 
 
 @pytest.mark.parametrize(
