@@ -135,7 +135,7 @@ class OnnxEngine:
         With a pruned head, every token before one that is scored has to be the last one of a piece.
         """
         whole = min(scored.settings.scored_from, width) if scored and self._is_pruned else width
-        starts = [*range(first, whole, PREFILL_TOKENS), *range(whole, width)]
+        starts = [*range(first, whole, PREFILL_TOKENS), *range(max(first, whole), width)]
         return list(pairwise([*starts, width]))
 
     def _load(self, prefix: Prefix[State] | None, row: int) -> int:
