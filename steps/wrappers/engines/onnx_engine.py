@@ -10,6 +10,8 @@ The last row replaces a finished one, so the rows in use stay adjacent.
 import contextlib
 import json
 import mmap
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,22 +150,29 @@ class OnnxEngine:
         The result is their last logits [rows, vocabulary], and the tokens of the last pass.
         """
         # Only one row can be longer than one piece, begin after column 0, or be scored.
-        is_scored = scored is not None and scored.settings.scores_prompt
+        scored = scored if scored and scored.settings.scores_prompt else None
         tokens = 0
         for start, end in self.admission.columns(ids.shape[1] - first, len(ids)):
             if start:
                 yield Pass(tokens)
-            # With a pruned head, every token that is scored has to be the last one of a piece.
-            width = 1 if is_scored and self._is_pruned else end - start
-            for column in range(first + start, first + end, width):
-                piece = ids[:, column : column + width]
-                seen = np.minimum(lengths, column + width)
-                logits = self.forward(piece, seen, column, cache)
-                if scored and is_scored:
-                    scored.score_prompt(logits[0].astype(np.float32))
+            for column, stop in self._pieces(first + start, first + end, scored):
+                seen = np.minimum(lengths, stop)
+                logits = self.forward(ids[:, column:stop], seen, column, cache)
+                if scored and stop >= scored.settings.scored_from:
+                    # The last rows of the piece, from the token before the first one that is scored.
+                    rows = min(len(logits[0]), stop - scored.settings.scored_from + 1)
+                    scored.score_prompt(logits[0][-rows:].astype(np.float32))
             tokens = len(ids) * (end - start)
         last: FloatArray = logits[np.arange(len(ids)), 0 if self._is_pruned else seen - column - 1]
         return last, tokens
+
+    def _pieces(self, first: int, end: int, scored: Sequence | None) -> Iterator[tuple[int, int]]:
+        """Return the first column of each piece of a pass, and the one after its last.
+
+        With a pruned head, every token before one that is scored has to be the last one of a piece.
+        """
+        whole = min(max(scored.settings.scored_from, first), end) if scored and self._is_pruned else end
+        return pairwise([*([first] if first < whole else []), *range(whole, end), end])
 
     def _extend(self, known: Prefix[State] | None, tokens: IntArray) -> Passes[Prefix[State]]:
         """Compute the keys and values of a beginning, after those that are known."""

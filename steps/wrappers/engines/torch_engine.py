@@ -163,9 +163,11 @@ class TorchEngine:
             if start:
                 yield Pass(tokens)
             piece = slice(first + start, first + end)
-            keep = end - start if is_scored else 1
+            # From the token before the first one that is scored.
+            rows_scored = min(end - start, first + end - scored.settings.scored_from + 1) if scored and is_scored else 0
+            keep = max(1, rows_scored)
             logits = self._forward(ids[:, start:end], mask[:, : first + end], positions[:, piece], cache, keep)
-            if scored and is_scored:
+            if scored and rows_scored > 0:
                 scored.score_prompt(logits[0].cpu().numpy())
             tokens = rows * (end - start)
         return logits[:, -1], tokens
