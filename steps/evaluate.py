@@ -97,14 +97,13 @@ def evaluate(
     logged = find_variants(client, runs.experiment_id())
     measure = _with_references(client, config, measure, logged)
     variants = [variant for variant in logged if model_ids is None or variant.model_id in model_ids]
-    others = [variant for variant in logged if variant not in variants]
     plan = _plan(client, config, rows, measure, variants)
+    others = [variant for variant in logged if variant not in variants]
     plan = replace(plan, left_out=plan.left_out | _lost(client, others, rows))
     if plan.asked and not announced:
         # Before anything is asked: a prompt set that is too small wastes the time.
         echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
-    for warning in leaks.warnings([*variants, *plan.chosen], rows):
-        echo(f"Warning: {warning}")
+    _echo_leaks([*variants, *plan.chosen], rows)
     outcome = Outcome()
     _review(plan.scored, rows, outcome)
     if plan.chosen or plan.unfinished or not state.is_compared(client, logged, rows, measure):
@@ -136,6 +135,12 @@ def jobs(config: EvaluateConfig) -> list[list[str]]:
     chosen = [] if config.run_id else _choose(client, config, rows, measure, variants)
     runnable = [variant for variant in chosen if not _refusal(client, variant)]
     return [[f"run_id={variant.run_id}", "evaluate.speed=false"] for variant in runnable]
+
+
+def _echo_leaks(variants: list[Variant], rows: PromptSet) -> None:
+    """Warn of prompting that gives an answer of the prompt set away."""
+    for warning in leaks.warnings(variants, rows):
+        echo(f"Warning: {warning}")
 
 
 def _plan(

@@ -52,9 +52,8 @@ def run_all(config: MainConfig, variants: list[BuildConfig], fan_out: Callable[[
     """
     import mlflow
 
-    client = mlflow.MlflowClient()
     # Its faults are reported before anything is built.
-    rows = prompt_set.load(config.prompt_set)
+    client, rows = mlflow.MlflowClient(), prompt_set.load(config.prompt_set)
     evaluate_config = step_config(EvaluateConfig, config)
     measure = ruler.make(evaluate_config)
     scores.check_rows(rows, measure.metrics)
@@ -63,6 +62,7 @@ def run_all(config: MainConfig, variants: list[BuildConfig], fan_out: Callable[[
     early_stopping.check(evaluate_config, measure)
     echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
     with runs.start("main") as active:
+        experiment = active.info.experiment_id
         fan_out()
         model_ids, faults = build_all(client, variants)
         faults += evaluate_all(evaluate_config, rows, model_ids)
@@ -76,8 +76,7 @@ def run_all(config: MainConfig, variants: list[BuildConfig], fan_out: Callable[[
                 raise
             raise StepError(*faults, *error.faults) from error
         if promoted:
-            logged = find_variants(client, active.info.experiment_id)
-            chosen = [variant for variant in logged if variant.model_id in model_ids]
+            chosen = [variant for variant in find_variants(client, experiment) if variant.model_id in model_ids]
             chosen = _with_champion(client, chosen, promoted.champion_model_id)
             _log_leaderboard(chosen, rows, list(measure.metrics), promoted.standing)
         view = _prepare_view(client, config.promotion, rows, measure)

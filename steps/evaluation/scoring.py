@@ -114,8 +114,7 @@ def score_variant(
     Returns:
         None if the variant was stopped early.
     """
-    current = read_variant(client, variant.model_id)
-    again = ask_again and scorecard.has_scorecard(current, rows, ruler)
+    again = ask_again and scorecard.has_scorecard(read_variant(client, variant.model_id), rows, ruler)
     with journal.opened(journal_key(variant), rows.sha256, lambda: _echo_waiting(variant), again) as entries:
         # Another process may have scored it while this one waited.
         current = read_variant(client, variant.model_id)
@@ -126,12 +125,9 @@ def score_variant(
         course = _course(current, rows, settings, entries, is_beaten) if ruler.generates else None
         work = Work(client, variant, rows, ruler, settings, entries, kept, course, _stale(variant, ruler, kept))
         findings = _findings(work, current, check, over_context)
-        if course and findings.stopped:
-            partial.log(client, variant, rows, findings.repeats, course, entries, journal_key(variant))
-            entries.remove()
-            return None
         card = _finish(work, current, findings)
-    echo_scored(variant, card, ruler.first, findings.seconds, kept is not None)
+    if card:
+        echo_scored(variant, card, ruler.first, findings.seconds, kept is not None)
     return card
 
 
@@ -146,9 +142,13 @@ def _findings(work: Work, current: Variant, check: ContextCheck | None, over_con
     return _ask(work, check, over_context)
 
 
-def _finish(work: Work, current: Variant, findings: Findings) -> Scorecard:
-    """Compute and log the scorecard, and remove what was only needed to make it."""
+def _finish(work: Work, current: Variant, findings: Findings) -> Scorecard | None:
+    """Compute and log the scorecard, and remove what was only needed to make it; None if asking was stopped early."""
     client, variant, rows, entries = work.client, work.variant, work.rows, work.entries
+    if work.course and findings.stopped:
+        partial.log(client, variant, rows, findings.repeats, work.course, entries, journal_key(variant))
+        entries.remove()
+        return None
     card = scores.scorecard(rows, findings.repeats, _compute(work, findings))
     mark = _mark(current, rows, work.ruler, work.kept)
     log(client, variant, rows, card, findings, work.kept, likelihoods.kept(entries.entries, rows), mark)

@@ -43,15 +43,7 @@ def row_metric(
         __doc__ = description
 
         def _info(self) -> evaluate.MetricInfo:
-            text = datasets.Value("string")
-            lists = {column: datasets.Sequence(text) for column in ("references", *columns)}
-            lists |= {column: datasets.Sequence(datasets.Value("float64")) for column in numbers}
-            return evaluate.MetricInfo(
-                description=description,
-                citation=citation,
-                inputs_description=f"For each row: predictions, a string; {', '.join(lists)}, a list each.",
-                features=datasets.Features({"predictions": text, **lists}),
-            )
+            return _info_of(description, citation, ("references", *columns), numbers)
 
         def _compute(self, **values: list[Any]) -> dict[str, Any]:
             rows = list(zip(*(values[column] for column in inputs), strict=True))
@@ -61,3 +53,18 @@ def row_metric(
 
     RowMetric.__name__ = name  # `evaluate` names a metric after its class
     return RowMetric
+
+
+def _info_of(
+    description: str | None, citation: str, texts: tuple[str, ...], numbers: tuple[str, ...]
+) -> evaluate.MetricInfo:
+    """Return what `evaluate` has to know of a metric whose inputs are lists of texts and of numbers."""
+    text = datasets.Value("string")
+    lists = {column: datasets.Sequence(text) for column in texts}
+    lists |= {column: datasets.Sequence(datasets.Value("float64")) for column in numbers}
+    return evaluate.MetricInfo(
+        description=description,
+        citation=citation,
+        inputs_description=f"For each row: predictions, a string; {', '.join(lists)}, a list each.",
+        features=datasets.Features({"predictions": text, **lists}),
+    )
