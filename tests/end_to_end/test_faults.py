@@ -4,8 +4,14 @@ import pytest
 
 FAULTS = {
     "unknown mode": (["build", "mode=onx"], "error: Unknown mode 'onx'. Did you mean 'onnx'?"),
-    "nothing to evaluate": (["evaluate"], "error: There is no variant to evaluate in this experiment. Build one with"),
-    "nothing to register": (["register"], "error: There is no variant to register in this experiment. Build one with"),
+    "nothing to evaluate": (
+        ["evaluate"],
+        "error: There is no variant to evaluate in this experiment. Build one: `python -m steps.build`",
+    ),
+    "nothing to register": (
+        ["register"],
+        "error: There is no variant to register in this experiment. Build one: `python -m steps.build`",
+    ),
     "unknown run": (["evaluate", "run_id=abc"], "error: run_id must be the run of a READY variant"),
     "broken prompt set": (["evaluate", "prompt_set.path=broken.jsonl"], "error: broken.jsonl: line 1: broken JSON"),
     "broken prompt set of the main job": (
