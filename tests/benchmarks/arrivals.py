@@ -44,7 +44,6 @@ def report(folder: Path, checkpoint: Checkpoint, rounds: int) -> None:
         "first token, ratio",
     ):
         table.add_column(column, justify="left" if column == "engine" else "right")
-    table.add_column("its first token, pieces / at once", justify="right")
     tokenizer = ChatTokenizer(folder)
     for name, engine in engines(folder, checkpoint):
         figures: dict[bool, list[tuple[np.ndarray, float]]] = {False: [], True: []}
