@@ -80,8 +80,9 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
     prompts.check_name(config.prompting)
     checkpoint = checkpoint or resolve(config.model)
     client, mode = mlflow.MlflowClient(), get_mode(config.mode.name)
-    started, identity = perf_counter(), fingerprint(config, checkpoint)
-    name = _free_name(client, variant_name(config), identity)
+    started = perf_counter()
+    name, identity = variant_name(config), fingerprint(config, checkpoint)
+    name = _free_name(client, name, identity)
     with (
         activity(f"building {name}"),
         runs.start(name, {names.FINGERPRINT: identity}) as run,
@@ -90,12 +91,13 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
         _log_inputs(config, checkpoint)
         place = integrity.local_folder(run.info.artifact_uri)
         with explain_full_disk(checkpoint.bytes, place), mode.stage(checkpoint, config) as folder:
-            size, entries = sum(file.stat().st_size for file in folder.iterdir()), read_manifest(folder)
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            entries = read_manifest(folder)
+            manifest = {f"{mode.weights_folder}/{file}": entry for file, entry in entries.items()}
             with shared_files.set_aside_large_files(folder) as (rest, large):
                 model_id = _log_model(mode, config, checkpoint, rest, name, identity)
                 shared_files.add_large_files(client, model_id, mode.weights_folder, large, entries)
         mlflow.log_metrics({names.BYTES.key: size, "build/seconds": perf_counter() - started}, model_id=model_id)
-        manifest = {f"{mode.weights_folder}/{file}": entry for file, entry in entries.items()}
         manifest_sha256 = integrity.seal(client, model_id, manifest)
         if config.check:
             # From a server, the model is fetched again.

@@ -52,8 +52,9 @@ def run_all(config: MainConfig, variants: list[BuildConfig], fan_out: Callable[[
     """
     import mlflow
 
+    client = mlflow.MlflowClient()
     # Its faults are reported before anything is built.
-    client, rows = mlflow.MlflowClient(), prompt_set.load(config.prompt_set)
+    rows = prompt_set.load(config.prompt_set)
     evaluate_config = step_config(EvaluateConfig, config)
     measure = ruler.make(evaluate_config)
     scores.check_rows(rows, measure.metrics)
@@ -62,7 +63,6 @@ def run_all(config: MainConfig, variants: list[BuildConfig], fan_out: Callable[[
     early_stopping.check(evaluate_config, measure)
     echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
     with runs.start("main") as active:
-        experiment = active.info.experiment_id
         fan_out()
         model_ids, faults = build_all(client, variants)
         faults += evaluate_all(evaluate_config, rows, model_ids)
@@ -76,7 +76,8 @@ def run_all(config: MainConfig, variants: list[BuildConfig], fan_out: Callable[[
                 raise
             raise StepError(*faults, *error.faults) from error
         if promoted:
-            chosen = [variant for variant in find_variants(client, experiment) if variant.model_id in model_ids]
+            logged = find_variants(client, active.info.experiment_id)
+            chosen = [variant for variant in logged if variant.model_id in model_ids]
             chosen = _with_champion(client, chosen, promoted.champion_model_id)
             _log_leaderboard(chosen, rows, list(measure.metrics), promoted.standing)
         view = _prepare_view(client, config.promotion, rows, measure)
@@ -179,9 +180,7 @@ def _log_leaderboard(variants: list[Variant], rows: PromptSet, metrics: list[str
 def _prepare_view(client: MlflowClient, policy: Promotion, rows: PromptSet, measure: Ruler) -> str:
     """Prepare the view of the prompt set, sorted by the policy's metric; returns its name."""
     # A policy may compare by something that is no score.
-    shown = (measure.first, names.less_is_better(measure.first))
-    if policy.metric in measure.metrics:
-        shown = (policy.metric, policy.less_is_better)
+    shown = (policy.metric, policy.less_is_better) if policy.metric in measure.metrics else (measure.first, False)
     return views.prepare(client, by_set.label(client, rows), *shown)
 
 

@@ -62,12 +62,9 @@ def log(
     ]
     with runs.reopen(variant.run_id):
         mlflow.log_dict(mark | {"table": table, "journal": answers}, file(rows.sha256))
-        mlflow.log_text(_page(variant, rows, mark), str(Path(scorecard.file(rows.sha256)).with_suffix(".md")))
+        page = f"# {variant.name}\n\nStopped early on {rows.name}: {extent(mark)}. The others have no score.\n"
+        mlflow.log_text(page, str(Path(scorecard.file(rows.sha256)).with_suffix(".md")))
     tag(client, variant, rows, mark)
-
-
-def _page(variant: Variant, rows: PromptSet, mark: dict[str, Any]) -> str:
-    return f"# {variant.name}\n\nStopped early on {rows.name}: {extent(mark)}. The others have no score.\n"
 
 
 def tag(client: MlflowClient, variant: Variant, rows: PromptSet, mark: dict[str, Any]) -> None:

@@ -18,72 +18,53 @@ from steps.errors import StepError
 from steps.evaluation import (
     context_check,
     contract_suite,
-    fidelity,
     journal,
     judge,
     kept_answers,
-    likelihoods,
     metric_loading,
     partial,
     scorecard,
     scores,
+    scores_log,
 )
 from steps.evaluation.answers import Answer, Course, answer_rows
 from steps.evaluation.asking import Asker, loaded
 from steps.evaluation.context_check import ContextCheck
-from steps.evaluation.findings import Findings, echo_scored, log
 from steps.evaluation.journal import Journal
 from steps.evaluation.kept_answers import Kept
 from steps.evaluation.prompt_set import PromptSet
+from steps.evaluation.report import state
 from steps.evaluation.ruler import CONTRACT, Ruler
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.scores import Computed
 from steps.output import activity, echo, suppress_output
-from steps.store import integrity
+from steps.store import integrity, names, runs
 from steps.store.environment import package_versions
 from steps.store.variants import Variant, read_variant
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SHOWN_ROWS = 5
 IsBeaten = Callable[[list[int], list[list[Answer]]], bool]
 
 
 @dataclass(frozen=True)
-class Work:
-    """What has to be done to score a variant.
+class Findings:
+    """What asking a variant gave: answers of every repeat, and the results of the contract suite if it was run."""
 
-    Attributes:
-        entries: The journal, with everything that was done before.
-        kept: A scorecard whose answers are scored again; None to ask the variant.
-        course: The order to ask in, if the variant may be stopped early.
-        stale: The parts of the ruler to compute.
-    """
-
-    client: MlflowClient
-    variant: Variant
-    rows: PromptSet
-    ruler: Ruler
-    settings: Evaluation
-    entries: Journal
-    kept: Kept | None
-    course: Course | None
-    stale: list[str]
+    repeats: list[list[Answer]]
+    contract: list[contract_suite.Result] | None
 
     @property
-    def reference(self) -> Variant | None:
-        """Return the variant that fidelity has to be measured against; None if it has not."""
-        wanted = {metric_loading.REFERENCE, *metric_loading.FIDELITY} & set(self.stale)
-        return self.ruler.references.get(self.variant.model_id) if wanted else None
+    def stopped(self) -> bool:
+        """Return whether rows were not asked, because the variant was stopped early."""
+        return any(answer.unasked for answer in self.repeats[0])
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        """Return the fields of a row that hold the given answers whose likelihoods are needed."""
-        return likelihoods.kinds_of(self.stale)
-
-    def unscored(self, answers: list[Answer]) -> list[likelihoods.Given]:
-        """Return the given answers whose likelihoods are needed and not in the journal."""
-        return likelihoods.missing(self.entries.entries, self.rows, self.kinds, answers)
+    def seconds(self) -> float:
+        """Return how many seconds the answers took, whenever they were given."""
+        return sum(answer.latency_ms or 0 for answers in self.repeats for answer in answers) / 1000
 
 
 def score_variant(
@@ -114,7 +95,8 @@ def score_variant(
     Returns:
         None if the variant was stopped early.
     """
-    again = ask_again and scorecard.has_scorecard(read_variant(client, variant.model_id), rows, ruler)
+    current = read_variant(client, variant.model_id)
+    again = ask_again and scorecard.has_scorecard(current, rows, ruler)
     with journal.opened(journal_key(variant), rows.sha256, lambda: _echo_waiting(variant), again) as entries:
         # Another process may have scored it while this one waited.
         current = read_variant(client, variant.model_id)
@@ -122,53 +104,22 @@ def score_variant(
             entries.remove()
             return scorecard.read(current, rows.sha256)
         kept = None if again else kept_answers.keep(current, rows, ruler, entries)
-        course = _course(current, rows, settings, entries, is_beaten) if ruler.generates else None
-        work = Work(client, variant, rows, ruler, settings, entries, kept, course, _stale(variant, ruler, kept))
-        findings = _findings(work, current, check, over_context)
-        card = _finish(work, current, findings)
-    if card:
-        echo_scored(variant, card, ruler.first, findings.seconds, kept is not None)
-    return card
-
-
-def _findings(work: Work, current: Variant, check: ContextCheck | None, over_context: str) -> Findings:
-    """Return what is known of the variant; load its model only if something has to be asked."""
-    if work.kept and work.kinds:
-        known = likelihoods.read(current, work.rows.sha256)
-        work.entries.add({name: entry for name, entry in known.items() if name not in work.entries.entries})
-    needs_model = CONTRACT in work.stale or work.reference
-    if work.kept and not needs_model and not work.unscored(work.kept.repeats[0]):
-        return Findings(work.kept.repeats, None)
-    return _ask(work, check, over_context)
-
-
-def _finish(work: Work, current: Variant, findings: Findings) -> Scorecard | None:
-    """Compute and log the scorecard, and remove what was only needed to make it; None if asking was stopped early."""
-    client, variant, rows, entries = work.client, work.variant, work.rows, work.entries
-    if work.course and findings.stopped:
-        partial.log(client, variant, rows, findings.repeats, work.course, entries, journal_key(variant))
+        course = _course(current, rows, settings, entries, is_beaten)
+        if kept and CONTRACT not in scorecard.outdated(kept.parts, ruler.parts(variant)):
+            findings = Findings(kept.repeats, None)
+        else:
+            findings = _ask(client, variant, rows, settings, entries, kept, check, over_context, course)
+        if course and findings.stopped:
+            partial.log(client, variant, rows, findings.repeats, course, entries, journal_key(variant))
+            entries.remove()
+            return None
+        card = scores.scorecard(rows, findings.repeats, _compute(rows, ruler, variant, findings, kept, entries))
+        _log(client, variant, rows, card, findings, kept, _mark(current, rows, ruler, kept))
+        if partial.mark_of(current, rows):
+            partial.tag(client, variant, rows, {})
         entries.remove()
-        return None
-    card = scores.scorecard(rows, findings.repeats, _compute(work, findings))
-    mark = _mark(current, rows, work.ruler, work.kept)
-    log(client, variant, rows, card, findings, work.kept, likelihoods.kept(entries.entries, rows), mark)
-    if partial.mark_of(current, rows):
-        partial.tag(client, variant, rows, {})
-    entries.remove()
+    _echo_scored(variant, card, ruler.first, findings.seconds, kept is not None)
     return card
-
-
-def _stale(variant: Variant, ruler: Ruler, kept: Kept | None) -> list[str]:
-    """Return the parts of the ruler that have to be computed; report the metrics that the variant's mode cannot have.
-
-    Raises:
-        StepError: Variants are compared by a metric that it cannot have.
-    """
-    for left_out, sentence in ruler.left_out(variant).items():
-        if ruler.first in left_out:
-            raise StepError(f"{sentence}: name another metric first in evaluate.metrics or prompt_set.metrics.")
-        echo(f"{variant.name} is scored without {', '.join(left_out)}: {sentence}.")
-    return scorecard.outdated(kept.parts if kept else {}, ruler.parts(variant))
 
 
 def journal_key(variant: Variant) -> dict[str, Any]:
@@ -194,23 +145,37 @@ def _course(
     return replace(course, is_beaten=is_beaten) if course else None
 
 
-def _ask(work: Work, check: ContextCheck | None, over_context: str) -> Findings:
-    """Load the variant's model, ask it the rows unless its answers are kept, and run what is stale of the rest."""
-    client, variant = work.client, work.variant
-    if check is None and work.kept is None:
-        check = context_check.context_check(variant, work.rows)
-        context_check.refuse([check], work.rows, over_context)
+def _ask(
+    client: MlflowClient,
+    variant: Variant,
+    rows: PromptSet,
+    settings: Evaluation,
+    entries: Journal,
+    kept: Kept | None,
+    check: ContextCheck | None,
+    over_context: str,
+    course: Course | None,
+) -> Findings:
+    """Load the variant's model, ask it the rows unless its answers are kept, and run the contract suite."""
+    if check is None and kept is None:
+        check = context_check.context_check(variant, rows)
+        context_check.refuse([check], rows, over_context)
     # Before anything of it is loaded: a changed model could run anything.
     if changed := integrity.verify(client, variant):
         raise StepError(f"it is not what build logged: {'; '.join(changed)}.")
-    if work.reference:
-        # One model is in memory at a time.
-        fidelity.prepare(client, work.reference, work.rows, work.settings.batch_size)
     words = f"loading and asking {variant.name}"
     with activity(words), integrity.local_copy(client, variant) as folder, loaded(folder) as model:
         asker = Asker(model, variant.mode, variant.interface)
-        findings = _answers(work, asker, check or ContextCheck())
-        if findings.stopped or CONTRACT not in work.stale:
+        if kept:
+            repeats = kept.repeats
+        else:
+            check = check or ContextCheck()
+            if course and (check.too_long or check.unaskable):
+                # The rows that cannot be asked have no place in the order.
+                course = replace(course, is_beaten=None)
+            repeats = answer_rows(asker, variant, rows, check, settings, entries, course)
+        findings = Findings(repeats, None)
+        if findings.stopped:
             return findings
         with suppress_output(), activity(f"checking the contract of {variant.name}"):
             suite = contract_suite.checks(variant.interface.name)
@@ -218,53 +183,101 @@ def _ask(work: Work, check: ContextCheck | None, over_context: str) -> Findings:
     return replace(findings, contract=contract)
 
 
-def _answers(work: Work, asker: Asker, check: ContextCheck) -> Findings:
-    """Return the answers to the rows, and write the likelihoods that stale metrics need to the journal.
-
-    Unless a metric reads generated answers, the answer to a row is its most likely choice.
-    """
-    rows, entries, course = work.rows, work.entries, work.course
-    repeats = work.kept.repeats if work.kept else []
-    if not work.kept and work.ruler.generates:
-        if course and (check.too_long or check.unaskable):
-            # The rows that cannot be asked have no place in the order.
-            course = replace(course, is_beaten=None)
-        repeats = answer_rows(asker, work.variant, rows, check, work.settings, entries, course)
-        if Findings(repeats, None).stopped:
-            return Findings(repeats, None)
-    asked = repeats[0] if repeats else [Answer(skipped=check.too_long.get(index)) for index in range(len(rows.rows))]
-    if unscored := work.unscored(asked):
-        likelihoods.score(asker, work.variant, unscored, work.settings.max_errors, entries)
-    if work.reference and (rest := fidelity.missing(entries.entries, work.reference, rows, asked)):
-        fidelity.score(asker, work.variant, work.reference, rest, entries)
-    return Findings(repeats or [likelihoods.chosen(entries.entries, rows, check.too_long)], None)
-
-
-def _compute(work: Work, findings: Findings) -> dict[str, list[Computed]]:
+def _compute(
+    rows: PromptSet, ruler: Ruler, variant: Variant, findings: Findings, kept: Kept | None, entries: Journal
+) -> dict[str, list[Computed]]:
     """Return the values of every metric of the ruler, and of the other ones that the kept scorecard has."""
-    rows, ruler, kept = work.rows, work.ruler, work.kept
-    metrics = metric_loading.load_metrics(ruler.sources[name] for name in work.stale if name in ruler.sources)
-    computed = scores.compute(metrics, rows, findings.repeats, work.entries.entries)
-    if ruler.judge and metric_loading.JUDGE in work.stale:
-        computed[metric_loading.JUDGE] = judge.compute(ruler.judge, rows, findings.repeats, work.entries)
-    if work.reference:
-        computed |= fidelity.computed(work.entries.entries, work.reference, rows, findings.repeats[0])
+    outdated = scorecard.outdated(kept.parts, ruler.parts(variant)) if kept else ruler.metrics
+    stale = [name for name in ruler.metrics if name in outdated]
+    metrics = metric_loading.load_metrics(ruler.sources[name] for name in stale if name in ruler.sources)
+    computed = scores.compute(metrics, rows, findings.repeats)
+    if ruler.judge and metric_loading.JUDGE in stale:
+        computed[metric_loading.JUDGE] = judge.compute(ruler.judge, rows, findings.repeats, entries)
     if kept:
-        others = [name for name in kept.parts if name not in (*computed, CONTRACT, metric_loading.REFERENCE)]
+        others = [name for name in kept.parts if name not in computed and name != CONTRACT]
         computed |= {name: scores.carried(kept.card, name) for name in others}
-    names = dict.fromkeys([*ruler.metrics_of(work.variant), *computed])
+    names = dict.fromkeys([*ruler.metrics, *computed])
     return {name: computed[name] for name in names}
 
 
 def _mark(variant: Variant, rows: PromptSet, ruler: Ruler, kept: Kept | None) -> dict[str, Any]:
     """Return what the mark of a new scorecard says about its making."""
-    is_generated = kept.is_generated if kept else ruler.generates
     return {
-        "asked": ruler.asked(variant) | ({} if is_generated else {scorecard.ANSWERS: scorecard.CHOSEN}),
+        "asked": ruler.asked(variant),
         "parts": (kept.parts if kept else {}) | ruler.parts(variant),
         "sources": scorecard.sources_of([variant], rows.sha256) | ruler.own_sources,
     }
 
 
+def _log(
+    client: MlflowClient,
+    variant: Variant,
+    rows: PromptSet,
+    card: Scorecard,
+    findings: Findings,
+    kept: Kept | None,
+    mark: dict[str, Any],
+) -> None:
+    """Log everything to the variant's run and LoggedModel, and last the mark that says that it is complete."""
+    import mlflow
+
+    data = scores_log.dataset(rows)
+    latencies = [answer.latency_ms for answer in findings.repeats[0]]
+    state.invalidate(client, variant, rows, keep_speed=kept is not None)
+    with runs.reopen(variant.run_id):
+        scores_log.log(card, data, latencies, variant.model_id)
+        # With the dataset, so that what was measured on two prompt sets can be told apart.
+        counts = _contract_counts(findings) | ({} if kept else _answer_counts(card, findings))
+        if counts:
+            mlflow.log_metrics(counts, dataset=data, model_id=variant.model_id)
+        if findings.contract is not None:
+            # log_table would append to the table of an earlier evaluation of this run.
+            results = [[result.name, result.fault is None, result.fault or ""] for result in findings.contract]
+            mlflow.log_dict({"columns": ["check", "passed", "fault"], "data": results}, "contract.json")
+        scorecard.log(card, latencies)
+        mlflow.set_tag(names.PROMPT_SET_SHA256, rows.sha256)
+    value = scorecard.mark(rows, data.digest, **mark)
+    client.set_logged_model_tags(variant.model_id, {scorecard.tag(rows.sha256): value})
+
+
+def _answer_counts(card: Scorecard, findings: Findings) -> dict[str, float]:
+    """Return the metrics of the answers that are no scores: time, errors, skipped rows."""
+    first = findings.repeats[0]
+    counts: dict[str, float] = {
+        "answers/seconds": findings.seconds,
+        names.ERRORS.key: sum(error is not None for error in card.errors),
+        names.SKIPPED.key: sum(skipped is not None for skipped in card.skipped),
+    }
+    if any(answer.finish_reason for answer in first):
+        counts[names.TRUNCATED.key] = sum(answer.finish_reason == "length" for answer in first)
+    return counts
+
+
+def _contract_counts(findings: Findings) -> dict[str, float]:
+    """Return the metrics of the contract suite; empty if it was not run."""
+    if findings.contract is None:
+        return {}
+    return {
+        names.CONTRACT_PASSED.key: sum(result.fault is None for result in findings.contract),
+        names.CONTRACT_TOTAL.key: len(findings.contract),
+    }
+
+
 def _echo_waiting(variant: Variant) -> None:
     echo(f"Waiting for another process that is asking {variant.name} these rows.")
+
+
+def _echo_scored(variant: Variant, card: Scorecard, metric: str, seconds: float, kept: bool) -> None:
+    score = f"{metric} {card.metrics[f'{metric}/mean']:.3f}" if f"{metric}/mean" in card.metrics else "scored"
+    how = "from its kept answers" if kept else f"{seconds:.1f} s"
+    echo(f"Scored {variant.name}: {score} ({how}{_skipped(card)})")
+
+
+def _skipped(card: Scorecard) -> str:
+    """Return which rows were skipped, and why the first of them was."""
+    skipped = [row_id for row_id, reason in zip(card.ids, card.skipped, strict=True) if reason]
+    if not skipped:
+        return ""
+    more = [f"and {len(skipped) - SHOWN_ROWS} more"] if len(skipped) > SHOWN_ROWS else []
+    shown = ", ".join([*map(repr, skipped[:SHOWN_ROWS]), *more])
+    return f"; {len(skipped)} rows skipped ({shown}): {next(filter(None, card.skipped))}"

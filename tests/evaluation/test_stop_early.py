@@ -87,8 +87,8 @@ def test_a_stopped_variant_is_not_compared_and_is_finished_from_its_kept_answers
 
     command = next(line for line in done.stdout.splitlines() if f"Stopped early: {store.greedy.name} " in line)
     words = shlex.split(command.partition("`")[2].partition("`")[0])
-    assert words[:5] == ["mlflow", "run", ".", "-e", "evaluate"]
-    finished = evaluate(*words[6::2], POLICY[1])
+    assert words[:3] == ["python", "-m", "steps.evaluate"]
+    finished = evaluate(*words[3:], POLICY[1])
     assert finished.returncode == 0, finished.stderr
     assert len(asked) == ROWS - marks[store.greedy.name]["asked"]
     assert mark_of(store.greedy, sha256) == {}

@@ -23,7 +23,6 @@ class Settings:
         logit_bias: What is added to the logits of some tokens.
         logprobs: How many alternatives each token's log-probability comes with; None for no log-probabilities.
         echo: Whether the tokens of the prompt get log-probabilities too.
-        scored_from: The first token of the prompt that gets one; it has to follow another token.
         mask: Makes the mask of a sequence whose tokens a grammar limits.
     """
 
@@ -38,7 +37,6 @@ class Settings:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     echo: bool = False
-    scored_from: int = 1
     mask: Callable[[], Mask] | None = None
 
     @property
@@ -74,8 +72,6 @@ class Sequence:
     cancelled: bool = False
     scores: list[TokenScore] = field(default_factory=list)
     prompt_scores: list[TokenScore] = field(default_factory=list)
-    # Whether somebody waits for each token, as opposed to a batch job.
-    is_awaited: bool = True
     # How many tokens of the prompt the engine had computed before, for another one.
     reused: int = 0
     # When it was made, and when its first and its last token came.
@@ -94,11 +90,6 @@ class Sequence:
     def length(self) -> int:
         """Return the number of tokens in prompt and completion."""
         return len(self.prompt) + len(self.tokens)
-
-    @property
-    def is_over(self) -> bool:
-        """Return True if no token is wanted any more: it is complete, failed or cancelled."""
-        return self.cancelled or self.done.is_set()
 
     @property
     def greedy(self) -> bool:
@@ -144,15 +135,12 @@ class Sequence:
         return token
 
     def score_prompt(self, logits: FloatArray) -> None:
-        """Keep the log-probabilities of the prompt from `logits` [tokens, vocabulary], the next ones in its order.
-
-        The first row that comes is that of the token before `scored_from`.
-        """
+        """Keep the log-probabilities of the prompt from `logits` [tokens, vocabulary], the next ones in its order."""
         for row in logits:
-            position = self.settings.scored_from + len(self.prompt_scores)
-            if position == len(self.prompt):
+            if len(self.prompt_scores) + 1 == len(self.prompt):
                 return
-            self.prompt_scores.append(score(row, self.prompt[position], self.settings.logprobs or 0))
+            token = self.prompt[len(self.prompt_scores) + 1]
+            self.prompt_scores.append(score(row, token, self.settings.logprobs or 0))
 
     def sample(self, logits: FloatArray) -> int:
         """Draw a token from `logits` [vocabulary] by temperature, top_k and top_p (nucleus sampling)."""
