@@ -67,6 +67,29 @@ class Findings:
         return sum(answer.latency_ms or 0 for answers in self.repeats for answer in answers) / 1000
 
 
+@dataclass(frozen=True)
+class Work:
+    """What it takes to score one variant.
+
+    Attributes:
+        client: The store.
+        variant: What to score, as it was when nobody else was scoring it.
+        rows: The prompt set.
+        ruler: What to score it by.
+        entries: The journal of its answers.
+        kept: The answers of its scorecard; None if it has none, or is asked again.
+        course: The order in which its rows are asked and when to stop; None to ask all of them.
+    """
+
+    client: MlflowClient
+    variant: Variant
+    rows: PromptSet
+    ruler: Ruler
+    entries: Journal
+    kept: Kept | None
+    course: Course | None
+
+
 def score_variant(
     client: MlflowClient,
     variant: Variant,
@@ -95,8 +118,7 @@ def score_variant(
     Returns:
         None if the variant was stopped early.
     """
-    current = read_variant(client, variant.model_id)
-    again = ask_again and scorecard.has_scorecard(current, rows, ruler)
+    again = ask_again and scorecard.has_scorecard(read_variant(client, variant.model_id), rows, ruler)
     with journal.opened(journal_key(variant), rows.sha256, lambda: _echo_waiting(variant), again) as entries:
         # Another process may have scored it while this one waited.
         current = read_variant(client, variant.model_id)
@@ -104,21 +126,31 @@ def score_variant(
             entries.remove()
             return scorecard.read(current, rows.sha256)
         kept = None if again else kept_answers.keep(current, rows, ruler, entries)
-        course = _course(current, rows, settings, entries, is_beaten)
-        if kept and CONTRACT not in scorecard.outdated(kept.parts, ruler.parts(variant)):
-            findings = Findings(kept.repeats, None)
-        else:
-            findings = _ask(client, variant, rows, settings, entries, kept, check, over_context, course)
-        if course and findings.stopped:
-            partial.log(client, variant, rows, findings.repeats, course, entries, journal_key(variant))
-            entries.remove()
-            return None
-        card = scores.scorecard(rows, findings.repeats, _compute(rows, ruler, variant, findings, kept, entries))
-        _log(client, variant, rows, card, findings, kept, _mark(current, rows, ruler, kept))
-        if partial.mark_of(current, rows):
-            partial.tag(client, variant, rows, {})
+        work = Work(client, current, rows, ruler, entries, kept, _course(current, rows, settings, entries, is_beaten))
+        card = _finish(work, _find(work, settings, check, over_context))
         entries.remove()
-    _echo_scored(variant, card, ruler.first, findings.seconds, kept is not None)
+    return card
+
+
+def _find(work: Work, settings: Evaluation, check: ContextCheck | None, over_context: str) -> Findings:
+    """Return the variant's answers, and its contract if that is out of date."""
+    kept = work.kept
+    if kept and CONTRACT not in scorecard.outdated(kept.parts, work.ruler.parts(work.variant)):
+        return Findings(kept.repeats, None)
+    return _ask(work, settings, check, over_context)
+
+
+def _finish(work: Work, findings: Findings) -> Scorecard | None:
+    """Log what was found: a scorecard, or how far it was asked; returns None for a variant that was stopped early."""
+    client, variant, rows = work.client, work.variant, work.rows
+    if work.course and findings.stopped:
+        partial.log(client, variant, rows, findings.repeats, work.course, work.entries, journal_key(variant))
+        return None
+    card = scores.scorecard(rows, findings.repeats, _compute(work, findings))
+    _log(work, card, findings)
+    if partial.mark_of(variant, rows):
+        partial.tag(client, variant, rows, {})
+    _echo_scored(variant, card, work.ruler.first, findings.seconds, work.kept is not None)
     return card
 
 
@@ -145,26 +177,17 @@ def _course(
     return replace(course, is_beaten=is_beaten) if course else None
 
 
-def _ask(
-    client: MlflowClient,
-    variant: Variant,
-    rows: PromptSet,
-    settings: Evaluation,
-    entries: Journal,
-    kept: Kept | None,
-    check: ContextCheck | None,
-    over_context: str,
-    course: Course | None,
-) -> Findings:
+def _ask(work: Work, settings: Evaluation, check: ContextCheck | None, over_context: str) -> Findings:
     """Load the variant's model, ask it the rows unless its answers are kept, and run the contract suite."""
+    variant, rows, kept, course = work.variant, work.rows, work.kept, work.course
     if check is None and kept is None:
         check = context_check.context_check(variant, rows)
         context_check.refuse([check], rows, over_context)
     # Before anything of it is loaded: a changed model could run anything.
-    if changed := integrity.verify(client, variant):
+    if changed := integrity.verify(work.client, variant):
         raise StepError(f"it is not what build logged: {'; '.join(changed)}.")
     words = f"loading and asking {variant.name}"
-    with activity(words), integrity.local_copy(client, variant) as folder, loaded(folder) as model:
+    with activity(words), integrity.local_copy(work.client, variant) as folder, loaded(folder) as model:
         asker = Asker(model, variant.mode, variant.interface)
         if kept:
             repeats = kept.repeats
@@ -173,7 +196,7 @@ def _ask(
             if course and (check.too_long or check.unaskable):
                 # The rows that cannot be asked have no place in the order.
                 course = replace(course, is_beaten=None)
-            repeats = answer_rows(asker, variant, rows, check, settings, entries, course)
+            repeats = answer_rows(asker, variant, rows, check, settings, work.entries, course)
         findings = Findings(repeats, None)
         if findings.stopped:
             return findings
@@ -183,16 +206,15 @@ def _ask(
     return replace(findings, contract=contract)
 
 
-def _compute(
-    rows: PromptSet, ruler: Ruler, variant: Variant, findings: Findings, kept: Kept | None, entries: Journal
-) -> dict[str, list[Computed]]:
+def _compute(work: Work, findings: Findings) -> dict[str, list[Computed]]:
     """Return the values of every metric of the ruler, and of the other ones that the kept scorecard has."""
-    outdated = scorecard.outdated(kept.parts, ruler.parts(variant)) if kept else ruler.metrics
+    rows, ruler, kept = work.rows, work.ruler, work.kept
+    outdated = scorecard.outdated(kept.parts, ruler.parts(work.variant)) if kept else ruler.metrics
     stale = [name for name in ruler.metrics if name in outdated]
     metrics = metric_loading.load_metrics(ruler.sources[name] for name in stale if name in ruler.sources)
     computed = scores.compute(metrics, rows, findings.repeats)
     if ruler.judge and metric_loading.JUDGE in stale:
-        computed[metric_loading.JUDGE] = judge.compute(ruler.judge, rows, findings.repeats, entries)
+        computed[metric_loading.JUDGE] = judge.compute(ruler.judge, rows, findings.repeats, work.entries)
     if kept:
         others = [name for name in kept.parts if name not in computed and name != CONTRACT]
         computed |= {name: scores.carried(kept.card, name) for name in others}
@@ -200,27 +222,21 @@ def _compute(
     return {name: computed[name] for name in names}
 
 
-def _mark(variant: Variant, rows: PromptSet, ruler: Ruler, kept: Kept | None) -> dict[str, Any]:
+def _mark(work: Work) -> dict[str, Any]:
     """Return what the mark of a new scorecard says about its making."""
+    variant, ruler = work.variant, work.ruler
     return {
         "asked": ruler.asked(variant),
-        "parts": (kept.parts if kept else {}) | ruler.parts(variant),
-        "sources": scorecard.sources_of([variant], rows.sha256) | ruler.own_sources,
+        "parts": (work.kept.parts if work.kept else {}) | ruler.parts(variant),
+        "sources": scorecard.sources_of([variant], work.rows.sha256) | ruler.own_sources,
     }
 
 
-def _log(
-    client: MlflowClient,
-    variant: Variant,
-    rows: PromptSet,
-    card: Scorecard,
-    findings: Findings,
-    kept: Kept | None,
-    mark: dict[str, Any],
-) -> None:
+def _log(work: Work, card: Scorecard, findings: Findings) -> None:
     """Log everything to the variant's run and LoggedModel, and last the mark that says that it is complete."""
     import mlflow
 
+    client, variant, rows, kept = work.client, work.variant, work.rows, work.kept
     data = scores_log.dataset(rows)
     latencies = [answer.latency_ms for answer in findings.repeats[0]]
     state.invalidate(client, variant, rows, keep_speed=kept is not None)
@@ -236,7 +252,7 @@ def _log(
             mlflow.log_dict({"columns": ["check", "passed", "fault"], "data": results}, "contract.json")
         scorecard.log(card, latencies)
         mlflow.set_tag(names.PROMPT_SET_SHA256, rows.sha256)
-    value = scorecard.mark(rows, data.digest, **mark)
+    value = scorecard.mark(rows, data.digest, **_mark(work))
     client.set_logged_model_tags(variant.model_id, {scorecard.tag(rows.sha256): value})
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from steps.promotion import report
 from steps.promotion.rank import Ranking
 from steps.promotion.registry import Registry
 from steps.promotion.verdicts import INFERIOR
 from steps.store import runs
-from steps.store.commands import serve_command, step_command
 from steps.store.names import STANDING, VARIANT, row_metric
 from steps.store.variants import find_variants
 
@@ -69,14 +69,15 @@ def describe(client: MlflowClient, current: Registry, reason: str) -> None:
     """Write the page of the registered model: the champion, why it is, how to load and serve it."""
     if champion := current.champion:
         variant = champion.tags.get(VARIANT, champion.model_id)
+        serve, history, rollback = report.next_commands(current.name)
         text = PAGE.format(
             name=current.name,
             number=champion.number,
             variant=variant,
             reason=reason,
-            serve=serve_command(f"models:/{current.name}@champion"),
-            history=step_command("register", "action=history"),
-            rollback=step_command("register", "action=rollback"),
+            serve=serve,
+            history=history,
+            rollback=rollback,
         )
         if client.get_registered_model(current.name).description != text:
             client.update_registered_model(current.name, text)

@@ -10,11 +10,15 @@ import os
 import shlex
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from steps.config.paths import PROJECT, user_directory
 from steps.redaction import without_secrets
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 # What `mlflow run` uses if nothing is said.
 DEFAULT_MANAGER = "conda"
@@ -28,47 +32,52 @@ def step_command(step: str, *overrides: str) -> str:
         overrides: Its overrides, such as run_id=….
     """
     words = [shlex.quote(override) for override in overrides]
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if not run_id:
+    run = _project_run()
+    if run is None:
         return " ".join([f"python -m steps.{step}", *words])
     entry = [] if step == "main" else ["-e", step]
-    options = [*entry, *_environment(run_id), *_experiment(run_id)]
-    return " ".join(["mlflow run", _project(run_id), *options, *(f"-P {word}" for word in words)])
+    manager = _manager(run)
+    environment = [] if manager == DEFAULT_MANAGER else ["--env-manager", manager]
+    options = [*entry, *environment, *_experiment(run)]
+    return " ".join(["mlflow run", _project(run), *options, *(f"-P {word}" for word in words)])
 
 
 def serve_command(model: str) -> str:
     """Return the command that serves a model with MLflow's server."""
+    run = _project_run()
+    return f"mlflow models serve -m {model} --env-manager {_manager(run) if run else 'local'} --port 5001"
+
+
+def _project_run() -> Run | None:
+    """Return the run that `mlflow run` started for this step; None if Python started the step."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
-    manager = _tags(run_id).get("mlflow.project.env", DEFAULT_MANAGER) if run_id else "local"
-    return f"mlflow models serve -m {model} --env-manager {manager} --port 5001"
+    return _read(run_id) if run_id else None
 
 
-def _environment(run_id: str) -> list[str]:
-    manager = _tags(run_id).get("mlflow.project.env", DEFAULT_MANAGER)
-    return [] if manager == DEFAULT_MANAGER else ["--env-manager", manager]
+@cache
+def _read(run_id: str) -> Run:
+    import mlflow
+
+    return mlflow.MlflowClient().get_run(run_id)
 
 
-def _experiment(run_id: str) -> list[str]:
+def _manager(run: Run) -> str:
+    return str(run.data.tags.get("mlflow.project.env", DEFAULT_MANAGER))
+
+
+def _experiment(run: Run) -> list[str]:
     """Return the option that chose the experiment, unless a variable of the user's shell did."""
     import mlflow
 
     # The variable as the process began with it: a step removes it, so that the run's own experiment counts.
     usual = psutil.Process().environ().get("MLFLOW_EXPERIMENT_NAME", "Default")
-    client = mlflow.MlflowClient()
-    name = client.get_experiment(client.get_run(run_id).info.experiment_id).name
+    name = mlflow.MlflowClient().get_experiment(run.info.experiment_id).name
     return [] if name == usual else ["--experiment-name", shlex.quote(name)]
 
 
-def _project(run_id: str) -> str:
+def _project(run: Run) -> str:
     """Return the project as the user may type it: a dot for the folder in which they stand."""
-    source = _tags(run_id).get("mlflow.source.name", "")
+    source = run.data.tags.get("mlflow.source.name", "")
     if Path(source).is_dir() or not source:
         return "." if user_directory() == PROJECT else shlex.quote(source or str(PROJECT))
     return shlex.quote(without_secrets(source))
-
-
-@cache
-def _tags(run_id: str) -> dict[str, str]:
-    import mlflow
-
-    return dict(mlflow.MlflowClient().get_run(run_id).data.tags)
