@@ -6,7 +6,6 @@ neither of them.
 
 from __future__ import annotations
 
-import os
 import shlex
 from functools import cache
 from pathlib import Path
@@ -50,8 +49,13 @@ def serve_command(model: str) -> str:
 
 def _project_run() -> Run | None:
     """Return the run that `mlflow run` started for this step; None if Python started the step."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
+    run_id = _first_environment().get("MLFLOW_RUN_ID")
     return _read(run_id) if run_id else None
+
+
+def _first_environment() -> dict[str, str]:
+    """Return the variables that the process began with: MLflow and the steps remove some of them on the way."""
+    return psutil.Process().environ()
 
 
 @cache
@@ -62,15 +66,15 @@ def _read(run_id: str) -> Run:
 
 
 def _manager(run: Run) -> str:
-    return str(run.data.tags.get("mlflow.project.env", DEFAULT_MANAGER))
+    """Return the environment manager of a run. MLflow tags every one but `local`."""
+    return str(run.data.tags.get("mlflow.project.env", "local"))
 
 
 def _experiment(run: Run) -> list[str]:
     """Return the option that chose the experiment, unless a variable of the user's shell did."""
     import mlflow
 
-    # The variable as the process began with it: a step removes it, so that the run's own experiment counts.
-    usual = psutil.Process().environ().get("MLFLOW_EXPERIMENT_NAME", "Default")
+    usual = _first_environment().get("MLFLOW_EXPERIMENT_NAME", "Default")
     name = mlflow.MlflowClient().get_experiment(run.info.experiment_id).name
     return [] if name == usual else ["--experiment-name", shlex.quote(name)]
 

@@ -95,6 +95,8 @@ def test_the_main_job_ends_with_a_leaderboard_a_champion_and_two_commands(projec
     assert "★" in output
     assert re.search(r"^    mlflow ui --port 5000$", output, re.MULTILINE)
     assert "\n    mlflow models serve -m models:/phi3@champion --env-manager local --port 5001\n" in output
+    page = project.client.get_registered_model("phi3").description
+    assert "`mlflow run . -e register --env-manager local -P registered_model=phi3 -P action=rollback`" in page
     assert re.findall(r"http://\S+", output) == [
         "http://127.0.0.1:5000/#/experiments/0/runs?workflowType=machine_learning&viewStateShareKey=facts"
     ]

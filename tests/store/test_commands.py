@@ -12,14 +12,15 @@ from steps.store.commands import serve_command, step_command
 def project_run(monkeypatch):
     """Return a function that makes this process a step of a run of `mlflow run`."""
 
-    def start(source=str(PROJECT), manager=None, experiment="Default"):
+    def start(source=str(PROJECT), manager=None, experiment="Default", **variables):
         client = mlflow.MlflowClient()
         known = client.get_experiment_by_name(experiment)
         run = client.create_run(known.experiment_id if known else client.create_experiment(experiment))
         tags = {"mlflow.source.name": source} | ({"mlflow.project.env": manager} if manager else {})
         for key, value in tags.items():
             client.set_tag(run.info.run_id, key, value)
-        monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+        variables["MLFLOW_RUN_ID"] = run.info.run_id
+        monkeypatch.setattr(commands.psutil.Process, "environ", lambda _: variables)
         monkeypatch.setattr(commands, "user_directory", lambda: PROJECT)
 
     return start
@@ -37,11 +38,15 @@ def test_a_step_that_python_started_suggests_python():
 @pytest.mark.parametrize(
     ("run", "expected"),
     [
-        ({}, "mlflow run . -e evaluate -P 'a=b c'"),
+        ({}, "mlflow run . -e evaluate --env-manager local -P 'a=b c'"),
+        ({"manager": "conda"}, "mlflow run . -e evaluate -P 'a=b c'"),
         ({"manager": "uv"}, "mlflow run . -e evaluate --env-manager uv -P 'a=b c'"),
-        ({"experiment": "my team"}, "mlflow run . -e evaluate --experiment-name 'my team' -P 'a=b c'"),
         (
-            {"source": "https://user:secret@example.org/p#sub", "manager": "local"},
+            {"manager": "conda", "experiment": "my team"},
+            "mlflow run . -e evaluate --experiment-name 'my team' -P 'a=b c'",
+        ),
+        (
+            {"source": "https://user:secret@example.org/p#sub"},
             "mlflow run 'https://example.org/p#sub' -e evaluate --env-manager local -P 'a=b c'",
         ),
     ],
@@ -49,7 +54,7 @@ def test_a_step_that_python_started_suggests_python():
 def test_a_step_of_a_project_run_suggests_the_same_kind_of_run(project_run, run, expected):
     project_run(**run)
     assert step_command("evaluate", "a=b c") == expected
-    manager = run.get("manager", "conda")
+    manager = run.get("manager", "local")
     assert serve_command("models:/m@champion").endswith(f" --env-manager {manager} --port 5001")
 
 
@@ -62,8 +67,7 @@ def test_the_main_job_needs_no_entry_point_and_a_project_elsewhere_is_named(proj
     assert step_command("main") == f"mlflow run '{folder}' --env-manager uv"
 
 
-def test_an_experiment_of_the_users_shell_needs_no_option(project_run, monkeypatch):
+def test_an_experiment_of_the_users_shell_needs_no_option(project_run):
     """The variable is in the environment that the process began with."""
-    project_run(experiment="team")
-    monkeypatch.setattr(commands.psutil.Process, "environ", lambda _: {"MLFLOW_EXPERIMENT_NAME": "team"})
+    project_run(manager="conda", experiment="team", MLFLOW_EXPERIMENT_NAME="team")
     assert step_command("register") == "mlflow run . -e register"
