@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from steps import command_line
+from steps.modes import MODES, get_mode
 from tests.conftest import PROJECT, SPAIN
 from tests.handover.conftest import commands, execute
 
@@ -64,11 +65,11 @@ def test_the_script_explains_a_wrong_call():
 
 def test_the_commands_take_out_only_what_they_say(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "champion")
-    before = yaml.safe_load((tmp_path / "champion" / "conda.yaml").read_text())["dependencies"][-1]["pip"]
+    before = read_pins(tmp_path)
     (without_pydantic,) = commands("azure.md", "grep")
     (for_the_plugin,) = commands("azure.md", "sed")
     execute(f"{without_pydantic}\n{for_the_plugin}", tmp_path)
-    after = yaml.safe_load((tmp_path / "champion" / "conda.yaml").read_text())["dependencies"][-1]["pip"]
+    after = read_pins(tmp_path)
     assert {line.partition("==")[0] for line in set(before) - set(after)} == {"pydantic", "pydantic-core"}
     plugin = set((tmp_path / "azure-requirements.txt").read_text().split())
     changed = {line.partition("==")[0] for line in set(before) - plugin}
@@ -135,21 +136,49 @@ def test_the_registration_follows_the_schema(exported):
     assert (loaded.name, loaded.version, loaded.type) == ("phi3", "1", "mlflow_model")
 
 
+AZURES_PACKAGES = {"azureml-mlflow": "sed", "azureml-inference-server-http": "grep"}
+needs_uv = pytest.mark.skipif(shutil.which("uv") is None, reason="pip install uv")
+
+
+def prepared(folder, package):
+    """Run the page's command that makes room for a package of Azure; return the file with the requirements."""
+    execute("\n".join(commands("azure.md", AZURES_PACKAGES[package])), folder)
+    file = folder / "azure-requirements.txt"
+    if not file.exists():
+        file.write_text("\n".join(read_pins(folder)))
+    return file
+
+
+def read_pins(folder):
+    """Return the pins in the conda.yaml of the exported champion."""
+    return yaml.safe_load((folder / "champion" / "conda.yaml").read_text())["dependencies"][-1]["pip"]
+
+
 @pytest.mark.service
-@pytest.mark.skipif(shutil.which("uv") is None, reason="pip install uv")
-@pytest.mark.parametrize("package", ["azureml-mlflow", "azureml-inference-server-http"])
+@needs_uv
+@pytest.mark.parametrize("package", AZURES_PACKAGES)
 def test_the_folder_answers_next_to_azures_package(exported, tmp_path, package):
     shutil.copytree(exported, tmp_path / "champion")
     (tmp_path / "docs").symlink_to(PROJECT / "docs")
-    preparation = commands("azure.md", "sed" if package == "azureml-mlflow" else "grep")
-    execute("\n".join(preparation), tmp_path)
-    needed = tmp_path / "azure-requirements.txt"
-    if not needed.exists():
-        pins = yaml.safe_load((tmp_path / "champion" / "conda.yaml").read_text())["dependencies"][-1]["pip"]
-        needed.write_text("\n".join(pins))
+    requirements = prepared(tmp_path, package)
     environment = tmp_path / "environment"
     execute(f"uv venv -q --python '{sys.executable}' environment", tmp_path)
-    execute(f"uv pip install -q --python environment/bin/python -r '{needed}' {package}", tmp_path)
+    execute(f"uv pip install -q --python environment/bin/python -r '{requirements}' {package}", tmp_path)
     execute("uv pip check -q --python environment/bin/python", tmp_path)
     reply = execute(f"'{environment}/bin/python' docs/azure/score.py champion '{SPAIN}'", tmp_path)
     assert json.loads(reply)["choices"][0]["message"]["content"] == ANSWER
+
+
+@pytest.mark.service
+@needs_uv
+@pytest.mark.parametrize("package", AZURES_PACKAGES)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_pins_of_every_mode_agree_with_azures_package(tmp_path, mode, package):
+    pins = get_mode(mode).whole_requirements
+    (tmp_path / "champion").mkdir()
+    (tmp_path / "champion" / "requirements.txt").write_text("\n".join(pins))
+    (tmp_path / "champion" / "conda.yaml").write_text(yaml.safe_dump({"dependencies": [{"pip": pins}]}))
+    requirements = prepared(tmp_path, package)
+    with requirements.open("a") as file:
+        file.write(f"\n{package}\n")
+    assert f"{package}==" in execute(f"uv pip compile -q --python '{sys.executable}' '{requirements}'", tmp_path)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from steps.modes import MODES, get_mode
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, SPAIN
 from tests.handover.conftest import commands, execute
 from tests.support import free_port, wait_until
 
@@ -73,6 +73,15 @@ def ask(port, route, body):
         return json.load(reply)["choices"][0]["message"]["content"]
 
 
+def stream(port, route):
+    """Ask for a long reply, piece by piece."""
+    body = {"messages": [{"role": "user", "content": SPAIN}], "stream": True, "temperature": 2.0, "max_tokens": 400}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{route}", json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    return urllib.request.urlopen(request, timeout=60)
+
+
 def check_server(context, folder, python):
     """Serve from the context: wait for health, ask over both routes, and stop it."""
     port = free_port()
@@ -84,7 +93,11 @@ def check_server(context, folder, python):
         body = (PROJECT / "docs" / "azure" / "request.json").read_bytes()
         for route in ("/invocations", "/v1/chat/completions"):
             assert ask(port, route, body) == "The capital of Spain is Madrid."
-        process.send_signal(signal.SIGTERM)
+        with stream(port, "/v1/chat/completions") as open_reply:
+            assert open_reply.readline().startswith(b"data: {")
+            process.send_signal(signal.SIGTERM)
+            # What is open is finished.
+            assert open_reply.read().rstrip().endswith(b"data: [DONE]")
         process.wait(timeout=30)
     finally:
         process.kill()
