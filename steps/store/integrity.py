@@ -6,7 +6,9 @@ fault. From a server, files are downloaded one at a time and removed again.
 """
 
 import contextlib
+import os
 import shutil
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -32,6 +34,9 @@ CODE = "code"
 REGISTRY_FILE = "registered_model_meta"
 PICKLES = (".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".cloudpickle")
 FLAVORS = ("python_function", "transformers")
+BYTECODE = "__pycache__"
+# How often bytecode is removed anew, and the seconds between, while another process loads the model.
+REMOVALS, PAUSE = 20, 0.25
 # A PythonModel from code, and MLflow's transformers flavor. Neither unpickles anything.
 LOADERS = ("mlflow.pyfunc.loaders.code_model", "mlflow.transformers")
 
@@ -52,8 +57,7 @@ def seal(client: "MlflowClient", model_id: str, staged: Mapping[str, Mapping[str
 
     location = client.get_logged_model(model_id).artifact_location
     files = {path: dict(entry) for path, entry in staged.items()}
-    _remove_bytecode(location)
-    stored = _stored_files(client, model_id)
+    stored = _files_without_bytecode(client, model_id, location)
     if lost := [path for path, entry in files.items() if stored.get(path) != entry["bytes"]]:
         raise StepError(f"The store has lost files of models:/{model_id} or cut them short: {', '.join(lost)}.")
     for path in stored.keys() - files.keys():
@@ -69,8 +73,7 @@ def verify(client: "MlflowClient", variant: Variant) -> list[str]:
     model = client.get_logged_model(variant.model_id)
     if str(model.status) != "READY":
         return [f"its model is {model.status}"]
-    _remove_bytecode(model.artifact_location)
-    stored = _stored_files(client, variant.model_id)
+    stored = _files_without_bytecode(client, variant.model_id, model.artifact_location)
     if not stored:
         return [_nothing_stored(model)]
     # Before the manifest is read, because anyone who can plant a pickle can also change the manifest.
@@ -193,11 +196,37 @@ def _code_sha256(files: Mapping[str, Mapping[str, Any]]) -> str:
     return digest({"/".join(parts[2:]): files[path]["sha256"] for path, parts in paths.items() if parts[0] == CODE})
 
 
+def _files_without_bytecode(client: "MlflowClient", model_id: str, location: str) -> dict[str, int]:
+    """Remove compiled Python from a local model and return the size in bytes of every stored file, by its path.
+
+    Loading a model in place writes bytecode next to its code. And if somebody had planted bytecode there, Python would
+    run it instead of the code that is checked. A process that loads the model right now, as a server does when it
+    starts, writes bytecode between the removal and the listing: then both are done again. Bytecode on a server, or
+    which cannot be removed, stays in the result.
+    """
+    folder = local_folder(location)
+    for _ in range(REMOVALS):
+        for parent, folders, _ in os.walk(folder) if folder else ():
+            if BYTECODE in folders:
+                shutil.rmtree(Path(parent, BYTECODE), ignore_errors=True)
+        stored = _stored_files(client, model_id)
+        if folder is None or not any(PurePosixPath(path).name == BYTECODE for path in stored):
+            break
+        time.sleep(PAUSE)
+    return stored
+
+
 def _stored_files(client: "MlflowClient", model_id: str, folder: str | None = None) -> dict[str, int]:
-    """Return the size in bytes of every file in the store, by its path in the model."""
+    """Return the size in bytes of every file in the store, by its path in the model.
+
+    A folder of bytecode is one entry: its files come and go while they are listed.
+    """
     files: dict[str, int] = {}
     for entry in client.list_logged_model_artifacts(model_id, folder):
-        files |= _stored_files(client, model_id, entry.path) if entry.is_dir else {entry.path: entry.file_size or 0}
+        if entry.is_dir and PurePosixPath(entry.path).name != BYTECODE:
+            files |= _stored_files(client, model_id, entry.path)
+        else:
+            files[entry.path] = entry.file_size or 0
     return files
 
 
@@ -232,17 +261,6 @@ def local_folder(location: str) -> Path | None:
     if not is_local_uri(location):  # type: ignore[no-untyped-call]
         return None
     return Path(local_file_uri_to_path(location))  # type: ignore[no-untyped-call]
-
-
-def _remove_bytecode(location: str) -> None:
-    """Remove compiled Python from a local model.
-
-    Loading a model in place writes bytecode next to its code. And if somebody had planted bytecode there, Python would
-    run it instead of the code that is checked.
-    """
-    if folder := local_folder(location):
-        for bytecode in folder.rglob("__pycache__"):
-            shutil.rmtree(bytecode, ignore_errors=True)
 
 
 def _is_named_as_pickle(path: str) -> bool:

@@ -157,6 +157,33 @@ def test_planted_bytecode_is_removed(stored):
     assert not planted.exists()
 
 
+def test_bytecode_that_another_process_writes_meanwhile_is_no_fault(stored, monkeypatch):
+    """A server that starts loads the model while it is checked."""
+    model = stored("onnx")
+    written = iter(["model", "chat", "engines/prefix_cache"])
+    stored_files = mlflow.MlflowClient.list_logged_model_artifacts
+
+    def written_before_it_is_listed(client, model_id, path=None):
+        if path is None and (name := next(written, None)):
+            file = model.folder / "code/phi3_wrappers" / name
+            (file.parent / "__pycache__").mkdir(exist_ok=True)
+            (file.parent / f"__pycache__/{file.name}.cpython-311.pyc").touch()
+        return stored_files(client, model_id, path)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "list_logged_model_artifacts", written_before_it_is_listed)
+    assert model.verify() == []
+    assert next(written, None) is None
+
+
+def test_bytecode_that_cannot_be_removed_is_a_fault(stored, monkeypatch):
+    model = stored("onnx")
+    (model.folder / "code/phi3_wrappers/__pycache__").mkdir(exist_ok=True)
+    remove = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda folder, **rest: "__pycache__" in str(folder) or remove(folder, **rest))
+    monkeypatch.setattr(integrity, "PAUSE", 0.0)
+    assert model.verify() == ["code/phi3_wrappers/__pycache__ is there, but build did not log it"]
+
+
 def _pickled_file(folder):
     (folder / "python_model.pkl").write_bytes(pickle.dumps("model"))
     return "python_model.pkl is a pickle, which is never loaded"
