@@ -79,10 +79,9 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
 
     prompts.check_name(config.prompting)
     checkpoint = checkpoint or resolve(config.model)
-    client, mode = mlflow.MlflowClient(), get_mode(config.mode.name)
-    started = perf_counter()
-    name, identity = variant_name(config), fingerprint(config, checkpoint)
-    name = _free_name(client, name, identity)
+    client, mode, started = mlflow.MlflowClient(), get_mode(config.mode.name), perf_counter()
+    identity = fingerprint(config, checkpoint)
+    name = _free_name(client, variant_name(config), identity)
     with (
         activity(f"building {name}"),
         runs.start(name, {names.FINGERPRINT: identity}) as run,
@@ -93,16 +92,14 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
         with explain_full_disk(checkpoint.bytes, place), mode.stage(checkpoint, config) as folder:
             size = sum(file.stat().st_size for file in folder.iterdir())
             entries = read_manifest(folder)
-            manifest = {f"{mode.weights_folder}/{file}": entry for file, entry in entries.items()}
             with shared_files.set_aside_large_files(folder) as (rest, large):
                 model_id = _log_model(mode, config, checkpoint, rest, name, identity)
                 shared_files.add_large_files(client, model_id, mode.weights_folder, large, entries)
         mlflow.log_metrics({names.BYTES.key: size, "build/seconds": perf_counter() - started}, model_id=model_id)
-        manifest_sha256 = integrity.seal(client, model_id, manifest)
+        staged = {f"{mode.weights_folder}/{file}": entry for file, entry in entries.items()}
+        manifest_sha256 = integrity.seal(client, model_id, staged)
         if config.check:
-            # From a server, the model is fetched again.
-            with explain_full_disk(checkpoint.bytes), _without_bytecode():
-                ask_first_question(f"models:/{model_id}", mode, get_interface(config.interface))
+            _check(config, checkpoint, mode, model_id)
         prompts.link(config.prompting, model_id, run.info.run_id)
         # Only these tags make it a variant: a build that is killed before leaves none.
         client.set_logged_model_tags(model_id, {names.FINGERPRINT: identity, names.MANIFEST_SHA256: manifest_sha256})
@@ -174,6 +171,13 @@ def _log_model(mode: Mode, config: BuildConfig, checkpoint: Checkpoint, folder: 
     except (TemplateError, KeyError, ValueError, TypeError) as error:
         # What a library raises about the checkpoint's files. Errors of the store and of the disk are others.
         raise StepError(f"The model cannot be logged: {cause(error)}.") from error
+
+
+def _check(config: BuildConfig, checkpoint: Checkpoint, mode: Mode, model_id: str) -> None:
+    """Ask the new model its first question, as a user would."""
+    # From a server, the model is fetched again.
+    with explain_full_disk(checkpoint.bytes), _without_bytecode():
+        ask_first_question(f"models:/{model_id}", mode, get_interface(config.interface))
 
 
 @contextlib.contextmanager

@@ -88,20 +88,18 @@ def evaluate(
 
     announced = rows is not None
     rows = rows or prompt_set.load(config.prompt_set)
-    measure = ruler.make(config)
+    client, measure = mlflow.MlflowClient(), ruler.make(config)
     scores.check_rows(rows, measure.metrics)
     early_stopping.check(config, measure)
-    client = mlflow.MlflowClient()
     logged = find_variants(client, runs.experiment_id())
     variants = [variant for variant in logged if model_ids is None or variant.model_id in model_ids]
-    others = [variant for variant in logged if variant not in variants]
     plan = _plan(client, config, rows, measure, variants)
-    plan = replace(plan, left_out=plan.left_out | _lost(client, others, rows))
+    lost = _lost(client, [variant for variant in logged if variant not in variants], rows)
+    plan = replace(plan, left_out=plan.left_out | lost)
     if plan.asked and not announced:
         # Before anything is asked: a prompt set that is too small wastes the time.
         echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
-    for warning in leaks.warnings([*variants, *plan.chosen], rows):
-        echo(f"Warning: {warning}")
+    leaks.warn([*variants, *plan.chosen], rows)
     outcome = Outcome()
     _review(plan.scored, rows, outcome)
     if plan.chosen or plan.unfinished or not state.is_compared(client, logged, rows, measure):

@@ -76,10 +76,8 @@ def run_all(config: MainConfig, variants: list[BuildConfig], fan_out: Callable[[
                 raise
             raise StepError(*faults, *error.faults) from error
         if promoted:
-            logged = find_variants(client, active.info.experiment_id)
-            chosen = [variant for variant in logged if variant.model_id in model_ids]
-            chosen = _with_champion(client, chosen, promoted.champion_model_id)
-            _log_leaderboard(chosen, rows, list(measure.metrics), promoted.standing)
+            competing = _competing(client, active.info.experiment_id, model_ids, promoted.champion_model_id)
+            _log_leaderboard(competing, rows, list(measure.metrics), promoted.standing)
         view = _prepare_view(client, config.promotion, rows, measure)
     echo_next_commands(config, view)
     if faults:
@@ -160,11 +158,14 @@ def evaluate_all(config: EvaluateConfig, rows: PromptSet, model_ids: list[str]) 
         return list(error.faults)
 
 
-def _with_champion(client: MlflowClient, variants: list[Variant], model_id: str | None) -> list[Variant]:
-    """Return the variants and the champion, which may be of another experiment, instead of a copy of it."""
-    if model_id is None or any(variant.model_id == model_id for variant in variants):
+def _competing(
+    client: MlflowClient, experiment_id: str, model_ids: list[str], champion_model_id: str | None
+) -> list[Variant]:
+    """Return the job's variants and the champion, which may be of another experiment, instead of a copy of it."""
+    variants = [variant for variant in find_variants(client, experiment_id) if variant.model_id in model_ids]
+    if champion_model_id is None or champion_model_id in model_ids:
         return variants
-    champion = read_variant(client, model_id)
+    champion = read_variant(client, champion_model_id)
     return [champion, *(variant for variant in variants if variant.fingerprint != champion.fingerprint)]
 
 

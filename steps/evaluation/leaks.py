@@ -9,13 +9,14 @@ found.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import pairwise
 
 from steps.config.schema import Prompting
 from steps.evaluation.metrics.normalize import contains
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.prompt_set.row import Row
+from steps.output import echo
 from steps.store.variants import Variant
 
 # A word or an answer is rare if at most this share of the rows, or this many rows, have it.
@@ -25,15 +26,15 @@ SHOWN = 5  # ids in a warning
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]+")
 
 
-def warnings(variants: Iterable[Variant], prompt_set: PromptSet) -> Iterator[str]:
-    """Yield a sentence for each prompting of the variants that holds answers of the prompt set."""
+def warn(variants: Iterable[Variant], prompt_set: PromptSet) -> None:
+    """Print a sentence for each prompting of the variants that holds answers of the prompt set."""
     promptings = {str(variant.config.prompting): variant.config.prompting for variant in variants}
     for prompting in promptings.values():
         if leaked := leaked_rows(prompting, prompt_set):
             shown = ", ".join(repr(row.id) for row in leaked[:SHOWN]) + (", …" if len(leaked) > SHOWN else "")
-            yield (
-                f"the prompting '{prompting.name}' holds the answers of {len(leaked)} of the {len(prompt_set.rows)} "
-                f"rows of {prompt_set.name} ({shown}): its variants score too high on them."
+            echo(
+                f"Warning: the prompting '{prompting.name}' holds the answers of {len(leaked)} of the "
+                f"{len(prompt_set.rows)} rows of {prompt_set.name} ({shown}): its variants score too high on them."
             )
 
 

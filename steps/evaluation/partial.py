@@ -48,14 +48,8 @@ def log(
 
     answers = {name: entry for name, entry in entries.entries.items() if name.startswith("answer ")}
     asked = [not answer.unasked for answer in repeats[0]]
-    mark = {
-        "prompt_set_sha256": rows.sha256,
-        "asked": sum(asked),
-        "rows": len(asked),
-        "seed": course.seed,
-        "batch_size": course.batch_size,
-        "key": digest(key),
-    }
+    mark = {"prompt_set_sha256": rows.sha256, "asked": sum(asked), "rows": len(asked), "key": digest(key)}
+    mark |= {"seed": course.seed, "batch_size": course.batch_size}
     table = [
         {"id": row.id, "answers": [repeat[index].text for repeat in repeats] if asked[index] else None}
         for index, row in enumerate(rows.rows)

@@ -53,12 +53,12 @@ def test_a_prompting_leaks_a_row_if_it_answers_its_question(prompting, rows, lea
     assert (rows[0] in leaks.leaked_rows(config, PromptSet("set", tuple(rows)))) is leaks_first
 
 
-def test_the_warning_names_the_prompting_and_the_rows():
+def test_the_warning_names_the_prompting_and_the_rows(capsys):
     variants = [make_variant(overrides=["prompting.name=mine", "prompting.system='Italy: Rome'"])] * 2
-    (warning,) = leaks.warnings(variants, PromptSet("set", (CAPITAL, *OTHERS)))
-    assert warning == (
-        "the prompting 'mine' holds the answers of 1 of the 3 rows of set (\"Which city is Italy's capital?\"): its "
-        "variants score too high on them."
+    leaks.warn(variants, PromptSet("set", (CAPITAL, *OTHERS)))
+    assert capsys.readouterr().out == (
+        "Warning: the prompting 'mine' holds the answers of 1 of the 3 rows of set (\"Which city is Italy's "
+        'capital?"): its variants score too high on them.\n'
     )
 
 

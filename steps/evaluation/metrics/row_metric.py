@@ -39,12 +39,9 @@ def row_metric(
         def _info(self) -> evaluate.MetricInfo:
             text = datasets.Value("string")
             lists = {column: datasets.Sequence(text) for column in inputs[1:]}
-            return evaluate.MetricInfo(
-                description=description,
-                citation=citation,
-                inputs_description=f"For each row: predictions, a string; {', '.join(lists)}, a list of strings.",
-                features=datasets.Features({"predictions": text, **lists}),
-            )
+            features = datasets.Features({"predictions": text, **lists})
+            described = f"For each row: predictions, a string; {', '.join(lists)}, a list of strings."
+            return evaluate.MetricInfo(description, citation, features, inputs_description=described)
 
         def _compute(self, **values: list[Any]) -> dict[str, Any]:
             rows = zip(*(values[column] for column in inputs), strict=True)
