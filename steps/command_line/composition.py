@@ -5,13 +5,13 @@ only the keys that it reads: `mode.device` exists with mode=pyfunc and not with 
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict
 from functools import cache, lru_cache
 from typing import Any
 
 import hydra
 import yaml
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -26,8 +26,14 @@ from steps.modes import build_faults
 
 def compose(step_name: str, overrides: list[str]) -> Any:
     """Return the typed configuration of a step."""
+    return deepcopy(_compose(step_name, tuple(overrides)))
+
+
+@lru_cache(maxsize=1024)
+def _compose(step_name: str, overrides: tuple[str, ...]) -> Any:
+    # A step composes each of its variants several times: to check, to name and to build it.
     with initialized_hydra():
-        return OmegaConf.to_object(hydra.compose(step_name, overrides))
+        return OmegaConf.to_object(hydra.compose(step_name, list(overrides)))
 
 
 def check(step_name: str, jobs: list[list[str]], *, devices: bool = True) -> None:
@@ -68,10 +74,11 @@ def without_foreign_keys(step_name: str, jobs: list[list[str]], keys: set[str]) 
 
 
 @cache
-def option_names(group: str) -> tuple[str, ...]:
-    """Return the names of the options of a group of conf/."""
+def option_names(key: str) -> tuple[str, ...]:
+    """Return the names of the options of a group of conf/; none if the key is no group."""
+    # Hydra reads the folder each time, and every override asks for every key.
     with initialized_hydra():
-        return tuple(_group_options(group))
+        return tuple(GlobalHydra.instance().config_loader().get_group_options(key) if "." not in key else [])
 
 
 def to_yaml(config: Any) -> str:
@@ -93,18 +100,6 @@ def _dotted(content: Any, prefix: str = "") -> Iterator[str]:
             yield from _dotted(value, f"{prefix}{key}.")
 
 
-def _group_options(key: str) -> list[str]:
-    """Return the options of a configuration group; none if there is no such group."""
-    return _read_options(GlobalHydra.instance().config_loader(), key) if "." not in key else []
-
-
-@lru_cache(maxsize=1024)
-def _read_options(loader: ConfigLoader, key: str) -> list[str]:
-    """Return the options that a loader finds. It reads the folder each time, and every override asks for every key."""
-    options: list[str] = loader.get_group_options(key)
-    return options
-
-
 def _distinct_overrides(step_name: str, jobs: list[list[str]]) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield each override once for each set of valid options that it is combined with."""
     seen = set()
@@ -118,9 +113,9 @@ def _distinct_overrides(step_name: str, jobs: list[list[str]]) -> Iterator[tuple
 
 def _choices(step_name: str, job: list[str]) -> tuple[str, ...]:
     """Return the overrides of a job that choose an option of a group, as far as the option exists."""
-    groups = {key for key in known_keys(step_name, ()) if _group_options(key)}
+    groups = {key for key in known_keys(step_name, ()) if option_names(key)}
     chosen = [override for override in job if key_of(override) in groups]
-    return tuple(override for override in chosen if override.partition("=")[2] in _group_options(key_of(override)))
+    return tuple(override for override in chosen if override.partition("=")[2] in option_names(key_of(override)))
 
 
 def _override_faults(step_name: str, override: str, choices: tuple[str, ...]) -> Iterator[str]:
@@ -131,7 +126,7 @@ def _override_faults(step_name: str, override: str, choices: tuple[str, ...]) ->
         return
     if key not in keys and not key.startswith(OPEN_KEYS):
         yield f"{_unknown_key(step_name, key, keys, choices)} Got {override.lstrip('+~')}."
-    elif options := _group_options(key):
+    elif options := option_names(key):
         yield unknown(key, value, options)
     else:
         try:
@@ -145,7 +140,7 @@ def _unknown_key(step_name: str, key: str, keys: list[str], choices: tuple[str, 
     group = key.partition(".")[0]
     owners = [
         f"{group}={option}"
-        for option in (_group_options(group) if group in keys else [])
+        for option in (option_names(group) if group in keys else [])
         if key in known_keys(step_name, (f"{group}={option}",))
     ]
     if owners:

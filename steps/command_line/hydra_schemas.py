@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import cache
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -25,12 +26,17 @@ def option_schemas() -> dict[str, dict[str, type]]:
 
 def store_schemas() -> None:
     """Make the schemas known to Hydra: `build_schema` and so on, and `/schema/GROUP/NAME` for options."""
-    store = ConfigStore.instance()
     for step_name, schema in STEPS.items():
-        store.store(name=f"{step_name}_schema", node=schema)
+        _store(None, f"{step_name}_schema", schema)
     for group, schemas in option_schemas().items():
         for name, schema in schemas.items():
-            store.store(group=f"schema/{group}", name=name, node=schema)
+            _store(f"schema/{group}", name, schema)
+
+
+@cache
+def _store(group: str | None, name: str, schema: type) -> None:
+    # Hydra keeps it until the process ends, and takes longer to store all of them than to read the files.
+    ConfigStore.instance().store(group=group, name=name, node=schema)
 
 
 @contextlib.contextmanager
