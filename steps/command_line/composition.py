@@ -45,18 +45,30 @@ def check(step_name: str, jobs: list[list[str]], *, devices: bool = True) -> Non
         devices: Whether to refuse a build for a device that this machine does not have.
     """
     sentences: dict[str, None] = {}  # an ordered set: points of a sweep share most of their faults
-    with initialized_hydra():
-        for choices, override in _distinct_overrides(step_name, jobs):
-            sentences |= dict.fromkeys(_override_faults(step_name, override, choices))
-        for job in [] if sentences else jobs:
-            config = compose(step_name, job)
-            sentences |= dict.fromkeys(faults(config))
-            if step_name == "build":
-                sentences |= dict.fromkeys(build_faults(config))
-                if devices and config.device_fault:
-                    sentences |= {f"{config.device_fault}. check=false builds it here for such a machine.": None}
+    for config in _compose_all(step_name, jobs):
+        sentences |= dict.fromkeys(faults(config))
+        if step_name == "build":
+            sentences |= dict.fromkeys(build_faults(config))
+            if devices and config.device_fault:
+                sentences |= {f"{config.device_fault}. check=false builds it here for such a machine.": None}
     if sentences:
         raise StepError(*sentences)
+
+
+def _compose_all(step_name: str, jobs: list[list[str]]) -> list[Any]:
+    """Return the configuration of every job; raises StepError with the faults of all single overrides."""
+    with initialized_hydra():
+        try:
+            return [compose(step_name, job) for job in jobs]
+        except (HydraException, OmegaConfBaseException):
+            # Hydra names the first fault only. To try every override alone takes long, so only now.
+            distinct = _distinct_overrides(step_name, jobs)
+            faulty = dict.fromkeys(
+                fault for choices, override in distinct for fault in _override_faults(step_name, override, choices)
+            )
+            if not faulty:
+                raise
+            raise StepError(*faulty) from None
 
 
 def without_foreign_keys(step_name: str, jobs: list[list[str]], keys: set[str]) -> list[list[str]]:
