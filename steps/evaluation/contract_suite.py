@@ -7,6 +7,7 @@ a row.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,17 @@ def digest_of(interface: str) -> str:
 
 def checks(interface: str) -> list[dict[str, Any]]:
     """Return the rows of the table that apply to an interface."""
-    rows: list[dict[str, Any]] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    rows = _parse(TABLE.read_text(encoding="utf-8"))
+    return [row for row in rows if row.get("only", interface) == interface]
+
+
+@lru_cache(maxsize=4)
+def _parse(table: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = yaml.safe_load(table)
     for row in rows:
         if unknown := set(row.get("expect", {})) - EXPECTATIONS:
             raise ValueError(f"{TABLE.name}: '{row['name']}' expects unknown {', '.join(unknown)}")
-    return [row for row in rows if row.get("only", interface) == interface]
+    return rows
 
 
 def core_checks(interface: str, mode: Mode, precision: str) -> list[dict[str, Any]]:

@@ -28,7 +28,8 @@ def pin_all(packages: tuple[str, ...]) -> list[str]:
     return [pin(package) for package in (*packages, *sorted(indirect))]
 
 
-def _dependencies(packages: tuple[str, ...]) -> set[str]:
+@cache
+def _dependencies(packages: tuple[str, ...]) -> frozenset[str]:
     """Return the names of all installed packages that packages depend on."""
     open_requirements = [Requirement(package) for package in packages]
     visited: set[tuple[str, str]] = set()
@@ -39,7 +40,7 @@ def _dependencies(packages: tuple[str, ...]) -> set[str]:
             if visit not in visited:
                 visited.add(visit)
                 open_requirements += _required(*visit)
-    return {name for name, _ in visited if _is_installed(name)}
+    return frozenset(name for name, _ in visited if _is_installed(name))
 
 
 def _required(name: str, extra: str) -> Iterator[Requirement]:
