@@ -1,73 +1,28 @@
-"""The README's commands with a real `mlflow run`, in a copy of the project with its own store."""
+"""The README's commands with a real `mlflow run`, in a copy of the project with its own store, from nothing.
+
+The tests run in their order: they go on in the same project, as a user does.
+"""
 
 import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import urllib.request
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
-from mlflow import MlflowClient
 
 from steps.evaluation import asking
 from tests.conftest import PROJECT, SPAIN
+from tests.end_to_end import tour
+from tests.end_to_end.project import Project
+from tests.support import free_port, wait_until
 
-NOT_COPIED = shutil.ignore_patterns(".git", "mlflow.db*", "mlruns", "__pycache__", ".*_cache", ".hypothesis")
-
-
-class Project:
-    """A copy of the project, to type commands in.
-
-    Attributes:
-        first: The first main job.
-    """
-
-    first: subprocess.CompletedProcess
-
-    def __init__(self, folder: Path, cache: Path):
-        self.folder = shutil.copytree(PROJECT, folder, ignore=NOT_COPIED)
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "HYDRA_"))}
-        self.environment = inherited | {"PHI3_CACHE_DIR": str(cache / "phi3"), "HF_HOME": str(cache / "hf")}
-
-    def type(self, *command: str) -> subprocess.CompletedProcess:
-        """Run a command in the project's directory."""
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess:
-        """Run `mlflow run .` in the environment of the tests; it must succeed."""
-        done = self.type("mlflow", "run", ".", "--env-manager", "local", *arguments)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done
-
-    @contextlib.contextmanager
-    def here(self, monkeypatch) -> Iterator[None]:
-        """Change to the project's directory and store, to run a step in this process."""
-        with monkeypatch.context() as patch:
-            patch.chdir(self.folder)
-            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self.folder}/mlflow.db")
-            yield
-
-    @property
-    def client(self) -> MlflowClient:
-        """A client of the project's store."""
-        return MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
-
-    def runs(self) -> list:
-        """Return all runs, oldest first."""
-        return list(self.client.search_runs(["0"], order_by=["attributes.start_time ASC"]))
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +51,7 @@ def test_the_main_job_ends_with_a_leaderboard_a_champion_and_two_commands(projec
     page = project.client.get_registered_model("phi3").description
     assert "`mlflow run . -e register --env-manager local -P registered_model=phi3 -P action=rollback`" in page
     assert re.findall(r"http://\S+", output) == [
-        "http://127.0.0.1:5000/#/experiments/0/runs?workflowType=machine_learning&viewStateShareKey=facts"
+        "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=facts"
     ]
     table = output[output.index("facts, 118 rows") :].split("Compare the runs")[0]
     assert max(map(len, table.splitlines()[: 4 + len(variants)])) <= 80
@@ -202,6 +157,47 @@ def test_a_dry_run_of_register_starts_no_run(project):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Dry run: nothing would change: the champion")
     assert len(project.runs()) == before
+
+
+def test_the_tour_of_the_readme(project, tmp_path, tmp_path_factory):
+    """Replace only what differs here: the environment, the port, and the folder of the user's own model."""
+    (_, shown), *rest = tour.COMMANDS
+    assert len(rest) == 5
+    assert tour.missing_lines(shown, project.first.stdout) == []
+    model, port = tour.train_own_model(tmp_path_factory.mktemp("own")), free_port()
+    with contextlib.ExitStack() as stack:
+        for command, shown in rest:
+            command = command.replace("--env-manager uv", "--env-manager local").replace("5001", str(port))
+            command = command.replace("/models/phi-3", str(model))
+            if command.startswith("mlflow models serve"):
+                stack.enter_context(_server(project, command, port, tmp_path / "server.log"))
+                continue
+            done = project.type("bash", "-ec", command)
+            assert done.returncode == 0, command + done.stdout[-2000:] + done.stderr[-2000:]
+            assert tour.missing_lines(shown, done.stdout) == [], (command, done.stdout)
+
+
+@contextlib.contextmanager
+def _server(project, command, port, log):
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"], cwd=project.folder, env=project.environment, stdout=file, stderr=file
+        )
+        try:
+            wait_until(lambda: _answers(port), 120, 0.5)
+            yield
+        finally:
+            for process in [*psutil.Process(server.pid).children(recursive=True), server]:
+                process.kill()
+            server.wait()
+
+
+def _answers(port):
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_a_sweep_has_a_parent_run_and_a_child_run_for_each_point(project):
