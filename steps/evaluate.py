@@ -19,9 +19,11 @@ from steps.config.schema import EvaluateConfig
 from steps.errors import StepError
 from steps.evaluation import (
     context_check,
+    fidelity,
     journal,
     kept_answers,
     leaks,
+    metric_loading,
     prompt_set,
     ruler,
     scorecard,
@@ -92,10 +94,10 @@ def evaluate(
     scores.check_rows(rows, measure.metrics)
     early_stopping.check(config, measure)
     logged = find_variants(client, runs.experiment_id())
+    measure = _with_references(client, config, measure, logged)
     variants = [variant for variant in logged if model_ids is None or variant.model_id in model_ids]
     plan = _plan(client, config, rows, measure, variants)
-    lost = _lost(client, [variant for variant in logged if variant not in variants], rows)
-    plan = replace(plan, left_out=plan.left_out | lost)
+    plan = replace(plan, left_out=plan.left_out | _lost(client, [one for one in logged if one not in variants], rows))
     if plan.asked and not announced:
         # Before anything is asked: a prompt set that is too small wastes the time.
         echo(power_sentence(len(rows.rows), config.promotion.margin, config.promotion.alpha, len(variants)))
@@ -112,12 +114,22 @@ def evaluate(
     return outcome
 
 
+def _with_references(client: MlflowClient, config: EvaluateConfig, measure: Ruler, logged: list[Variant]) -> Ruler:
+    """Return the ruler with the variants that fidelity is measured against, if it is asked for."""
+    if not set(metric_loading.FIDELITY) & set(measure.metrics):
+        return measure
+    named = [variant_of_run(client, config.run_id)] if config.run_id else []
+    known = {variant.model_id: variant for variant in [*logged, *named]}
+    return replace(measure, references=fidelity.references(client, known.values(), config.evaluate.reference))
+
+
 def jobs(config: EvaluateConfig) -> list[list[str]]:
     """Return the overrides of a job for each variant that has to be asked. Speed is measured afterwards, one by one."""
     import mlflow
 
     client, rows, measure = mlflow.MlflowClient(), prompt_set.load(config.prompt_set), ruler.make(config)
     variants = find_variants(client, runs.experiment_id())
+    measure = _with_references(client, config, measure, variants)
     chosen = [] if config.run_id else _choose(client, config, rows, measure, variants)
     runnable = [variant for variant in chosen if not _refusal(client, variant)]
     return [[f"run_id={variant.run_id}", "evaluate.speed=false"] for variant in runnable]

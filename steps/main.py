@@ -181,7 +181,9 @@ def _log_leaderboard(variants: list[Variant], rows: PromptSet, metrics: list[str
 def _prepare_view(client: MlflowClient, policy: Promotion, rows: PromptSet, measure: Ruler) -> str:
     """Prepare the view of the prompt set, sorted by the policy's metric; returns its name."""
     # A policy may compare by something that is no score.
-    shown = (policy.metric, policy.less_is_better) if policy.metric in measure.metrics else (measure.first, False)
+    shown = (measure.first, names.less_is_better(measure.first))
+    if policy.metric in measure.metrics:
+        shown = (policy.metric, policy.less_is_better)
     return views.prepare(client, by_set.label(client, rows), *shown)
 
 

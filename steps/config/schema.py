@@ -130,7 +130,8 @@ class Evaluation:
 
     A sampled variant is asked `repeats` times. Each row of each repeat has its own seed, counted from `seed`. `speed`
     times calls of at most `speed_tokens` tokens: for `speed_seconds` one by one, and as long in batches. `stop_early`
-    asks rows in an order drawn from `seed`, until a variant can no longer win.
+    asks rows in an order drawn from `seed`, until a variant can no longer win. The metric `fidelity` compares with the
+    variant of the run `reference`, or with the least quantised one of the same checkpoint.
     """
 
     metrics: list[str] = key(list(DEFAULT_METRICS))
@@ -139,6 +140,7 @@ class Evaluation:
     repeats: int = key(1, at_least=1, at_most=100)
     max_errors: int = key(10, at_least=0)
     stop_early: bool = False
+    reference: str | None = None
     judge: Judge = field(default_factory=Judge)
     speed: bool = True
     speed_seconds: float = key(0.5, at_least=0, at_most=600)

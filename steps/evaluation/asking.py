@@ -4,6 +4,8 @@
 the contract suite finds out what a model does with them.
 """
 
+from __future__ import annotations
+
 import contextlib
 import gc
 import sys
@@ -11,11 +13,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from steps.interfaces.interface import Interface, Question, Reply
-from steps.modes.mode import Mode
+from steps.modes.mode import Mode, Pairs
 from steps.output import suppress_output
+
+if TYPE_CHECKING:
+    from steps.wrappers.engines.sampling import FloatArray
 
 
 class Model(Protocol):
@@ -113,6 +118,23 @@ class Asker:
         with contextlib.closing(model.predict_stream(row, params=params)) as pieces:
             for piece in pieces:
                 yield self._interface.piece(piece)
+
+    def score(self, pairs: Pairs, whole_vocabulary: bool = False) -> list[FloatArray]:
+        """Return the log-probabilities of continuations of prompts, both as token ids; nothing is generated.
+
+        Args:
+            pairs: Prompts and their continuations.
+            whole_vocabulary: Return those of every token at each place [tokens, vocabulary], instead of [tokens].
+
+        Raises:
+            ValueError: The mode cannot, or it did not score every token.
+        """
+        if self._mode.score_tokens is None:
+            raise ValueError(f"mode {self._mode.name} cannot score given texts")
+        scored = self._mode.score_tokens(self._model, pairs, whole_vocabulary)
+        if [len(each) for each in scored] != [len(rest) for _, rest in pairs]:
+            raise ValueError(f"the model did not score every token of {len(pairs)} texts")
+        return scored
 
     def _timed(self, questions: list[Question]) -> list[Reply]:
         accepted = [self._accepted(question) for question in questions]

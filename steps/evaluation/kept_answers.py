@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from steps.digests import digest
 from steps.errors import StepError
-from steps.evaluation import contract_suite, scorecard
+from steps.evaluation import contract_suite, likelihoods, scorecard
 from steps.evaluation.answers import Answer
 from steps.evaluation.journal import Journal
+from steps.evaluation.metric_loading import FIDELITY, REFERENCE
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.ruler import CONTRACT, Ruler
 from steps.evaluation.scorecard import Scorecard
@@ -27,11 +28,13 @@ class Kept:
     Attributes:
         parts: The ruler that it was scored by; empty if it does not say.
         latencies: How long each answer took, in milliseconds.
+        is_generated: Whether its answers were generated, and not chosen by their likelihood.
     """
 
     parts: dict[str, str]
     card: Scorecard
     latencies: list[float | None]
+    is_generated: bool = True
 
     @property
     def repeats(self) -> list[list[Answer]]:
@@ -54,7 +57,9 @@ def keep(variant: Variant, rows: PromptSet, ruler: Ruler, entries: Journal) -> K
     """
     name = f"kept {digest([rows.sha256, ruler.asked(variant)])[:32]}"
     if entry := entries.entries.get(name):
-        return Kept(entry["parts"], Scorecard(**entry["card"]), entry["latencies"])
+        kept = Kept(entry["parts"], Scorecard(**entry["card"]), entry["latencies"], entry.get("is_generated", True))
+        if kept.is_generated or not ruler.generates:
+            return kept
     if not scorecard.is_asked(variant, rows, ruler):
         return None
     try:
@@ -64,7 +69,7 @@ def keep(variant: Variant, rows: PromptSet, ruler: Ruler, entries: Journal) -> K
     if card.ids != [row.id for row in rows.rows]:
         return None
     latencies = scorecard.read_latencies(variant, rows.sha256, len(card.ids))
-    kept = Kept(known_parts(variant, rows, ruler), card, latencies)
+    kept = Kept(known_parts(variant, rows, ruler), card, latencies, scorecard.is_generated(variant, rows.sha256))
     entries.add({name: asdict(kept)})
     return kept
 
@@ -73,7 +78,11 @@ def needs_model(client: MlflowClient, variant: Variant, rows: PromptSet, ruler: 
     """Return True if a variant has to be asked something to be scored by a ruler."""
     if not scorecard.is_asked(variant, rows, ruler) or not scorecard.is_stored(client, variant, rows.sha256):
         return True
-    return known_parts(variant, rows, ruler).get(CONTRACT) != ruler.parts(variant)[CONTRACT]
+    stale = scorecard.outdated(known_parts(variant, rows, ruler), ruler.parts(variant))
+    if {CONTRACT, REFERENCE, *FIDELITY} & set(stale):
+        return True
+    kinds = likelihoods.kinds_of(stale)
+    return bool(kinds and likelihoods.missing(likelihoods.read(variant, rows.sha256), rows, kinds))
 
 
 def known_parts(variant: Variant, rows: PromptSet, ruler: Ruler) -> dict[str, str]:

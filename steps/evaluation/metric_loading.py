@@ -10,7 +10,14 @@ from steps.errors import StepError, unknown
 from steps.output import suppress_output
 
 METRICS = Path(__file__).parent / "metrics"
-HELPERS = ("__init__", "normalize", "row_metric", "rules")
+HELPERS = ("__init__", "choices", "normalize", "row_metric", "rules")
+# By the name `fidelity`: how far a variant's distributions are from those of a reference (fidelity.py).
+FIDELITY_NAME = "fidelity"
+# The part of a ruler that says which variant that is. Each checkpoint has its own.
+REFERENCE = "reference"
+FIDELITY = ("fidelity/kl", "fidelity/flips", "fidelity/first_divergence")
+# The metrics that read no answers but the likelihoods of given ones, and the field of a row that holds those.
+LIKELIHOODS = {"choice_match": "choices", "choice_match_norm": "choices", "perplexity": "targets"}
 JUDGE = "judge"
 
 

@@ -22,6 +22,7 @@ from steps.store.variants import Variant
 CONTRACT = "contract"
 # How scores become a scorecard, whatever the metric.
 SCORING = tuple(Path(__file__).with_name(f"{name}.py") for name in ("scores", "statistics"))
+FIDELITY_CODE, LIKELIHOOD_CODE = (Path(__file__).with_name(f"{name}.py") for name in ("fidelity", "likelihoods"))
 JUDGING = Path(__file__).with_name("judge.py")
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -36,6 +37,7 @@ class Ruler:
         sources: What each metric but the judge is loaded from, by name.
         digests: By metric, a digest of its code, its helpers and its libraries; of the judge, what it is asked.
         judge: The judge; None without one.
+        references: By model id, the variant that fidelity is measured against; empty without fidelity.
     """
 
     metrics: tuple[str, ...]
@@ -45,10 +47,24 @@ class Ruler:
     sources: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     judge: Judge | None = None
+    references: Mapping[str, Variant] = field(default_factory=dict)
+
+    @property
+    def generates(self) -> bool:
+        """Return False if no metric reads a generated answer, and each row has choices to take its answer from."""
+        others = [name for name in self.metrics if name not in metric_loading.FIDELITY]
+        kinds = {metric_loading.LIKELIHOODS.get(name, "") for name in others}
+        return "" in kinds or "choices" not in kinds
 
     def asked(self, variant: Variant) -> dict[str, int]:
         """Return how a variant is asked. A greedy one answers the same whatever the seed, and is asked once."""
-        return {} if variant.config.generation.greedy else {"seed": self.seed, "repeats": self.repeats}
+        is_same = variant.config.generation.greedy or not self.generates
+        return {} if is_same else {"seed": self.seed, "repeats": self.repeats}
+
+    def metrics_of(self, variant: Variant) -> tuple[str, ...]:
+        """Return the metrics that a variant is scored by: the first, and those that its mode can have."""
+        left_out = [name for names in self.left_out(variant) for name in names]
+        return tuple(name for name in self.metrics if name == self.first or name not in left_out)
 
     @property
     def own_sources(self) -> dict[str, str]:
@@ -57,21 +73,46 @@ class Ruler:
         own = {name: source for name, source in self.sources.items() if source not in shipped}
         return {name: str(Path(source).resolve()) if Path(source).exists() else source for name, source in own.items()}
 
+    def left_out(self, variant: Variant) -> dict[tuple[str, ...], str]:
+        """Return why a variant cannot be scored by some metrics, without a full stop, by these metrics."""
+        given = (*metric_loading.LIKELIHOODS, *metric_loading.FIDELITY)
+        scoring = tuple(name for name in self.metrics if name in given)
+        if scoring and not variant.mode.score_tokens:
+            needs = "needs" if len(scoring) == 1 else "need"
+            return {scoring: f"mode={variant.mode.name} cannot score given texts, which {', '.join(scoring)} {needs}"}
+        compared = tuple(name for name in scoring if name in metric_loading.FIDELITY)
+        if compared and variant.model_id not in self.references:
+            return {compared: "no greedy variant of its checkpoint and prompting can be its reference"}
+        return {}
+
     def parts(self, variant: Variant) -> dict[str, str]:
         """Return the digest of each metric and of the checks of the variant's contract."""
-        return dict(self.digests) | {CONTRACT: contract_suite.digest_of(variant.interface.name)}
+        metrics = self.metrics_of(variant)
+        digests = {name: self.digests[name] for name in metrics}
+        if metric_loading.FIDELITY[0] in metrics and (reference := self.references.get(variant.model_id)):
+            digests[metric_loading.REFERENCE] = reference.fingerprint[:16]
+        return digests | {CONTRACT: contract_suite.digest_of(variant.interface.name)}
 
 
 def make(config: EvaluateConfig) -> Ruler:
     """Return the ruler that a configuration names; raises StepError with every metric that cannot be loaded."""
     judge = config.evaluate.judge if config.evaluate.judge.model else None
+    listed = [*config.prompt_set.metrics, *config.evaluate.metrics]
+    has_fidelity = metric_loading.FIDELITY_NAME in listed
     sources = _sources([*config.evaluate.metrics, *config.prompt_set.metrics])
     digests = _metric_digests(sources)
+    if has_fidelity:
+        code = _short([*(digest_file(file) for file in SCORING), digest_file(FIDELITY_CODE)])
+        digests |= dict.fromkeys(metric_loading.FIDELITY, code)
     if judge:
         digests[metric_loading.JUDGE] = _judge_digest(judge)
     return Ruler(
-        metrics=(*sources, *([metric_loading.JUDGE] if judge else [])),
-        first=metric_loading.metric_name([*config.prompt_set.metrics, *config.evaluate.metrics][0]),
+        metrics=(
+            *sources,
+            *(metric_loading.FIDELITY if has_fidelity else ()),
+            *([metric_loading.JUDGE] if judge else []),
+        ),
+        first=_first(listed[0]),
         seed=config.evaluate.seed,
         repeats=config.evaluate.repeats,
         sources=sources,
@@ -80,11 +121,15 @@ def make(config: EvaluateConfig) -> Ruler:
     )
 
 
+def _first(source: str) -> str:
+    return metric_loading.FIDELITY[0] if source == metric_loading.FIDELITY_NAME else metric_loading.metric_name(source)
+
+
 def _sources(listed: list[str]) -> dict[str, str]:
-    """Return what each metric is loaded from, by its name."""
+    """Return what each metric is loaded from, by its name. Fidelity is no metric that is loaded."""
     sources: dict[str, str] = {}
     shipped = metric_loading.local_metrics()
-    for source in listed:
+    for source in (source for source in listed if source != metric_loading.FIDELITY_NAME):
         name = metric_loading.metric_name(source)
         if source not in shipped and metric_loading.metric_file(typed := from_user(source)):
             source = typed
@@ -105,7 +150,9 @@ def _metric_digests(sources: Mapping[str, str]) -> dict[str, str]:
         file = metric_loading.metric_file(source)
         # A metric of the hub has files only when it is loaded.
         code = _file_digest(name, file) if file else digest_folder(metric_loading.loaded_folder(loaded[name]))
-        digests[name] = _short([*base, code])
+        digests[name] = _short(
+            [*base, code, *([digest_file(LIKELIHOOD_CODE)] if name in metric_loading.LIKELIHOODS else [])]
+        )
     return digests
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from steps.errors import StepError
+from steps.evaluation.metric_loading import REFERENCE
 from steps.evaluation.prompt_set import PromptSet
 from steps.store import names
 from steps.store.variants import Variant, artifact_folder, is_local, load_artifact
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from steps.evaluation.ruler import Ruler
+
+
+# Of a mark: where the answers are from, if they were not generated.
+ANSWERS = "answers"
+CHOSEN = "chosen"
 
 
 @dataclass(frozen=True)
@@ -108,14 +114,14 @@ def tag(prompt_set_sha256: str) -> str:
 
 
 def mark(
-    rows: PromptSet, digest: str, asked: dict[str, int], parts: dict[str, str], sources: dict[str, str] | None = None
+    rows: PromptSet, digest: str, asked: dict[str, Any], parts: dict[str, str], sources: dict[str, str] | None = None
 ) -> str:
     """Return the value of the mark of a complete scorecard.
 
     Args:
         rows: The prompt set.
         digest: MLflow's digest of it.
-        asked: How the variant was asked (`Ruler.asked`).
+        asked: How the variant was asked (`Ruler.asked`, ANSWERS).
         parts: The ruler: a digest for each metric, and for the contract.
         sources: What metrics are loaded from that are not shipped.
     """
@@ -131,8 +137,15 @@ def has_scorecard(variant: Variant, rows: PromptSet, ruler: Ruler) -> bool:
 def is_asked(variant: Variant, rows: PromptSet, ruler: Ruler) -> bool:
     """Return True if a variant has answers to these rows that were asked for in this way, whatever their scores."""
     marked = mark_of(variant, rows.sha256)
+    if ruler.generates and marked.get(ANSWERS):
+        return False
     asked = {"prompt_set_sha256": rows.sha256} | ruler.asked(variant)
     return all(marked.get(key) == value for key, value in asked.items())
+
+
+def is_generated(variant: Variant, sha256: str) -> bool:
+    """Return False if the answers of a scorecard are the most likely choices of its rows."""
+    return ANSWERS not in mark_of(variant, sha256)
 
 
 def outdated(marked: dict[str, str], parts: dict[str, str]) -> list[str]:
@@ -142,7 +155,8 @@ def outdated(marked: dict[str, str], parts: dict[str, str]) -> list[str]:
 
 def is_comparable(ours: dict[str, str], theirs: dict[str, str]) -> bool:
     """Return True if two scorecards have no part of different rulers. An unknown ruler is like no other."""
-    return bool(ours) == bool(theirs) and all(theirs.get(name, digest) == digest for name, digest in ours.items())
+    parts = {name: digest for name, digest in ours.items() if name != REFERENCE}
+    return bool(ours) == bool(theirs) and all(theirs.get(name, digest) == digest for name, digest in parts.items())
 
 
 def parts_of(variant: Variant, sha256: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from steps.errors import StepError
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
 from steps.output import suppress_output
+from steps.store.names import less_is_better
 
 if TYPE_CHECKING:
     from mlflow.data.pandas_dataset import PandasDataset
@@ -54,7 +55,9 @@ def log(card: Scorecard, data: PandasDataset, latencies: list[float | None], mod
             data=data,
             extra_metrics=[
                 make_metric(  # type: ignore[no-untyped-call]
-                    eval_fn=_computed(card.scores.get(name), aggregates), greater_is_better=True, name=name
+                    eval_fn=_computed(card.scores.get(name), aggregates),
+                    greater_is_better=not less_is_better(name),
+                    name=name,
                 )
                 for name, aggregates in by_metric.items()
             ],

@@ -18,53 +18,35 @@ from steps.errors import StepError
 from steps.evaluation import (
     context_check,
     contract_suite,
+    fidelity,
     journal,
     judge,
     kept_answers,
+    likelihoods,
     metric_loading,
     partial,
     scorecard,
     scores,
-    scores_log,
 )
 from steps.evaluation.answers import Answer, Course, answer_rows
 from steps.evaluation.asking import Asker, loaded
 from steps.evaluation.context_check import ContextCheck
+from steps.evaluation.findings import Findings, echo_scored, log
 from steps.evaluation.journal import Journal
 from steps.evaluation.kept_answers import Kept
 from steps.evaluation.prompt_set import PromptSet
-from steps.evaluation.report import state
 from steps.evaluation.ruler import CONTRACT, Ruler
 from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.scores import Computed
 from steps.output import activity, echo, suppress_output
-from steps.store import integrity, names, runs
+from steps.store import integrity
 from steps.store.environment import package_versions
 from steps.store.variants import Variant, read_variant
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SHOWN_ROWS = 5
 IsBeaten = Callable[[list[int], list[list[Answer]]], bool]
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What asking a variant gave: answers of every repeat, and the results of the contract suite if it was run."""
-
-    repeats: list[list[Answer]]
-    contract: list[contract_suite.Result] | None
-
-    @property
-    def stopped(self) -> bool:
-        """Return whether rows were not asked, because the variant was stopped early."""
-        return any(answer.unasked for answer in self.repeats[0])
-
-    @property
-    def seconds(self) -> float:
-        """Return how many seconds the answers took, whenever they were given."""
-        return sum(answer.latency_ms or 0 for answers in self.repeats for answer in answers) / 1000
 
 
 @dataclass(frozen=True)
@@ -76,18 +58,37 @@ class Work:
         variant: What to score, as it was when nobody else was scoring it.
         rows: The prompt set.
         ruler: What to score it by.
-        entries: The journal of its answers.
+        settings: How to ask.
+        entries: The journal of its answers and of the likelihoods of given ones.
         kept: The answers of its scorecard; None if it has none, or is asked again.
         course: The order in which its rows are asked and when to stop; None to ask all of them.
+        stale: The parts of the ruler to compute.
     """
 
     client: MlflowClient
     variant: Variant
     rows: PromptSet
     ruler: Ruler
+    settings: Evaluation
     entries: Journal
     kept: Kept | None
     course: Course | None
+    stale: list[str]
+
+    @property
+    def reference(self) -> Variant | None:
+        """Return the variant that fidelity has to be measured against; None if it has not."""
+        wanted = {metric_loading.REFERENCE, *metric_loading.FIDELITY} & set(self.stale)
+        return self.ruler.references.get(self.variant.model_id) if wanted else None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Return the fields of a row that hold the given answers whose likelihoods are needed."""
+        return likelihoods.kinds_of(self.stale)
+
+    def unscored(self, answers: list[Answer]) -> list[likelihoods.Given]:
+        """Return the given answers whose likelihoods are needed and not in the journal."""
+        return likelihoods.missing(self.entries.entries, self.rows, self.kinds, answers)
 
 
 def score_variant(
@@ -102,7 +103,9 @@ def score_variant(
     over_context: str = "refuse",
     is_beaten: IsBeaten | None = None,
 ) -> Scorecard | None:
-    """Ask, score and log one variant. Its scorecard counts only when all of it is logged.
+    """Ask, score and log one variant; return None if it was stopped early.
+
+    Its scorecard counts only when all of it is logged.
 
     Args:
         client: The store.
@@ -114,9 +117,6 @@ def score_variant(
         check: The variant's context check, if it was made before.
         over_context: What to do with rows beyond the context.
         is_beaten: Whether some answers suffice to stop asking the variant (`answers.Course`); None to ask all rows.
-
-    Returns:
-        None if the variant was stopped early.
     """
     again = ask_again and scorecard.has_scorecard(read_variant(client, variant.model_id), rows, ruler)
     with journal.opened(journal_key(variant), rows.sha256, lambda: _echo_waiting(variant), again) as entries:
@@ -126,32 +126,50 @@ def score_variant(
             entries.remove()
             return scorecard.read(current, rows.sha256)
         kept = None if again else kept_answers.keep(current, rows, ruler, entries)
-        work = Work(client, current, rows, ruler, entries, kept, _course(current, rows, settings, entries, is_beaten))
-        card = _finish(work, _find(work, settings, check, over_context))
+        course = _course(current, rows, settings, entries, is_beaten) if ruler.generates else None
+        work = Work(client, current, rows, ruler, settings, entries, kept, course, _stale(current, ruler, kept))
+        card = _finish(work, _find(work, check, over_context))
         entries.remove()
     return card
 
 
-def _find(work: Work, settings: Evaluation, check: ContextCheck | None, over_context: str) -> Findings:
-    """Return the variant's answers, and its contract if that is out of date."""
-    kept = work.kept
-    if kept and CONTRACT not in scorecard.outdated(kept.parts, work.ruler.parts(work.variant)):
+def _find(work: Work, check: ContextCheck | None, over_context: str) -> Findings:
+    """Return what is known of the variant; load its model only if something has to be asked."""
+    kept, entries = work.kept, work.entries
+    if kept and work.kinds:
+        known = likelihoods.read(work.variant, work.rows.sha256)
+        entries.add({name: entry for name, entry in known.items() if name not in entries.entries})
+    needs_model = CONTRACT in work.stale or work.reference
+    if kept and not needs_model and not work.unscored(kept.repeats[0]):
         return Findings(kept.repeats, None)
-    return _ask(work, settings, check, over_context)
+    return _ask(work, check, over_context)
 
 
 def _finish(work: Work, findings: Findings) -> Scorecard | None:
     """Log what was found: a scorecard, or how far it was asked; returns None for a variant that was stopped early."""
-    client, variant, rows = work.client, work.variant, work.rows
+    client, variant, rows, entries = work.client, work.variant, work.rows, work.entries
     if work.course and findings.stopped:
-        partial.log(client, variant, rows, findings.repeats, work.course, work.entries, journal_key(variant))
+        partial.log(client, variant, rows, findings.repeats, work.course, entries, journal_key(variant))
         return None
     card = scores.scorecard(rows, findings.repeats, _compute(work, findings))
-    _log(work, card, findings)
+    log(client, variant, rows, card, findings, work.kept, likelihoods.kept(entries.entries, rows), _mark(work))
     if partial.mark_of(variant, rows):
         partial.tag(client, variant, rows, {})
-    _echo_scored(variant, card, work.ruler.first, findings.seconds, work.kept is not None)
+    echo_scored(variant, card, work.ruler.first, findings.seconds, work.kept is not None)
     return card
+
+
+def _stale(variant: Variant, ruler: Ruler, kept: Kept | None) -> list[str]:
+    """Return the parts of the ruler that have to be computed; report the metrics that the variant's mode cannot have.
+
+    Raises:
+        StepError: Variants are compared by a metric that it cannot have.
+    """
+    for left_out, sentence in ruler.left_out(variant).items():
+        if ruler.first in left_out:
+            raise StepError(f"{sentence}: name another metric first in evaluate.metrics or prompt_set.metrics.")
+        echo(f"{variant.name} is scored without {', '.join(left_out)}: {sentence}.")
+    return scorecard.outdated(kept.parts if kept else {}, ruler.parts(variant))
 
 
 def journal_key(variant: Variant) -> dict[str, Any]:
@@ -177,28 +195,23 @@ def _course(
     return replace(course, is_beaten=is_beaten) if course else None
 
 
-def _ask(work: Work, settings: Evaluation, check: ContextCheck | None, over_context: str) -> Findings:
-    """Load the variant's model, ask it the rows unless its answers are kept, and run the contract suite."""
-    variant, rows, kept, course = work.variant, work.rows, work.kept, work.course
-    if check is None and kept is None:
-        check = context_check.context_check(variant, rows)
-        context_check.refuse([check], rows, over_context)
+def _ask(work: Work, check: ContextCheck | None, over_context: str) -> Findings:
+    """Load the variant's model, ask it the rows unless its answers are kept, and run what is stale of the rest."""
+    client, variant = work.client, work.variant
+    if check is None and work.kept is None:
+        check = context_check.context_check(variant, work.rows)
+        context_check.refuse([check], work.rows, over_context)
     # Before anything of it is loaded: a changed model could run anything.
-    if changed := integrity.verify(work.client, variant):
+    if changed := integrity.verify(client, variant):
         raise StepError(f"it is not what build logged: {'; '.join(changed)}.")
+    if work.reference:
+        # One model is in memory at a time.
+        fidelity.prepare(client, work.reference, work.rows, work.settings.batch_size)
     words = f"loading and asking {variant.name}"
-    with activity(words), integrity.local_copy(work.client, variant) as folder, loaded(folder) as model:
+    with activity(words), integrity.local_copy(client, variant) as folder, loaded(folder) as model:
         asker = Asker(model, variant.mode, variant.interface)
-        if kept:
-            repeats = kept.repeats
-        else:
-            check = check or ContextCheck()
-            if course and (check.too_long or check.unaskable):
-                # The rows that cannot be asked have no place in the order.
-                course = replace(course, is_beaten=None)
-            repeats = answer_rows(asker, variant, rows, check, settings, work.entries, course)
-        findings = Findings(repeats, None)
-        if findings.stopped:
+        findings = _answers(work, asker, check or ContextCheck())
+        if findings.stopped or CONTRACT not in work.stale:
             return findings
         with suppress_output(), activity(f"checking the contract of {variant.name}"):
             suite = contract_suite.checks(variant.interface.name)
@@ -206,94 +219,54 @@ def _ask(work: Work, settings: Evaluation, check: ContextCheck | None, over_cont
     return replace(findings, contract=contract)
 
 
+def _answers(work: Work, asker: Asker, check: ContextCheck) -> Findings:
+    """Return the answers to the rows, and write the likelihoods that stale metrics need to the journal.
+
+    Unless a metric reads generated answers, the answer to a row is its most likely choice.
+    """
+    rows, entries, course = work.rows, work.entries, work.course
+    repeats = work.kept.repeats if work.kept else []
+    if not work.kept and work.ruler.generates:
+        if course and (check.too_long or check.unaskable):
+            # The rows that cannot be asked have no place in the order.
+            course = replace(course, is_beaten=None)
+        repeats = answer_rows(asker, work.variant, rows, check, work.settings, entries, course)
+        if Findings(repeats, None).stopped:
+            return Findings(repeats, None)
+    asked = repeats[0] if repeats else [Answer(skipped=check.too_long.get(index)) for index in range(len(rows.rows))]
+    if unscored := work.unscored(asked):
+        likelihoods.score(asker, work.variant, unscored, work.settings.max_errors, entries)
+    if work.reference and (rest := fidelity.missing(entries.entries, work.reference, rows, asked)):
+        fidelity.score(asker, work.variant, work.reference, rest, entries)
+    return Findings(repeats or [likelihoods.chosen(entries.entries, rows, check.too_long)], None)
+
+
 def _compute(work: Work, findings: Findings) -> dict[str, list[Computed]]:
     """Return the values of every metric of the ruler, and of the other ones that the kept scorecard has."""
     rows, ruler, kept = work.rows, work.ruler, work.kept
-    outdated = scorecard.outdated(kept.parts, ruler.parts(work.variant)) if kept else ruler.metrics
-    stale = [name for name in ruler.metrics if name in outdated]
-    metrics = metric_loading.load_metrics(ruler.sources[name] for name in stale if name in ruler.sources)
-    computed = scores.compute(metrics, rows, findings.repeats)
-    if ruler.judge and metric_loading.JUDGE in stale:
+    metrics = metric_loading.load_metrics(ruler.sources[name] for name in work.stale if name in ruler.sources)
+    computed = scores.compute(metrics, rows, findings.repeats, work.entries.entries)
+    if ruler.judge and metric_loading.JUDGE in work.stale:
         computed[metric_loading.JUDGE] = judge.compute(ruler.judge, rows, findings.repeats, work.entries)
+    if work.reference:
+        computed |= fidelity.computed(work.entries.entries, work.reference, rows, findings.repeats[0])
     if kept:
-        others = [name for name in kept.parts if name not in computed and name != CONTRACT]
+        others = [name for name in kept.parts if name not in (*computed, CONTRACT, metric_loading.REFERENCE)]
         computed |= {name: scores.carried(kept.card, name) for name in others}
-    names = dict.fromkeys([*ruler.metrics, *computed])
+    names = dict.fromkeys([*ruler.metrics_of(work.variant), *computed])
     return {name: computed[name] for name in names}
 
 
 def _mark(work: Work) -> dict[str, Any]:
     """Return what the mark of a new scorecard says about its making."""
-    variant, ruler = work.variant, work.ruler
+    variant, ruler, kept = work.variant, work.ruler, work.kept
+    is_generated = kept.is_generated if kept else ruler.generates
     return {
-        "asked": ruler.asked(variant),
-        "parts": (work.kept.parts if work.kept else {}) | ruler.parts(variant),
+        "asked": ruler.asked(variant) | ({} if is_generated else {scorecard.ANSWERS: scorecard.CHOSEN}),
+        "parts": (kept.parts if kept else {}) | ruler.parts(variant),
         "sources": scorecard.sources_of([variant], work.rows.sha256) | ruler.own_sources,
-    }
-
-
-def _log(work: Work, card: Scorecard, findings: Findings) -> None:
-    """Log everything to the variant's run and LoggedModel, and last the mark that says that it is complete."""
-    import mlflow
-
-    client, variant, rows, kept = work.client, work.variant, work.rows, work.kept
-    data = scores_log.dataset(rows)
-    latencies = [answer.latency_ms for answer in findings.repeats[0]]
-    state.invalidate(client, variant, rows, keep_speed=kept is not None)
-    with runs.reopen(variant.run_id):
-        scores_log.log(card, data, latencies, variant.model_id)
-        # With the dataset, so that what was measured on two prompt sets can be told apart.
-        counts = _contract_counts(findings) | ({} if kept else _answer_counts(card, findings))
-        if counts:
-            mlflow.log_metrics(counts, dataset=data, model_id=variant.model_id)
-        if findings.contract is not None:
-            # log_table would append to the table of an earlier evaluation of this run.
-            results = [[result.name, result.fault is None, result.fault or ""] for result in findings.contract]
-            mlflow.log_dict({"columns": ["check", "passed", "fault"], "data": results}, "contract.json")
-        scorecard.log(card, latencies)
-        mlflow.set_tag(names.PROMPT_SET_SHA256, rows.sha256)
-    value = scorecard.mark(rows, data.digest, **_mark(work))
-    client.set_logged_model_tags(variant.model_id, {scorecard.tag(rows.sha256): value})
-
-
-def _answer_counts(card: Scorecard, findings: Findings) -> dict[str, float]:
-    """Return the metrics of the answers that are no scores: time, errors, skipped rows."""
-    first = findings.repeats[0]
-    counts: dict[str, float] = {
-        "answers/seconds": findings.seconds,
-        names.ERRORS.key: sum(error is not None for error in card.errors),
-        names.SKIPPED.key: sum(skipped is not None for skipped in card.skipped),
-    }
-    if any(answer.finish_reason for answer in first):
-        counts[names.TRUNCATED.key] = sum(answer.finish_reason == "length" for answer in first)
-    return counts
-
-
-def _contract_counts(findings: Findings) -> dict[str, float]:
-    """Return the metrics of the contract suite; empty if it was not run."""
-    if findings.contract is None:
-        return {}
-    return {
-        names.CONTRACT_PASSED.key: sum(result.fault is None for result in findings.contract),
-        names.CONTRACT_TOTAL.key: len(findings.contract),
     }
 
 
 def _echo_waiting(variant: Variant) -> None:
     echo(f"Waiting for another process that is asking {variant.name} these rows.")
-
-
-def _echo_scored(variant: Variant, card: Scorecard, metric: str, seconds: float, kept: bool) -> None:
-    score = f"{metric} {card.metrics[f'{metric}/mean']:.3f}" if f"{metric}/mean" in card.metrics else "scored"
-    how = "from its kept answers" if kept else f"{seconds:.1f} s"
-    echo(f"Scored {variant.name}: {score} ({how}{_skipped(card)})")
-
-
-def _skipped(card: Scorecard) -> str:
-    """Return which rows were skipped, and why the first of them was."""
-    skipped = [row_id for row_id, reason in zip(card.ids, card.skipped, strict=True) if reason]
-    if not skipped:
-        return ""
-    more = [f"and {len(skipped) - SHOWN_ROWS} more"] if len(skipped) > SHOWN_ROWS else []
-    shown = ", ".join([*map(repr, skipped[:SHOWN_ROWS]), *more])
-    return f"; {len(skipped)} rows skipped ({shown}): {next(filter(None, card.skipped))}"

@@ -94,20 +94,25 @@ class Estimate:
         return -float(stdtrit(self.freedom, level)) * self.error
 
 
-def interval(scores: Sequence[float], alpha: float = 0.05) -> tuple[float, float]:
+def interval(scores: Sequence[float], alpha: float = 0.05, scale: float = 1.0) -> tuple[float, float]:
     """Return the confidence interval of the mean at confidence 1 - alpha.
+
+    Args:
+        scores: Those of the rows.
+        alpha: The error that is accepted.
+        scale: The highest score that there can be, if none is higher; 0 if that is unknown.
 
     Raises:
         ValueError: there are no scores.
     """
     if not scores:
         raise ValueError("an interval needs at least one score, got none")
-    if set(scores) <= {0.0, 1.0}:
+    if scale == 1 and set(scores) <= {0.0, 1.0}:
         from scipy.stats import binomtest
 
         exact = binomtest(int(sum(scores)), len(scores)).proportion_ci(1 - alpha, "exact")
         return float(exact.low), float(exact.high)
-    return _estimate(scores, min(0.0, *scores), max(1.0, *scores)).interval(alpha)
+    return _estimate(scores, min(0.0, *scores), max(scale, *scores)).interval(alpha)
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
     from steps.checkpoints.checkpoint import Checkpoint
+    from steps.wrappers.engines.sampling import FloatArray
+
+
+# Prompts and their continuations, as token ids.
+Pairs = list[tuple[list[int], list[int]]]
+# Takes a loaded model, pairs, and whether to return the whole vocabulary at each place [tokens, vocabulary], or only
+# the token that stands there [tokens].
+ScoreTokens = Callable[[Any, Pairs, bool], "list[FloatArray]"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Mode:
         log: Log the staged folder to the active run. Takes the keyword arguments of MLflow that all modes share.
         takes_exports: Whether it takes checkpoints that are in ONNX GenAI layout already.
         has_blocks: Whether it quantises weights in blocks, and so reads all keys of such a precision.
+        score_tokens: Return the log-probabilities of given texts with a loaded model; None if the mode cannot.
     """
 
     name: str
@@ -59,6 +68,7 @@ class Mode:
     log: Callable[[BuildConfig, Path, dict[str, Any]], ModelInfo]
     takes_exports: bool = False
     has_blocks: bool = False
+    score_tokens: ScoreTokens | None = None
 
     @property
     def requirements(self) -> list[str]:

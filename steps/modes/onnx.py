@@ -23,7 +23,7 @@ from steps.errors import StepError
 from steps.modes.mode import Mode
 from steps.modes.onnx_export import export_to_onnx
 from steps.modes.onnx_graph import correct_graph, exported_precision, folder_faults
-from steps.modes.wrapper import MODULES, PACKAGES, WEIGHTS_FOLDER, WrapperSettings, log_wrapper
+from steps.modes.wrapper import MODULES, PACKAGES, WEIGHTS_FOLDER, WrapperSettings, log_wrapper, score_tokens
 from steps.wrappers.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
@@ -168,6 +168,7 @@ MODE = Mode(
     seed=None,
     stage=_stage,
     log=_log,
+    score_tokens=score_tokens,
     takes_exports=True,
     has_blocks=True,
 )

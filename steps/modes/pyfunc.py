@@ -12,7 +12,7 @@ from steps.checkpoints.generation import refuse_lost_settings
 from steps.config.schema import BuildConfig, key
 from steps.modes.mode import Mode
 from steps.modes.torch_checkpoint import TORCH_MODULES, stage_for_torch
-from steps.modes.wrapper import PACKAGES, WEIGHTS_FOLDER, WrapperSettings, log_wrapper
+from steps.modes.wrapper import PACKAGES, WEIGHTS_FOLDER, WrapperSettings, log_wrapper, score_tokens
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -78,4 +78,5 @@ MODE = Mode(
     seed=None,
     stage=_stage,
     log=_log,
+    score_tokens=score_tokens,
 )

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from steps.checkpoints.prompting import around_user_message
 from steps.config.schema import BuildConfig, Generation, ModeSettings, key
 from steps.interfaces import get_interface
-from steps.modes.mode import Mode
+from steps.modes.mode import Mode, Pairs
 from steps.modes.torch_checkpoint import TORCH_MODULES, stage_for_torch
 from steps.wrappers.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
+
+    from steps.wrappers.engines.sampling import FloatArray
 
 
 @dataclass
@@ -73,6 +75,23 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def _score_tokens(model: Any, pairs: Pairs, whole_vocabulary: bool) -> list[FloatArray]:
+    """Score texts with the model in the flavour's pipeline, one by one: the flavour itself can only generate."""
+    import torch
+
+    language_model = model.get_raw_model().model
+    scored: list[FloatArray] = []
+    for prompt, rest in pairs:
+        ids = torch.tensor([prompt + rest], device=language_model.device)
+        with torch.inference_mode():
+            # The logits of the last token are those of one that nobody asks for.
+            logits = language_model(input_ids=ids, logits_to_keep=len(rest) + 1).logits[0, :-1]
+        logprobs = torch.log_softmax(logits.double(), dim=-1).cpu()
+        places = torch.tensor(rest)[:, None]
+        scored.append((logprobs.float() if whole_vocabulary else logprobs.gather(1, places)[:, 0]).numpy())
+    return scored
+
+
 MODE = Mode(
     name="transformers",
     settings=TransformersSettings,
@@ -90,4 +109,5 @@ MODE = Mode(
     seed=_seed,
     stage=stage_for_torch,
     log=_log,
+    score_tokens=_score_tokens,
 )

@@ -11,11 +11,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from steps.config.schema import BuildConfig, ModeSettings, key
+from steps.errors import StepError
 from steps.interfaces import get_interface
+from steps.modes.mode import Pairs
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
     from mlflow.models.model import ModelInfo
+
+    from steps.wrappers.engines.sampling import FloatArray
 
 WRAPPERS = Path(__file__).parents[1] / "wrappers"
 # Where they are inside a logged model.
@@ -69,6 +73,18 @@ def log_wrapper(config: BuildConfig, folder: Path, common: dict[str, Any], engin
             **common | {"metadata": common["metadata"] | ({"task": interface.task} if interface.task else {})},
         )
     return info
+
+
+def score_tokens(model: Any, pairs: Pairs, whole_vocabulary: bool) -> list[FloatArray]:
+    """Return the log-probabilities of texts with one of our models; raises StepError if it was built before it could.
+
+    See wrappers/scoring.py.
+    """
+    wrapper = model.unwrap_python_model()
+    if not hasattr(wrapper, "score_tokens"):
+        raise StepError("its model was built before models could score given texts: build it again.")
+    scored: list[FloatArray] = wrapper.score_tokens(pairs, whole_vocabulary)
+    return scored
 
 
 def _unchecked(signature: ModelSignature) -> ModelSignature:

@@ -13,7 +13,7 @@ from steps.evaluation import scorecard
 from steps.evaluation.answers import is_readable
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
-from steps.evaluation.scores import counted
+from steps.evaluation.scores import counted, known
 from steps.promotion.candidate import Candidate
 from steps.promotion.costs import with_measured_costs
 from steps.promotion.job import Job
@@ -65,8 +65,8 @@ def to_candidate(variant: Variant, rows: PromptSet, promotion: Promotion) -> Can
         metrics[SKIPPED.key] = float(sum(reason is not None for reason in card.skipped))
         faults = tuple(_scorecard_faults(card, metrics, rows, promotion))
         refusals = tuple(_refusals(card, promotion))
-        row_scores = {name: counted(scores) for name, scores in card.scores.items()}
-        metrics |= {f"{name}/mean": sum(scores) / len(scores) for name, scores in row_scores.items() if scores}
+        row_scores = {name: counted(scores, name) for name, scores in card.scores.items()}
+        metrics |= {f"{name}/mean": fmean(known(scores)) for name, scores in row_scores.items() if known(scores)}
     except StepError as error:
         faults = tuple(fault.rstrip(".") for fault in error.faults)
     return Candidate(variant.name, variant.model_id, variant.fingerprint, metrics, row_scores, faults, refusals)

@@ -65,10 +65,11 @@ class Field:
 
 def check(config: EvaluateConfig, ruler: Ruler) -> None:
     """Raise StepError if variants are to be stopped early by a metric that is not computed while they are asked."""
-    if config.evaluate.stop_early and row_metric(config.promotion.metric) not in ruler.sources:
+    answered = [name for name in ruler.sources if name not in metric_loading.LIKELIHOODS]
+    if config.evaluate.stop_early and row_metric(config.promotion.metric) not in answered:
         raise StepError(
             "evaluate.stop_early compares variants by promotion.metric, which must be one of evaluate.metrics "
-            f"({', '.join(ruler.sources)}), got '{config.promotion.metric}'."
+            f"({', '.join(answered)}), got '{config.promotion.metric}'."
         )
 
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from steps.config.schema import DEFAULT_METRICS, EvaluateConfig, Promotion, PromptSet
-from steps.evaluation.metric_loading import JUDGE, metric_name
+from steps.evaluation.metric_loading import FIDELITY, FIDELITY_NAME, JUDGE, metric_name
 from steps.promotion.candidate import Candidate
 from steps.promotion.rank import asked_metrics, lacking_metrics
 from steps.store.commands import step_command
@@ -95,7 +95,8 @@ def quality_metrics(promotion: Promotion) -> tuple[str, ...]:
     """Return the metrics that the policy names and `evaluate.metrics` can compute."""
     costs = {_family(cost.key) for cost in COSTS}
     quality = dict.fromkeys(_family(metric_key(name)) for name in asked_metrics(promotion))
-    return tuple(name for name in quality if name not in costs)
+    listed = (FIDELITY_NAME if name in FIDELITY else name for name in quality if name not in costs)
+    return tuple(dict.fromkeys(listed))
 
 
 def evaluate_command(

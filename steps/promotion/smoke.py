@@ -6,7 +6,7 @@ repeat its recorded answers. Where none is recorded that could be repeated, the 
 
 from steps.config.schema import Promotion
 from steps.errors import StepError
-from steps.evaluation import contract_suite
+from steps.evaluation import contract_suite, scorecard
 from steps.evaluation.answers import is_readable, rows_asked_alone
 from steps.evaluation.asking import Asker
 from steps.evaluation.context_check import context_check, control_tokens
@@ -44,9 +44,11 @@ def find_fault(uri: str, variant: Variant, rows: PromptSet, card: Scorecard, pro
 def _sample(variant: Variant, rows: PromptSet, card: Scorecard, count: int) -> list[tuple[Row, str | None]]:
     """Return rows, spread over the prompt set, with the answers that must be repeated; None for any answer.
 
-    Only answers to rows that were asked one by one can be repeated. Without any, answered rows are asked, and without
-    those, any rows that the variant can be asked.
+    Only generated answers to rows that were asked one by one can be repeated. Without any, answered rows are asked, and
+    without those, any rows that the variant can be asked.
     """
+    if not scorecard.is_generated(variant, rows.sha256):
+        return [(rows.rows[index], None) for index in _spread(_askable(variant, rows), count)]
     answered = [index for index in range(len(rows.rows)) if _is_answered(card, index)]
     alone = set(rows_asked_alone(len(rows.rows))) if variant.config.generation.greedy else set()
     if repeatable := [index for index in answered if index in alone]:

@@ -121,6 +121,10 @@ POLICY_NAMES = {
 # How values are shown in sentences.
 SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 UNITS = {"_ms": "ms", "_mb": "MB", "tokens_per_second": "tokens/s", "_seconds": "s"}
+# Metrics of rows that are better when lower.
+LESS_IS_BETTER = ("perplexity", "fidelity/kl", "fidelity/flips")
+# Metrics of rows that are no shares: the highest that was seen is the highest that their intervals assume.
+UNBOUNDED = ("perplexity", "fidelity/kl", "fidelity/first_divergence")
 # What `evaluate.speed` measures. With BYTES, these are never 0: MLflow stores a NaN on a model as 0.
 TIMED = ("speed/", "memory/")
 MEASURED = (*TIMED, "size/")
@@ -128,7 +132,8 @@ MEASURED = (*TIMED, "size/")
 
 def metric_key(name: str) -> str:
     """Return a metric's full key: `answer_match` is `answer_match/mean`, `latency` is `speed/latency_p95_ms`."""
-    return POLICY_NAMES.get(name, name if "/" in name else f"{name}/mean")
+    is_complete = "/" in name and name not in (*LESS_IS_BETTER, *UNBOUNDED)
+    return POLICY_NAMES.get(name, name if is_complete else f"{name}/mean")
 
 
 def with_unit(key: str, value: float) -> str:
@@ -146,8 +151,13 @@ def row_metric(name: str) -> str:
 
 def more_is_better(key: str) -> bool:
     """Return True if a higher value is better: scores, rates, tokens per second."""
-    endings = ("/mean", "/ci_low", "/ci_high", "tokens_per_second", "/bandwidth_fraction", "/rate", "/passed")
-    return key.endswith(endings)
+    endings = ("/mean", "/ci_low", "/ci_high", "/norm", "/norm_bytes", "tokens_per_second", "/bandwidth_fraction")
+    return key.endswith((*endings, "/rate", "/passed")) and not less_is_better(key.rpartition("/")[0])
+
+
+def less_is_better(metric: str) -> bool:
+    """Return True if rows with a lower value of a metric are better. A row without one counts in no mean of it."""
+    return metric in LESS_IS_BETTER
 
 
 def is_timed(name: str) -> bool:

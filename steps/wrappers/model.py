@@ -20,8 +20,10 @@ from .contract.interfaces import INTERFACES
 from .contract.requests import Contract
 from .contract.size import check_size
 from .engines import load_engine
+from .engines.sampling import FloatArray
 from .engines.scheduler import Scheduler
 from .manifest import DamagedCheckpoint, check
+from .scoring import Pair, score_tokens
 from .serving.app import extend_server, extended_app
 from .serving.client import CLIENT
 from .serving.health import health_check
@@ -89,6 +91,13 @@ class Phi3Model(PythonModel):
             check_size(form.items)
         replies = [self._reply(choices) for choices in answer(form, params, self._scheduler)]
         return replies[0] if form.is_one else replies
+
+    def score_tokens(self, pairs: list[Pair], whole_vocabulary: bool = False) -> list[FloatArray]:
+        """Return the log-probabilities of given continuations of prompts (token ids); see scoring.py.
+
+        It is no part of the requests that a served model takes: `unwrap_python_model` of a loaded one has it.
+        """
+        return score_tokens(self._scheduler, self._tokenizer, pairs, whole_vocabulary)
 
     def _reply(self, choices: Choices) -> Any:
         if isinstance(choices, RequestError):

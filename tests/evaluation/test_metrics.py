@@ -100,12 +100,23 @@ def test_chrf_is_sacrebleus_score_scaled_to_0_and_1():
 def test_all_shipped_metrics_are_listed():
     assert metric_loading.local_metrics() == [
         "answer_match",
+        "choice_match",
+        "choice_match_norm",
         "chrf",
         "exact_match",
         "instruction_match",
+        "perplexity",
         "rouge_l",
         "token_f1",
     ]
+
+
+MORE_COLUMNS = {
+    "instruction_match": ["rules"],
+    "choice_match": ["choices", "choice_logprobs"],
+    "choice_match_norm": ["choices", "choice_logprobs"],
+    "perplexity": ["target_logprobs", "target_tokens"],
+}
 
 
 @pytest.mark.parametrize("name", metric_loading.local_metrics())
@@ -113,7 +124,7 @@ def test_a_metric_describes_itself_and_has_the_name_of_its_file(name):
     metric = metric_loading.load_metrics([name])[name]
     assert metric.name == name
     assert metric.description
-    columns = ["predictions", "references", *(["rules"] if name == "instruction_match" else [])]
+    columns = ["predictions", "references", *MORE_COLUMNS.get(name, ())]
     assert list(metric.features) == columns
     assert all(column in metric.inputs_description for column in columns)
 
@@ -125,6 +136,33 @@ def test_instruction_match_takes_the_rules_of_each_row():
     assert computed == {"instruction_match": 0.5, "scores": [1, 0]}
     with pytest.raises(ValueError, match="every row of the prompt set must have rules"):
         metric.compute(**inputs, rules=[["one_word"], []])
+
+
+# choices, their log-probabilities, accepted, acc, acc_norm, acc_bytes
+CHOICES = [
+    (["a", "bb"], [-1.0, -1.5], "a", 1, 0, 0),
+    (["ü", "bb"], [-1.0, -1.5], "ü", 1, 0, 1),
+    (["a", "b"], [-1.0, -1.0], "b", 0, 0, 0),  # the first of equals
+    (["a", "b", "c"], [-3.0, -2.0, -1.0], "c", 1, 1, 1),
+]
+
+
+def test_choice_match_takes_the_most_likely_choice_whole_and_by_length():
+    metrics = metric_loading.load_metrics(["choice_match", "choice_match_norm"])
+    inputs = {"predictions": [""] * len(CHOICES), "references": [[row[2]] for row in CHOICES]}
+    inputs |= {"choices": [row[0] for row in CHOICES], "choice_logprobs": [row[1] for row in CHOICES]}
+    computed, normed = (metric.compute(**inputs) for metric in metrics.values())
+    assert computed["scores"] == [row[3] for row in CHOICES]
+    assert normed["scores"] == [row[4] for row in CHOICES]
+    assert (computed["norm"], computed["norm_bytes"]) == (normed["choice_match_norm"], 0.5)
+
+
+def test_perplexity_is_that_of_the_accepted_answer_with_the_lowest():
+    metric = metric_loading.load_metrics(["perplexity"])["perplexity"]
+    inputs = {"predictions": ["", ""], "references": [["a", "b"], ["c"]]}
+    logprobs = [[-2 * math.log(3), -math.log(4)], [-1e9]]
+    computed = metric.compute(**inputs, target_logprobs=logprobs, target_tokens=[[2, 1], [1]])
+    assert computed["scores"] == [pytest.approx(3), math.exp(700)]
 
 
 NEW_METRIC = """
@@ -156,7 +194,7 @@ def test_all_unknown_metrics_are_reported_at_once():
     with pytest.raises(StepError) as refusal:
         metric_loading.load_metrics(["exact_mach", "chrf", "zzz"])
     first, second = refusal.value.faults
-    assert first.startswith("Unknown metric 'exact_mach'. Did you mean 'exact_match'? Available: answer_match, chrf,")
+    assert first.startswith("Unknown metric 'exact_mach'. Did you mean 'exact_match'? Available: answer_match, choi")
     assert second.startswith("Unknown metric 'zzz'. Available:")
 
 

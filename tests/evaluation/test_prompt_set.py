@@ -59,7 +59,7 @@ FAULTS = {
     ),
     "unknown field": (
         _line(targte="t"),
-        "unknown field 'targte'; known are id, messages, prompt, rules, tags, target.",
+        "unknown field 'targte'; known are choices, id, messages, prompt, rules, tags, target.",
     ),
     "tags": (_line(tags="x"), "tags must be a list of strings."),
     "number for a tag": (_line(tags=["x", 5]), "tags[1] must be text, got int."),
@@ -67,6 +67,14 @@ FAULTS = {
     "NUL in a tag": (_line(tags=["x\0"]), "tags[0] holds a NUL character."),
     "surrogate in a tag": (_line(tags=["x\ud800"]), "tags[0] holds a lone surrogate."),
     "a tag twice": (_line(tags=["x", "y", "x"]), "tags[2] is 'x' again."),
+    "choices": (_line(choices="t"), "choices must be a list of at least 2 strings."),
+    "one choice": (_line(choices=["t"]), "choices must be a list of at least 2 strings."),
+    "number for a choice": (_line(choices=["t", 5]), "choices[1] must be text, got int."),
+    "a choice twice": (_line(choices=["t", "u", "t"]), "choices[2] is 't' again."),
+    "no right choice": (
+        _line(target=["a", "b"], choices=["t", "u"]),
+        "target must be one of the choices, got ['a', 'b'].",
+    ),
     "rules": (_line(rules="json"), "rules must be a list of strings."),
     "unknown rule": (
         _line(rules=["jsn"]),

@@ -70,6 +70,14 @@ def genai_scheduler(checkpoint):
         yield Scheduler(GenaiEngine(str(folder), 16, "cpu"))
 
 
+@pytest.fixture(scope="session")
+def int4_genai_scheduler(checkpoint):
+    from steps.wrappers.engines.genai_engine import GenaiEngine
+
+    with _exported(checkpoint, ["mode=onnx", "precision=int4"]) as folder:
+        yield Scheduler(GenaiEngine(str(folder), 16, "cpu"))
+
+
 @pytest.fixture(params=["torch", "onnx", "genai"])
 def scheduler(request):
     return request.getfixturevalue(f"{request.param}_scheduler")

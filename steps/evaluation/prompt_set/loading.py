@@ -2,10 +2,10 @@
 
     {"id": "capital-spain", "messages": [{"role": "user", "content": "…"}], "target": "Madrid", "tags": ["capital"]}
 
-`prompt` is short for `messages` with one user message. `target` is a string or a list of accepted strings. `tags` and
-`rules` (steps/evaluation/metrics/rules.py) are optional. JSON with rows like that one is read as it is, and may have no
-other fields. Of all other rows `columns.py` chooses the columns. The whole set is checked before any model loads, and
-all faults are reported at once, by line. 100,000 rows take a few seconds.
+`prompt` is short for `messages` with one user message. `target` is a string or a list of accepted strings. `tags`,
+`rules` (steps/evaluation/metrics/rules.py) and `choices` are optional. JSON with rows like that one is read as it is,
+and may have no other fields. Of all other rows `columns.py` chooses the columns. The whole set is checked before any
+model loads, and all faults are reported at once, by line. 100,000 rows take a few seconds.
 """
 
 import json
@@ -43,7 +43,8 @@ class PromptSet:
         """Return the digest of the rows' content, which does not depend on the layout of the file."""
         content = sha256()
         for row in self.rows:
-            fields = [row.id, row.messages, row.targets, row.tags, *([row.rules] if row.rules else [])]
+            fields: list[Any] = [row.id, row.messages, row.targets, row.tags, *([row.rules] if row.rules else [])]
+            fields += [{"choices": row.choices}] if row.choices else []
             content.update(json.dumps(fields).encode())
         return content.hexdigest()
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from steps.evaluation.metrics import rules
 
-FIELDS = {"id", "messages", "prompt", "target", "tags", "rules"}
+FIELDS = {"id", "messages", "prompt", "target", "tags", "rules", "choices"}
 ROLES = {"system", "user", "assistant"}
 MESSAGE = {"role", "content"}
 SHOWN = 40  # characters of a bad value in an error message
+LEAST_CHOICES = 2
 # A text of these alone shows nothing.
 INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff \t\r\n"
 # Tokenizers cut text at NUL and refuse lone surrogates.
@@ -27,6 +28,7 @@ class Row:
         targets: accepted answers, at least one.
         tags: groups that the row counts in.
         rules: rules for the form of the answer (steps/evaluation/metrics/rules.py).
+        choices: the answers to choose from, by their likelihood; empty if the row has none.
         number: line in the file or row in the dataset, from 1. Rows are equal whatever their number.
     """
 
@@ -35,6 +37,7 @@ class Row:
     targets: tuple[str, ...]
     tags: tuple[str, ...]
     rules: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     number: int = field(default=0, compare=False)
 
     @property
@@ -68,6 +71,7 @@ def make_row(content: dict[str, Any], number: int = 0) -> Row:
         targets=tuple(target) if isinstance(target, list) else (target,),
         tags=tuple(content.get("tags", ())),
         rules=tuple(content.get("rules", ())),
+        choices=tuple(content.get("choices", ())),
         number=number,
     )
 
@@ -95,6 +99,8 @@ def _faults(content: dict[str, Any]) -> Iterator[str]:
         yield from _tag_faults(content["tags"])
     if "rules" in content:
         yield from _rule_faults(content["rules"])
+    if "choices" in content:
+        yield from _choice_faults(content["choices"], content.get("target"))
 
 
 def _message_faults(messages: Any) -> Iterator[str]:
@@ -150,6 +156,19 @@ def _rule_faults(row_rules: Any) -> Iterator[str]:
             yield f"rules[{index}] {fault}."
         else:
             yield from _text_faults("rules[{}]", rule, index)
+
+
+def _choice_faults(choices: Any, target: Any) -> Iterator[str]:
+    if not isinstance(choices, list) or len(choices) < LEAST_CHOICES:
+        yield f"choices must be a list of at least {LEAST_CHOICES} strings."
+        return
+    for index, choice in enumerate(choices):
+        yield from _text_faults("choices[{}]", choice, index)
+        if choice in choices[:index]:
+            yield f"choices[{index}] is {repr(choice)[:SHOWN]} again."
+    targets = target if isinstance(target, list) else [target]
+    if target is not None and not any(one in choices for one in targets):
+        yield f"target must be one of the choices, got {repr(target)[:SHOWN]}."
 
 
 def _text_faults(field: str, value: Any, index: int | None = None) -> Iterator[str]:

@@ -71,7 +71,7 @@ def _fields(row: dict[str, Any], chosen: Chosen, row_id: str) -> dict[str, Any]:
         target = messages[-1].get("content") if "target" not in chosen else target
         content["messages"] = messages[:-1]
     if "choices" in chosen and "prompt" in content:
-        content["prompt"], target = _with_choices(content["prompt"], target, row, chosen)
+        target = _with_choices(content, target, row, chosen)
     return content | ({} if target is None else {"target": target})
 
 
@@ -180,15 +180,22 @@ def _asserted(text: str) -> str:
     raise ValueError(f"{text[:SHOWN]!r} compares with no text. Only equals, contains and icontains are known.")
 
 
-def _with_choices(prompt: Any, target: Any, row: dict[str, Any], chosen: Chosen) -> tuple[Any, Any]:
-    """Return a question with its choices below, and what is accepted: the letter of the right one, its text, both."""
+def _with_choices(content: dict[str, Any], target: Any, row: dict[str, Any], chosen: Chosen) -> Any:
+    """Put the choices below the question; return what is accepted: the letter of the right one, its text, both.
+
+    The letters are the choices to score by their likelihood, because the question names them.
+    """
+    prompt = content["prompt"]
     labels, texts = _choices(row, chosen["choices"])
     if not texts or not isinstance(prompt, str) or "target" not in chosen:
-        return prompt, target
+        return target
     listed = [f"{label}. {text}" for label, text in zip(labels, texts, strict=True)]
     right = _right_choice(_value(row, chosen["target"][0]), labels, texts)
     accepted = dict.fromkeys([labels[right], listed[right], texts[right]])
-    return f"{prompt}\n\n" + "\n".join(listed), list(accepted)
+    content["prompt"] = f"{prompt}\n\n" + "\n".join(listed)
+    if len(labels) > 1:
+        content["choices"] = labels
+    return list(accepted)
 
 
 def _choices(row: dict[str, Any], names: tuple[str, ...]) -> tuple[list[str], list[str]]:

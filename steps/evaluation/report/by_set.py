@@ -39,7 +39,7 @@ def metrics(label: str, values: dict[str, float], card: Scorecard) -> dict[str, 
     """Return the metrics of a prompt set under its label: every score with its interval, and what was timed."""
     named = {}
     for key in card.metrics:
-        name, slash, aggregate = key.partition("/")
+        name, slash, aggregate = key.rpartition("/")
         if key in values:
             # Digits that nobody reads would fill the columns. The scorecard has all of them.
             named[f"{label}/{name}{ENDINGS.get(slash + aggregate, f'_{aggregate}')}"] = round(values[key], 4)

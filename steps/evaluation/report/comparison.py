@@ -23,7 +23,7 @@ from steps.evaluation.scorecard import Scorecard
 from steps.evaluation.statistics import difference
 from steps.output import echo, suppress_output
 from steps.store import runs
-from steps.store.names import BYTES, COSTS, NOTE, TOKENS_PER_SECOND
+from steps.store.names import BYTES, COSTS, NOTE, TOKENS_PER_SECOND, less_is_better
 from steps.store.variants import Variant, find_variants
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def compare(client: MlflowClient, rows: PromptSet, ruler: Ruler, left_out: Conta
     if entries:
         _log(disambiguate(entries), rows, ruler)
         mlflow.set_tag(NOTE, printed.markdown([entry.variant for entry in entries], rows, *_standing(entries, ruler)))
-        views.prepare(client, by_set.label(client, rows), ruler.first)
+        views.prepare(client, by_set.label(client, rows), ruler.first, less_is_better(ruler.first))
     if not unreadable:
         state.mark_compared(variants, rows, ruler)
     return unreadable
@@ -104,7 +104,8 @@ def _entries(
         else:
             metrics = scorecard.metrics_of(variant, rows.sha256) or {}
             entries.append(Scored(variant.name, variant, card, metrics))
-    entries.sort(key=lambda entry: entry.metrics.get(f"{ruler.first}/mean", float("-inf")), reverse=True)
+    sign = 1 if less_is_better(ruler.first) else -1
+    entries.sort(key=lambda entry: sign * entry.metrics.get(f"{ruler.first}/mean", sign * float("inf")))
     return entries, unreadable
 
 
@@ -125,10 +126,12 @@ def _standing(entries: list[Scored], ruler: Ruler) -> tuple[list[str], printed.S
     words = {best.variant.model_id: "best score"}
     for entry in entries[1:]:
         if {metric} <= best.card.scores.keys() & entry.card.scores.keys():
-            theirs, ours = (scores.counted(one.card.scores[metric]) for one in (best, entry))
-            worse = difference(theirs, ours).better
+            theirs, ours = (scores.counted(one.card.scores[metric], metric) for one in (best, entry))
+            gap = difference(theirs, ours)
+            worse = gap.worse if less_is_better(metric) else gap.better
             words[entry.variant.model_id] = "tied" if ours == theirs else "worse" if worse else "undecided"
-    return list(ruler.metrics), printed.Standing([], None, None, words, metric)
+    standing = printed.Standing([], None, None, words, metric, less_is_better(metric))
+    return list(ruler.metrics), standing
 
 
 def leaderboard(entries: list[Scored], metrics: list[str]) -> dict[str, list[Any]]:
@@ -149,7 +152,7 @@ def pairwise(entries: list[Scored], metric: str) -> list[dict[str, Any]]:
     """
     pairs = []
     for ours, theirs in combinations([entry for entry in entries if metric in entry.card.scores], 2):
-        our_rows, their_rows = (scores.counted(entry.card.scores[metric]) for entry in (ours, theirs))
+        our_rows, their_rows = (scores.counted(entry.card.scores[metric], metric) for entry in (ours, theirs))
         gap = difference(our_rows, their_rows)
         verdict = "better" if gap.better else "worse" if gap.worse else "undecided"
         pairs.append(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 
+from .sampling import FloatArray
 from .sequence import Sequence
 
 # The most events that one run of the engine may return.
@@ -93,14 +94,29 @@ class GenaiEngine:
         return tokens
 
     def _begin_generator(self, sequence: Sequence) -> None:
+        generator = self._generator(sequence)
+        generator.append_tokens(np.array(sequence.prompt, dtype=np.int32))
+        if sequence.settings.scores_prompt:
+            logits = _logits(generator)
+            if len(logits) == len(sequence.prompt):
+                sequence.score_prompt(logits[sequence.settings.scored_from - 1 :])
+            else:
+                generator = self._scored_one_by_one(sequence)
+        self._generators[sequence] = generator
+
+    def _generator(self, sequence: Sequence) -> og.Generator:
         params = og.GeneratorParams(self._model)
         # GenAI counts the prompt in max_length.
         params.set_search_options(max_length=len(sequence.prompt) + sequence.settings.max_tokens)
-        generator = og.Generator(self._model, params)
-        generator.append_tokens(np.array(sequence.prompt, dtype=np.int32))
-        if sequence.settings.scores_prompt:
-            sequence.score_prompt(np.asarray(generator.get_output("logits"), dtype=np.float32)[0])
-        self._generators[sequence] = generator
+        return og.Generator(self._model, params)
+
+    def _scored_one_by_one(self, sequence: Sequence) -> og.Generator:
+        """Return a generator with the prompt of a graph whose head is pruned: it gives the last token's logits only."""
+        generator, start = self._generator(sequence), sequence.settings.scored_from
+        for piece in [sequence.prompt[:start], *([token] for token in sequence.prompt[start:])]:
+            generator.append_tokens(np.array(piece, dtype=np.int32))
+            sequence.score_prompt(_logits(generator)[-1:])
+        return generator
 
     def _step_generators(self) -> list[tuple[Sequence, int]]:
         tokens = []
@@ -116,6 +132,12 @@ class GenaiEngine:
         if token not in self._end_tokens and len(sequence.tokens) + 1 < sequence.settings.max_tokens:
             generator.append_tokens(np.array([token], dtype=np.int32))
         return sequence, token
+
+
+def _logits(generator: og.Generator) -> FloatArray:
+    """Return the logits [tokens, vocabulary] of the tokens that were appended last."""
+    logits: FloatArray = np.asarray(generator.get_output("logits"), dtype=np.float32)[0]
+    return logits
 
 
 def _needs_logits(sequence: Sequence) -> bool:

@@ -7,6 +7,7 @@ are prefilled together, padded on the right. The last row replaces a finished on
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,17 +117,26 @@ class OnnxEngine:
     ) -> FloatArray:
         """Run prompts [rows, width] from column `first` on, in pieces; return their last logits [rows, vocabulary]."""
         # Only one row can be longer than one piece, begin after column 0, or be scored.
-        is_scored = scored is not None and scored.settings.scores_prompt
-        # With a pruned head, every token that is scored has to be the last one of a piece.
-        width = 1 if is_scored and self._is_pruned else PREFILL_TOKENS
-        for column in range(first, ids.shape[1], width):
-            piece = ids[:, column : column + width]
-            seen = np.minimum(lengths, column + piece.shape[1])
+        scored = scored if scored and scored.settings.scores_prompt else None
+        for column, end in self._pieces(first, ids.shape[1], scored):
+            piece = ids[:, column:end]
+            seen = np.minimum(lengths, end)
             logits = self.forward(piece, seen, column, start)
-            if scored and is_scored:
-                scored.score_prompt(logits[0].astype(np.float32))
+            if scored and end >= scored.settings.scored_from:
+                # The last rows of the piece, from the token before the first one that is scored.
+                rows = min(len(logits[0]), end - scored.settings.scored_from + 1)
+                scored.score_prompt(logits[0][-rows:].astype(np.float32))
         last: FloatArray = logits[np.arange(len(ids)), 0 if self._is_pruned else seen - column - 1]
         return last
+
+    def _pieces(self, first: int, width: int, scored: Sequence | None) -> list[tuple[int, int]]:
+        """Return the first column of each piece and the one after its last.
+
+        With a pruned head, every token before one that is scored has to be the last one of a piece.
+        """
+        whole = min(scored.settings.scored_from, width) if scored and self._is_pruned else width
+        starts = [*range(first, whole, PREFILL_TOKENS), *range(max(first, whole), width)]
+        return list(pairwise([*starts, width]))
 
     def _load(self, prefix: Prefix[State] | None, row: int) -> int:
         """Copy a beginning into a row of the cache; return its length."""

@@ -34,13 +34,19 @@ class Mask(Protocol):
 
 def score(logits: FloatArray, token: int, alternatives: int) -> TokenScore:
     """Return the log-probability of a token under `logits` [vocabulary], and the best alternatives."""
-    values = logits.astype(np.float64)
-    values -= values.max()
-    values -= np.log(np.exp(values).sum())
+    values = log_softmax(logits)
     count = min(alternatives, len(values))
     # The stable order of equal values is that of the tokens, as everywhere.
     best = np.argsort(-values, kind="stable")[:count] if count else ()
     return TokenScore(token, float(values[token]), tuple((int(index), float(values[index])) for index in best))
+
+
+def log_softmax(logits: FloatArray) -> FloatArray:
+    """Return the log-probability of every token under `logits` [vocabulary], in double precision."""
+    values = logits.astype(np.float64)
+    values -= values.max()
+    values -= np.log(np.exp(values).sum())
+    return values
 
 
 def biased(logits: FloatArray, biases: Iterable[tuple[int, float]]) -> FloatArray:

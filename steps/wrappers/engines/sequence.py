@@ -23,6 +23,7 @@ class Settings:
         logit_bias: What is added to the logits of some tokens.
         logprobs: How many alternatives each token's log-probability comes with; None for no log-probabilities.
         echo: Whether the tokens of the prompt get log-probabilities too.
+        scored_from: The first token of the prompt that gets one; it has to follow another token.
         mask: Makes the mask of a sequence whose tokens a grammar limits.
     """
 
@@ -37,6 +38,7 @@ class Settings:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     echo: bool = False
+    scored_from: int = 1
     mask: Callable[[], Mask] | None = None
 
     @property
@@ -135,12 +137,15 @@ class Sequence:
         return token
 
     def score_prompt(self, logits: FloatArray) -> None:
-        """Keep the log-probabilities of the prompt from `logits` [tokens, vocabulary], the next ones in its order."""
+        """Keep the log-probabilities of the prompt from `logits` [tokens, vocabulary], the next ones in its order.
+
+        The first row that comes is that of the token before `scored_from`.
+        """
         for row in logits:
-            if len(self.prompt_scores) + 1 == len(self.prompt):
+            position = self.settings.scored_from + len(self.prompt_scores)
+            if position == len(self.prompt):
                 return
-            token = self.prompt[len(self.prompt_scores) + 1]
-            self.prompt_scores.append(score(row, token, self.settings.logprobs or 0))
+            self.prompt_scores.append(score(row, self.prompt[position], self.settings.logprobs or 0))
 
     def sample(self, logits: FloatArray) -> int:
         """Draw a token from `logits` [vocabulary] by temperature, top_k and top_p (nucleus sampling)."""

@@ -119,7 +119,8 @@ class TorchEngine:
         states = [arrival.prefix.state if arrival.prefix else None for arrival in group]
         cache = _cache_of(states, reused) if max(reused) else growing_cache()
         first = group[0].sequence
-        logits = self._forward(ids, mask, positions, cache, missing if first.settings.scores_prompt else 1)
+        scored = missing - first.settings.scored_from + 1 if first.settings.scores_prompt else 1
+        logits = self._forward(ids, mask, positions, cache, scored)
         if first.settings.scores_prompt:
             first.score_prompt(logits[0].cpu().numpy())
         return logits[:, -1], cache, mask
