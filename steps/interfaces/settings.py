@@ -7,7 +7,7 @@ no defaults, because MLflow would send a default along with every call, where it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow.types import ColSpec, ParamSchema
@@ -25,7 +25,12 @@ TYPES = {
     "presence_penalty": "double",
     "repetition_penalty": "double",
     "min_p": "double",
+    "logprobs": "boolean",
+    "top_logprobs": "long",
+    "tool_choice": "string",
 }
+LISTS = ("stop", "tools", "functions")
+OBJECTS = ("custom_inputs", "logit_bias", "response_format")
 # Settings that MLflow's chat schema has no fields for can also stand in this object.
 CUSTOM_INPUTS = {"seed": "long", "top_k": "long"}
 
@@ -36,19 +41,29 @@ def setting_columns() -> list[ColSpec]:
     from mlflow.types.schema import AnyType, Array, DataType, Map
 
     columns = [ColSpec(kind, name, required=False) for name, kind in TYPES.items()]
-    lists = ColSpec(Array(DataType.string), "stop", required=False)
-    # As in MLflow's chat schema.
-    custom = Map(AnyType())  # type: ignore[no-untyped-call]
-    return [*columns, lists, ColSpec(custom, "custom_inputs", required=False)]
+    columns += [ColSpec(Array(DataType.string), name, required=False) for name in LISTS]
+    # As `custom_inputs` in MLflow's chat schema.
+    anything = Map(AnyType())  # type: ignore[no-untyped-call]
+    return [*columns, *(ColSpec(anything, name, required=False) for name in OBJECTS)]
 
 
 def setting_params() -> ParamSchema:
-    """Return the settings as params."""
-    from mlflow.types import ParamSchema, ParamSpec
-    from mlflow.types.schema import Object, Property
+    """Return the settings as params.
 
-    params = [ParamSpec(name, kind, None) for name, kind in TYPES.items()]
-    custom = Object([Property(name, kind, required=False) for name, kind in CUSTOM_INPUTS.items()])
+    MLflow has no param for an object with any names. As a text, `logit_bias` is refused there instead of ignored.
+    """
+    from mlflow.types import ParamSchema, ParamSpec
+    from mlflow.types.schema import AnyType, Map, Object, Property
+
+    params = [ParamSpec(name, kind, None) for name, kind in (TYPES | {"logit_bias": "string"}).items()]
     # MLflow allows no default but a list for a list, and an object for an object.
-    lists = ParamSpec("stop", "string", [], shape=(-1,))
-    return ParamSchema([*params, lists, ParamSpec("custom_inputs", custom, {})])
+    params += [ParamSpec(name, "string", [], shape=(-1,)) for name in LISTS]
+    anything = Map(AnyType())  # type: ignore[no-untyped-call]
+    objects: dict[str, dict[str, Any]] = {
+        "custom_inputs": CUSTOM_INPUTS,
+        "response_format": {"type": "string", "json_schema": anything},
+    }
+    for name, properties in objects.items():
+        kind = Object([Property(key, value, required=False) for key, value in properties.items()])
+        params.append(ParamSpec(name, kind, {}))
+    return ParamSchema(params)

@@ -11,8 +11,12 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
+from steps.config.schema import Generation
 from steps.evaluation import asking
+from steps.interfaces import get_interface
 from steps.wrappers.contract.forms import PIECE_ROWS
+from steps.wrappers.contract.neutral import COLUMNS
+from steps.wrappers.contract.requests import OPTIONS
 from tests.conftest import SPAIN
 
 FRANCE = "What is the capital of France?"
@@ -173,6 +177,7 @@ def _streamed(model, request, params=None):
 
 
 HOT = {"temperature": 2.0, "max_tokens": 8, "seed": 5}
+SCHEMA = {"name": "city", "strict": True, "schema": {"type": "object", "properties": {"city": {"enum": ["a", "b"]}}}}
 SETTINGS = [
     {"max_tokens": 2},
     {"stop": [" of"]},
@@ -182,7 +187,10 @@ SETTINGS = [
     {"temperature": 2.0, "max_tokens": 8, "custom_inputs": {"seed": 5}},
     {"temperature": 2.0, "custom_inputs": {"top_k": 1}},
     {"max_completion_tokens": 2},
-    {"repetition_penalty": 1.0, "min_p": 0.0},
+    {"repetition_penalty": 1.0, "min_p": 0.0, "tools": [], "functions": [], "tool_choice": "none"},
+    {"response_format": {"type": "text"}},
+    {"response_format": {"type": "json_object"}, "max_tokens": 12},
+    {"response_format": {"type": "json_schema", "json_schema": SCHEMA}, "max_tokens": 12},
 ]
 
 
@@ -201,6 +209,8 @@ def test_settings_are_honoured_as_fields_and_as_params(model, interface, setting
     [
         *({"presence_penalty": 2.5}, {"frequency_penalty": -3.0}, {"n": 0}, {"top_k": -1}),
         *({"repetition_penalty": 1.1}, {"min_p": 0.1}, {"custom_inputs": {"seed": -1}}, {"max_completion_tokens": 0}),
+        *({"tools": [{"type": "function"}]}, {"functions": [{"name": "f"}]}, {"tool_choice": "required"}),
+        *({"response_format": {"type": "xml"}}, {"logit_bias": {"x": 1}}, {"top_logprobs": 21}),
     ],
     ids=str,
 )
@@ -215,6 +225,34 @@ def test_what_cannot_be_honoured_is_refused_from_every_side(model, interface, se
     for call in calls:
         with pytest.raises(MlflowException, match=name):
             call()
+
+
+def test_bias_is_honoured_as_a_field_and_refused_as_a_param(model, interface, stored):
+    row, bias = _row(interface), {"logit_bias": {"5": 100}, "max_tokens": 3}
+    expected = _text(model.predict(row | bias))
+    assert expected != _text(model.predict(row | {"max_tokens": 3}))
+    assert _streamed(model, row | bias) == expected
+    for call in (model.predict, lambda *arguments: _streamed(model, *arguments)):
+        with pytest.raises(MlflowException, match="logit_bias"):
+            call(row, bias)
+
+
+@pytest.mark.parametrize("interface", ["chat"], indirect=True)
+def test_log_probabilities_of_a_stream_are_those_of_the_reply(model, interface):
+    row, settings = _row(interface), {"logprobs": True, "top_logprobs": 2}
+    expected = model.predict(row | settings)["choices"][0]["logprobs"]["content"]
+    assert len(expected) > 1
+    for request, params in ((row | settings, None), (row, settings)):
+        chunks = [chunk["choices"][0] for chunk in model.predict_stream(request, params=params)]
+        assert [entry for chunk in chunks for entry in chunk.get("logprobs", {}).get("content", [])] == expected
+    assert not any("logprobs" in chunk["choices"][0] for chunk in model.predict_stream(row))
+
+
+def test_signature_has_every_field_that_a_row_is_searched_for(interface):
+    signature = get_interface(interface).signature(Generation())
+    names = {*OPTIONS, *COLUMNS} - {"stream"}
+    assert {param.name for param in signature.params} >= names
+    assert {*signature.inputs.input_names()} >= names
 
 
 def test_signature_covers_every_setting_without_a_warning(model, interface, caplog):

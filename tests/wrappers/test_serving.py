@@ -328,12 +328,27 @@ def test_head_is_get_without_a_body(server, path, healthy, status):
     assert reply.headers["content-length"] == httpx.get(f"{server.address}/{path}").headers["content-length"]
 
 
-@pytest.mark.parametrize(("path", "method"), [("invocations", "POST"), ("ping", "GET")])
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        *(("invocations", "POST"), ("ping", "GET"), ("invocations/", "POST"), ("ping/", "HEAD")),
+        *(("v1/chat/completions/", "POST"), ("v1/models/phi3@champion", "GET"), ("v1/models/", "GET")),
+    ],
+)
 def test_options_lists_the_methods(server, path, method):
     reply = httpx.options(f"{server.address}/{path}")
     assert (reply.status_code, reply.content) == (204, b"")
     assert method in reply.headers["allow"].split(", ")
     assert "access-control-allow-origin" not in reply.headers
+
+
+def test_slash_at_the_end_of_a_route_is_left_out(server):
+    server.released.set()
+    json_type = {"Content-Type": "application/json"}
+    assert httpx.post(f"{server.address}/invocations/", content=b'{"inputs": {}}', headers=json_type).status_code == 200
+    for method in ("GET", "HEAD"):
+        assert httpx.request(method, f"{server.address}/ping//").status_code == 200
+    assert httpx.get(f"{server.address}/other/").status_code == 404
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "HEAD"])

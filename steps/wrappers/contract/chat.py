@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from ..engines.sampling import TokenScore
@@ -89,11 +90,17 @@ def _completion(
 
 def stream(model: str, sequence: Sequence, pieces: Iterator[str]) -> Iterator[dict[str, Any]]:
     """Yield OpenAI's chunks: one with the role, one for each piece of text, one with the finish reason."""
-    completion_id = f"chatcmpl-{uuid.uuid4().hex}"
+    completion_id, scored = f"chatcmpl-{uuid.uuid4().hex}", 0
     try:
         yield _chunk(completion_id, model, {"role": "assistant", "content": ""}, None)
-        for piece in pieces:
-            yield _chunk(completion_id, model, {"content": piece}, None)
+        for piece in chain(pieces, [""]):  # the last tokens may have no text, but log-probabilities
+            chunk, scores = _chunk(completion_id, model, {"content": piece}, None), sequence.scores[scored:]
+            scored += len(scores)
+            shown = logprobs(sequence.tokenizer, scores)
+            if sequence.settings.logprobs is not None:
+                chunk["choices"][0]["logprobs"] = {"content": shown}
+            if piece or shown:
+                yield chunk
         yield _chunk(completion_id, model, {}, sequence.finish_reason)
     finally:
         # A reader may close the stream after its first chunk. Then `pieces` has not started and cannot cancel.

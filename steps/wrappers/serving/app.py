@@ -39,7 +39,17 @@ from .messages import (
     safe_errors,
     send_error,
 )
-from .methods import METHODS, OWN_METHODS, as_get, header, readable_by_page, send_methods
+from .methods import (
+    METHODS,
+    MODEL_PATH,
+    OWN_METHODS,
+    as_get,
+    header,
+    methods_of,
+    readable_by_page,
+    send_methods,
+    without_slash,
+)
 from .metrics import OTHER
 from .routes import Service, error_response, service_router
 
@@ -98,11 +108,13 @@ class _Extension:
         if scope["type"] != "http":
             await self.original.__call__(self, scope, receive, send)
             return
-        method, path = scope["method"], scope["path"]
+        method, path = scope["method"], without_slash(scope["path"])
+        scope = scope | {"path": path, "raw_path": path.encode()} if path != scope["path"] else scope
+        methods = methods_of(path)
         send = self._counted(path, readable_by_page(scope, send))
-        if method == "HEAD" and path in METHODS and method in METHODS[path]:
+        if method == "HEAD" and method in methods:
             scope, send = as_get(scope, send)
-        if method == "OPTIONS" and path in METHODS:
+        if method == "OPTIONS" and methods:
             await send_methods(scope, send)
             return
         try:
@@ -198,7 +210,7 @@ class _Extension:
         if service is None:
             return send
         # Any other path is counted together with all of them, so that nobody can fill the memory with paths.
-        route = "/v1/models/{id}" if path.startswith("/v1/models/") else path if path in METHODS else OTHER
+        route = f"{MODEL_PATH}{{id}}" if path.startswith(MODEL_PATH) else path if path in METHODS else OTHER
 
         async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -18,12 +18,29 @@ MLFLOW_METHODS = {"/ping": READ, "/health": READ, "/version": READ, "/invocation
 METHODS = MLFLOW_METHODS | OWN_METHODS
 LOCAL_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 
+# Behind it follows the name of a model, which may have slashes.
+MODEL_PATH = "/v1/models/"
+
 Header = tuple[bytes, bytes]
+
+
+def without_slash(path: str) -> str:
+    """Return a path without the slash at its end, if it is then a route of this server.
+
+    MLflow's server would answer with a redirect, which neither a preflight nor most clients follow.
+    """
+    shorter = path.rstrip("/")
+    return shorter if shorter in METHODS else path
+
+
+def methods_of(path: str) -> tuple[str, ...]:
+    """Return the methods of a path; none if this server leaves it to MLflow's."""
+    return READ if path.startswith(MODEL_PATH) else METHODS.get(path, ())
 
 
 async def send_methods(scope: Scope, send: Send) -> None:
     """Answer OPTIONS: the methods of the path, and for a page that may use them, the headers that it asks for."""
-    methods = ", ".join(METHODS[scope["path"]]).encode()
+    methods = ", ".join(methods_of(scope["path"])).encode()
     headers: list[Header] = [(b"allow", methods)]
     requested = header(scope, b"access-control-request-headers")
     if _allowed_origin(scope) and header(scope, b"access-control-request-method"):
