@@ -117,3 +117,31 @@ def test_script_that_leaves_a_stream_ends_normally(uris, mode, interface, way):
     subject = ("messages", repr(MESSAGES)) if interface == "chat" else ("prompt", repr(SPAIN))
     for _ in range(3):
         assert _run(LEAVE, uri, *subject, way, MLFLOW_TRACKING_URI=store) == "left\n"
+
+
+FORK = """
+import os, sys
+import mlflow
+model = mlflow.pyfunc.load_model(sys.argv[1])
+request = {"messages": eval(sys.argv[2])}
+stream = model.predict_stream(request | {"temperature": 2.0, "max_tokens": 400})
+if sys.argv[3] == "busy":
+    next(stream), next(stream)
+child = os.fork()
+if not child:
+    print(model.predict(request)["choices"][0]["message"]["content"], flush=True)
+    if sys.argv[3] == "freed":
+        del model, stream
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(model.predict(request)["choices"][0]["message"]["content"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["idle", "busy", "freed"])
+@pytest.mark.parametrize("mode", ["pyfunc", "onnx"])
+def test_a_forked_process_answers_and_ends(uris, mode, moment):
+    uri, store = uris(mode, "chat")
+    answer = "The capital of Spain is Madrid.\n"
+    assert _run(FORK, uri, repr(MESSAGES), moment, MLFLOW_TRACKING_URI=store) == f"{answer}7\n{answer}"

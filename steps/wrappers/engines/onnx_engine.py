@@ -7,9 +7,13 @@ are prefilled together, padded on the right. The last row replaces a finished on
 """
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+# It would start a thread that sends events, for which a forked process would wait at its end.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnxruntime

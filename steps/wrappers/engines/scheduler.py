@@ -7,7 +7,9 @@ refused at once (HTTP 429) instead of waiting without end. A caller in this proc
 
 import atexit
 import contextlib
+import ctypes
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -57,6 +59,7 @@ class Scheduler:
         self._failed = False
         self._stopped = False
         self._last_failed: Sequence | None = None
+        _SCHEDULERS.add(self)
         # Called with every sequence that leaves the batch, in the engine's thread.
         self.on_finished: Callable[[Sequence], None] = lambda _: None
 
@@ -176,11 +179,21 @@ class Scheduler:
         """Cancel every sequence, and return when the engine's thread has ended."""
         self._stopped = True
         thread = self._thread
-        # A forked process has the lock but not the thread, which may have held the lock.
         if thread is not None and thread.is_alive():
             with self._changed:
                 self._changed.notify_all()
             thread.join()
+
+    def begin_anew(self) -> None:
+        """Begin anew in a forked process, which has neither the engine's thread nor the callers.
+
+        Everything native is kept for ever: its threads are not there either, and freeing it would wait for them.
+        """
+        for part in vars(self._engine).values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(part))
+        self._engine.reset()
+        self._changed, self._thread = Condition(), None
+        self._waiting, self._running = deque(), []
 
     def _work(self) -> None:
         while not self._stopped:
@@ -255,6 +268,16 @@ def _release(sequences: list[Sequence]) -> None:
         if not sequence.done.is_set():
             sequence.fail(RequestError("cancelled", "the reply was cancelled, because its client left", CANCELLED))
 
+
+_SCHEDULERS: "WeakSet[Scheduler]" = WeakSet()
+
+
+def _begin_anew() -> None:
+    for scheduler in list(_SCHEDULERS):
+        scheduler.begin_anew()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 # Schedulers whose thread was started. Python ends daemon threads wherever they are at its exit: in the middle of the
 # engine's own code that aborts the whole process.
