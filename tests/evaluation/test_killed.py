@@ -39,6 +39,7 @@ def _count_batches(patch, before=lambda: None):
     return sizes
 
 
+@pytest.mark.slow
 def test_killed_at_10_50_and_90_percent_it_ends_with_the_same_scorecard_byte_for_byte(
     store, tmp_path, evaluate, batches, record_property
 ):

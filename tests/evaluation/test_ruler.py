@@ -240,6 +240,7 @@ def test_a_scorecard_of_an_earlier_version_is_read_and_scored_again_from_its_ans
     assert scorecard.parts_of(store.greedy, sha256)["mine"]
 
 
+@pytest.mark.slow
 def test_a_changed_contract_asks_only_the_contract_suite(store, evaluate, scored, monkeypatch, tmp_path):
     words, sha256 = scored
     before = scorecard.read(store.greedy, sha256)

@@ -51,6 +51,7 @@ def mark_of(variant, sha256):
     return json.loads(variant.tags[names.of_prompt_set(names.PARTIAL, sha256)])
 
 
+@pytest.mark.slow
 def test_a_stopped_variant_is_not_compared_and_is_finished_from_its_kept_answers(store, evaluate, rows, asked):
     override, sha256 = rows
     done = evaluate(override, *EARLY)

@@ -29,8 +29,8 @@ def store(built, tmp_path_factory):
     return folder, overrides, [middle.model_id, high.model_id]
 
 
-# Before each write, or before every fourth: the first of them, and some of every part of a register.
-EVERY = pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+# Before each write, or before every eighth: the first of them, and one of every part of a register.
+EVERY = pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
 
 
 def _each_kill(processes, tmp_path, folder, every, *overrides):
