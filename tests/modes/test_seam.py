@@ -8,6 +8,7 @@ from hydra.core.config_store import ConfigStore
 
 from steps import command_line
 from steps.build import build
+from steps.command_line import composition
 from steps.errors import StepError
 from steps.evaluate import evaluate
 from steps.evaluation import scorecard
@@ -22,6 +23,10 @@ def echo(monkeypatch):
     store = ConfigStore.instance()
     monkeypatch.setitem(store.repo, "mode", dict(store.repo.get("mode", {})))
     store.store(group="mode", name="echo", node=EchoSettings)  # the place of conf/mode/echo.yaml
+    # The files of conf/ do not change while a process runs.
+    composition.option_names.cache_clear()
+    yield
+    composition.option_names.cache_clear()
 
 
 def test_a_new_mode_is_built_evaluated_and_read_back(echo, checkpoint, tmp_path):
