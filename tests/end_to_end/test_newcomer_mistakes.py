@@ -37,7 +37,7 @@ MISTAKES = {
     "evaluate run_id=abc": ("run_id must be the run of a READY variant", "abc"),
     "evaluate prompt_set=fact": ("Unknown prompt_set 'fact'", "Did you mean 'facts'"),
     "evaluate prompt_set=missing.jsonl": (
-        "prompt_set.path must be a JSONL file, got 'missing.jsonl'",
+        "prompt_set.path must be a file of rows, got 'missing.jsonl'",
         "does not exist",
     ),
     f"evaluate prompt_set={BROKEN}": (f"{BROKEN}: line 1: broken JSON", "line 1"),
@@ -57,7 +57,7 @@ MISTAKES = {
     "main mode=onx": ("Unknown mode 'onx'", "Did you mean 'onnx'"),
     "main run_id=abc": ("run_id is a key of evaluate", "Leave it out"),
     "main action=rollback": ("action must be promote in main", "register"),
-    "main prompt_set=mine.csv": ("prompt_set.path must be a JSONL file, got 'mine.csv'", "does not exist"),
+    "main prompt_set=mine.csv": ("prompt_set.path must be a file of rows, got 'mine.csv'", "does not exist"),
 }
 
 

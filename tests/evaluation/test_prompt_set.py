@@ -120,7 +120,9 @@ def test_an_empty_file_is_refused(tmp_path):
 
 
 def test_a_missing_file_is_reported_by_name():
-    with pytest.raises(StepError, match=r"prompt_set.path must be a JSONL file, got 'no.jsonl', which does not exist"):
+    with pytest.raises(
+        StepError, match=r"prompt_set.path must be a file of rows, got 'no.jsonl', which does not exist"
+    ):
         prompt_set.load(PromptSet("set", "no.jsonl"))
 
 

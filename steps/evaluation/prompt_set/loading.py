@@ -75,7 +75,7 @@ def _contents(config: PromptSetConfig) -> tuple[str, str, Iterator[tuple[int, An
         return name, "row", values.fields_of(config.columns, name, dataset.read(config))
     if any(path.is_dir() for path in candidates):
         raise StepError(f"prompt_set.path must be a file, got the folder '{name}'. A folder needs prompt_set=dataset.")
-    raise StepError(f"prompt_set.path must be a JSONL file, got '{name}', which does not exist.")
+    raise StepError(f"prompt_set.path must be a file of rows, got '{name}', which does not exist.")
 
 
 def _file(config: PromptSetConfig, path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
