@@ -22,6 +22,7 @@ from .batching import PADDING, Arrival, choose_tokens, look_up, prefill_groups
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sampling import FloatArray
 from .sequence import Sequence
+from .threads import thread_limit
 
 # Tokens of one prefill, padding included. Unless its head is pruned, the graph returns logits for each: 4 bytes x
 # vocabulary.
@@ -212,11 +213,11 @@ class OnnxEngine:
 
 
 def _session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
-    """Return session options with as many threads as the model's configuration asks for."""
+    """Return session options with as many threads as the model's configuration asks for, or as there may be."""
     options = onnxruntime.SessionOptions()
     # Only what is fatal: everything else that it prints, it raises too.
     options.log_severity_level = 4
-    options.intra_op_num_threads = config.get("intra_op_num_threads", 0)
+    options.intra_op_num_threads = config.get("intra_op_num_threads", 0) or thread_limit() or 0
     # Threads that spin between two tokens would slow down the threads that serve requests.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

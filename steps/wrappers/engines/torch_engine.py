@@ -16,6 +16,7 @@ from .int8_model import load_int8_model
 from .packed_linear import pack
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sequence import Sequence
+from .threads import thread_limit
 from .torch_precision import compute_dtype
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class TorchEngine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(device)
+        if (limit := thread_limit()) and limit < torch.get_num_threads():
+            torch.set_num_threads(limit)
         self._model = _load(directory, precision, self._device)
         self._model.eval().to(self._device)  # type: ignore[no-untyped-call]
         if self._model.dtype == torch.float32 and self._device.type == "cpu":
