@@ -149,7 +149,11 @@ class _App:
     def post(self, body, content_type="application/json"):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         status, reply = self._ask("POST", "/invocations", content, content_type)
-        return status, json.loads(reply)
+        if not reply.startswith(b"data: "):
+            return status, json.loads(reply)
+        *events, end, rest = reply.split(b"\n\n")
+        assert (end, rest) == (b"data: [DONE]", b"")
+        return status, [json.loads(event.removeprefix(b"data: ")) for event in events]
 
     def ping(self):
         return self._ask("GET", "/ping", b"", "")[0]
@@ -362,6 +366,8 @@ def test_random_body_is_answered_or_refused(app):
     @given(BODY)
     @example({"messages": [{"role": "user", "content": MARK}], "max_tokens": 2})
     @example({"prompt": MARK, "max_tokens": 2})
+    @example({"messages": [{"role": "user", "content": MARK}], "max_tokens": 2, "stream": True})
+    @example({"prompt": MARK, "max_tokens": 2, "stream": True})
     def ask(body):
         statuses.add(_assert_answered_or_refused(app, body))
 
