@@ -9,6 +9,8 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from .answering import Choices, answer
@@ -19,7 +21,7 @@ from .contract.forms import read_form
 from .contract.interfaces import INTERFACES
 from .contract.requests import Contract
 from .contract.size import check_size
-from .engines import load_engine
+from .engines import UnusableDevice, load_engine
 from .engines.sampling import FloatArray
 from .engines.scheduler import Scheduler
 from .manifest import DamagedCheckpoint, check
@@ -56,7 +58,10 @@ class Phi3Model(PythonModel):
         self._contract = Contract(
             self._interface, self._tokenizer, self._tokenizer.context_length, config["generation"]
         )
-        self._scheduler = Scheduler(load_engine(directory, **config["engine"]))
+        try:
+            self._scheduler = Scheduler(load_engine(directory, **config["engine"]))
+        except UnusableDevice as error:
+            raise MlflowException(f"model_config.engine.{error}", error_code=INVALID_PARAMETER_VALUE) from error
         self._health = health_check(self._contract, self._scheduler)
         self._service = Service(
             read_identity(Path(directory).parents[1], self._name),

@@ -290,6 +290,10 @@ def test_partial_model_config_is_completed(stored, interface, config, settings):
         ({"engine": {"max_batch_size": 0}}, "max_batch_size must be a whole number"),
         ({"engine": {"prefix_cache_mb": 0.5}}, "prefix_cache_mb must be a whole number, at least 0"),
         ({"engine": {"name": "torch"}}, "model_config.engine.name must stay 'onnxruntime', got 'torch'"),
+        (
+            {"engine": {"execution_provider": "cuda"}},
+            "engine.execution_provider cannot be used here: got 'cuda'; use cpu",
+        ),
         ({"interface": "other"}, "model_config.interface must stay"),
     ],
     ids=str,
@@ -297,6 +301,14 @@ def test_partial_model_config_is_completed(stored, interface, config, settings):
 def test_wrong_model_config_is_refused_when_the_model_is_loaded(stored, config, words):
     with pytest.raises(MlflowException, match=words):
         mlflow.pyfunc.load_model(stored, model_config=config)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "no such device"])
+def test_a_device_that_is_not_there_is_refused_when_the_model_is_loaded(uris, monkeypatch, device):
+    uri, store = uris("pyfunc", "chat")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    with pytest.raises(MlflowException, match=f"engine.device cannot be used here: got '{device}'; use auto or cpu"):
+        mlflow.pyfunc.load_model(uri, model_config={"engine": {"device": device}})
 
 
 INPUTS = {

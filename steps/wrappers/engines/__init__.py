@@ -16,8 +16,16 @@ ENGINES = {
 }
 
 
+class UnusableDevice(ValueError):
+    """This machine does not have the device of an engine, or the engine cannot use it."""
+
+
 def load_engine(directory: str, name: str, **arguments: Any) -> "Engine":
-    """Return the engine of that name over the checkpoint in a folder."""
+    """Return the engine of that name over the checkpoint in a folder.
+
+    Raises:
+        UnusableDevice: The engine cannot run on the device that it is given.
+    """
     module, attribute = ENGINES[name]
     engine: Engine = getattr(import_module(f".{module}", __name__), attribute)(directory, **arguments)
     return engine

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from transformers import AutoModelForCausalLM, Cache
 
+from . import UnusableDevice
 from .batching import Arrival, choose_tokens, look_up, prefill_groups
 from .growing_cache import GrowingLayer, growing_cache
 from .int8_model import load_int8_model
@@ -47,7 +48,7 @@ class TorchEngine:
         self.max_batch_size = max_batch_size
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._device = torch.device(device)
+        self._device = _usable(device)
         if (limit := thread_limit()) and limit < torch.get_num_threads():
             torch.set_num_threads(limit)
         self._model = _load(directory, precision, self._device)
@@ -176,6 +177,16 @@ class TorchEngine:
         for ours, theirs in zip(_layers(self._cache), _layers(cache), strict=True):
             ours.keys = torch.cat([_pad_left(ours.keys, width, dim=2), _pad_left(theirs.keys, width, dim=2)])
             ours.values = torch.cat([_pad_left(ours.values, width, dim=2), _pad_left(theirs.values, width, dim=2)])
+
+
+def _usable(device: str) -> torch.device:
+    """Return torch's device of that name; raises UnusableDevice if this machine does not have it."""
+    try:
+        usable = torch.device(device)
+        torch.empty(1, device=usable).cpu()
+    except Exception as error:  # each device has its own errors
+        raise UnusableDevice(f"device cannot be used here: got {device!r}; use auto or cpu") from error
+    return usable
 
 
 def _load(directory: str, precision: str, device: torch.device) -> "PreTrainedModel":
