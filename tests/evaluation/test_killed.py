@@ -104,6 +104,7 @@ def test_killed_when_all_rows_are_asked_it_asks_none_again(
     assert store.scorecard_bytes(store.greedy, sha256) == resumed
 
 
+@pytest.mark.slow
 def test_the_journal_that_a_killed_evaluation_left_of_a_scored_variant_is_removed(
     store, tmp_path, evaluate, monkeypatch
 ):

@@ -54,7 +54,7 @@ def bench():
     opened.close()
 
 
-@pytest.mark.parametrize("interface", ["chat", "prompt"])
+@pytest.mark.parametrize("interface", ["chat", pytest.param("prompt", marks=pytest.mark.slow)])
 def test_a_variant_is_measured_and_its_medians_are_logged(bench, checkpoint, interface):
     build(command_line.compose("build", ["mode=onnx", "mode.max_batch_size=4", f"interface={interface}"]), checkpoint)
     (variant,) = find_variants(mlflow.MlflowClient(), "0")

@@ -41,6 +41,7 @@ def exported(champion):
     return champion / "champion"
 
 
+@pytest.mark.slow
 def test_the_script_asks_the_exported_folder(exported, champion):
     (script,) = commands("azure.md", "python docs/azure/score.py")
     reply = json.loads(execute(script, champion))

@@ -320,6 +320,7 @@ def test_a_cost_that_was_not_measured_does_not_win(store):
     assert outcome.ranking.refused[store.variants[1].model_id] == ["latency is 0, so it was not measured"]
 
 
+@pytest.mark.slow
 def test_a_rollback_works_after_the_replaced_model_was_deleted(store, typed):
     store.score(3, 5)
     store.register()

@@ -42,6 +42,7 @@ def _results(processes):
     ]
 
 
+@pytest.mark.slow
 def test_several_steps_start_together_on_a_new_store(new_store):
     assert [(output, code) for output, _, code in _results([_start(OURS) for _ in range(3)])] == [("1\n", 0)] * 3
     assert new_store.is_file()

@@ -90,6 +90,7 @@ def test_a_folder_of_the_users_shares_nothing_with_a_model(own_source, build):
     assert _answer(first)["choices"]
 
 
+@pytest.mark.slow
 def test_a_damaged_variant_is_no_source_for_another_one(source, build):
     first = build(source, "mode=pyfunc")
     flip(first / "artifacts" / "checkpoint" / "model.safetensors")
@@ -97,6 +98,7 @@ def test_a_damaged_variant_is_no_source_for_another_one(source, build):
     assert _answer(further)["choices"]
 
 
+@pytest.mark.slow
 def test_bf16_weights_are_linked_as_they_are(checkpoint, build, tmp_path):
     import torch
 
