@@ -15,12 +15,18 @@ from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
+import psutil
+
 from steps.interfaces.interface import Interface, Question, Reply
 from steps.modes.mode import Mode, Pairs
 from steps.output import suppress_output
 
 if TYPE_CHECKING:
     from steps.wrappers.engines.sampling import FloatArray
+
+
+# Memory of this process from which on it is worth to collect what the model before has left.
+COLLECT_FROM_BYTES = 2 * 2**30
 
 
 class Model(Protocol):
@@ -35,8 +41,9 @@ def loaded(uri: str) -> Iterator[Any]:
     """Load a model, and forget it at the end of the block."""
     import mlflow
 
-    # The memory of the model before is free when this one is loaded.
-    gc.collect()
+    # The memory of the model before is free when this one is loaded. A collection takes half a second.
+    if psutil.Process().memory_info().rss > COLLECT_FROM_BYTES:
+        gc.collect()
     try:
         with _importable_code():
             with suppress_output():

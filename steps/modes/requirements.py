@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 from steps.config.paths import PROJECT
 
 
+@cache
 def pin(package: str) -> str:
     """Return a package with its installed version, without the label of a local build such as +cpu."""
     return f"{package}=={version(package).partition('+')[0]}"
