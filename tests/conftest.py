@@ -34,7 +34,7 @@ NO_MODEL = ("command_line", "config")
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with a file that needs the miniature for one worker, and with folders that need none for the other."""
+    """Give one worker a file that needs the miniature first, and the other one folders that do not need it."""
     first = items[0].path if items else None
     items.sort(key=lambda item: 0 if item.path == first else 1 if item.path.parent.name in NO_MODEL else 2)
 

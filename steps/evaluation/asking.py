@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from steps.wrappers.engines.sampling import FloatArray
 
 
-# Memory of this process from which on it is worth to collect what the model before has left.
+# Below this much memory in use, the last model's garbage can wait.
 COLLECT_FROM_BYTES = 2 * 2**30
 
 
@@ -41,7 +41,7 @@ def loaded(uri: str) -> Iterator[Any]:
     """Load a model, and forget it at the end of the block."""
     import mlflow
 
-    # The memory of the model before is free when this one is loaded. A collection takes half a second.
+    # Free the last model's memory before this one is loaded. A collection takes half a second.
     if psutil.Process().memory_info().rss > COLLECT_FROM_BYTES:
         gc.collect()
     try:

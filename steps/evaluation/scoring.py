@@ -134,7 +134,7 @@ def score_variant(
 
 
 def _find(work: Work, check: ContextCheck | None, over_context: str) -> Findings:
-    """Return what is known of the variant; load its model only if something has to be asked."""
+    """Return the variant's answers and contract results. Load its model only if some of them are missing."""
     kept, entries = work.kept, work.entries
     if kept and work.kinds:
         known = likelihoods.read(work.variant, work.rows.sha256)
@@ -196,7 +196,7 @@ def _course(
 
 
 def _ask(work: Work, check: ContextCheck | None, over_context: str) -> Findings:
-    """Load the variant's model, ask it the rows unless its answers are kept, and run what is stale of the rest."""
+    """Load the variant's model and ask it what is missing: answers, likelihoods, fidelity, contract checks."""
     client, variant = work.client, work.variant
     if check is None and work.kept is None:
         check = context_check.context_check(variant, work.rows)

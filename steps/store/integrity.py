@@ -200,13 +200,12 @@ def _files_without_bytecode(client: "MlflowClient", model_id: str, location: str
     """Remove compiled Python from a local model and return the size in bytes of every stored file, by its path.
 
     Loading a model in place writes bytecode next to its code. And if somebody had planted bytecode there, Python would
-    run it instead of the code that is checked. A process that loads the model right now, as a server does when it
-    starts, writes bytecode between the removal and the listing: then both are done again. Bytecode on a server, or
-    which cannot be removed, stays in the result.
+    run it instead of the code that is checked. If another process loads the model meanwhile, bytecode can appear after
+    the removal: remove and list again. Bytecode that is on a server, or that cannot be removed, stays in the result.
     """
     folder = local_folder(location)
     for _ in range(REMOVALS):
-        for parent, folders, _ in os.walk(folder) if folder else ():
+        for parent, folders, _names in os.walk(folder) if folder else ():
             if BYTECODE in folders:
                 shutil.rmtree(Path(parent, BYTECODE), ignore_errors=True)
         stored = _stored_files(client, model_id)

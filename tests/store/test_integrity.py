@@ -76,7 +76,7 @@ def test_a_built_model_has_no_faults(stored, mode):
 
 
 def test_loading_a_model_in_place_causes_no_faults(stored):
-    """Python writes bytecode beside the model's code."""
+    """Loading a model makes Python write bytecode into the folder of its code, which `verify` removes."""
     model = stored("onnx")
     with asking.loaded(str(model.folder)):
         assert list(model.folder.rglob("__pycache__"))
