@@ -98,7 +98,11 @@ def _rank(variant: Variant) -> tuple[int, str, str]:
 
 
 def prepare(client: MlflowClient, reference: Variant, rows: PromptSet, batch_size: int) -> None:
-    """Compute what the cache lacks of a reference's answers and distributions; raises StepError if it is damaged."""
+    """Compute the reference's answers and distributions that the cache does not have.
+
+    Raises:
+        StepError: The reference's files are not what `build` logged.
+    """
     from filelock import FileLock
 
     folder = _file(reference, rows.rows[0]).parent

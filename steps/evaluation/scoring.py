@@ -77,7 +77,7 @@ class Work:
 
     @property
     def reference(self) -> Variant | None:
-        """Return the variant that fidelity has to be measured against; None if it has not."""
+        """Return the variant that fidelity is measured against; None if fidelity need not be measured."""
         wanted = {metric_loading.REFERENCE, *metric_loading.FIDELITY} & set(self.stale)
         return self.ruler.references.get(self.variant.model_id) if wanted else None
 
