@@ -28,8 +28,10 @@ from steps.evaluation import (
     ruler,
     scorecard,
     scores,
+    scores_log,
     scoring,
     speed,
+    traces,
 )
 from steps.evaluation.outcome import Outcome
 from steps.evaluation.prompt_set import PromptSet
@@ -152,7 +154,7 @@ def _plan(
         if kept_answers.needs_model(client, variant, rows, measure)
         or (config.run_id and scorecard.has_scorecard(variant, rows, measure))
     ]
-    unfinished = [variant for variant in scored if state.is_unfinished(variant, rows, settings.speed, settings.traces)]
+    unfinished = [variant for variant in scored if state.is_unfinished(variant, rows, settings)]
     untimed = [variant for variant in unfinished if settings.speed and not state.is_timed(variant, rows)]
     lost = {variant.model_id: refusal for variant in [*asked, *untimed] if (refusal := _refusal(client, variant))}
     if lost and (config.run_id or len(lost) == len(variants)):
@@ -233,6 +235,7 @@ def _evaluate(
         mlflow.log_params(
             {"prompt_set.rows": len(rows.rows), "prompt_set.sha256": rows.sha256, "evaluated": len(plan.chosen)}
         )
+        mlflow.log_input(scores_log.dataset(rows), context="evaluation")
         for place, variant in enumerate(plan.chosen, 1):
             words = f"scoring {variant.name}, {place} of {len(plan.chosen)}"
             with activity(words), outcome.recorded(variant, NOT_SCORED):
@@ -244,6 +247,10 @@ def _evaluate(
             words = f"timing {variant.name}, {place} of {len(unfinished)}"
             with activity(words), outcome.recorded(variant, NOT_REPORTED):
                 variant_report.finish(client, variant, rows, settings, bench)
+        if traces.are_wanted(rows, settings):
+            for variant in plan.scored:
+                if variant not in plan.unfinished:
+                    traces.link(traces.trace_ids(variant, rows))
         for variant, fault in comparison.compare(client, rows, measure, plan.left_out):
             command = evaluate_command(config.prompt_set, measure.metrics, variant.run_id, measure.own_sources)
             outcome.faults.append(f"{fault} Score it again: `{command}`.")

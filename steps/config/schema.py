@@ -131,7 +131,8 @@ class Evaluation:
     A sampled variant is asked `repeats` times. Each row of each repeat has its own seed, counted from `seed`. `speed`
     times calls of at most `speed_tokens` tokens: for `speed_seconds` one by one, and as long in batches. `stop_early`
     asks rows in an order drawn from `seed`, until a variant can no longer win. The metric `fidelity` compares with the
-    variant of the run `reference`, or with the least quantised one of the same checkpoint.
+    variant of the run `reference`, or with the least quantised one of the same checkpoint. `traces` logs one for each
+    row; null means for prompt sets of up to 300 rows.
     """
 
     metrics: list[str] = key(list(DEFAULT_METRICS))
@@ -145,7 +146,7 @@ class Evaluation:
     speed: bool = True
     speed_seconds: float = key(0.5, at_least=0, at_most=600)
     speed_tokens: int = key(32, at_least=1)
-    traces: bool = False
+    traces: bool | None = None
 
 
 @dataclass

@@ -1,48 +1,72 @@
 """Log one MLflow trace per row: the conversation, the answer, and the row's scores as assessments.
 
-Enabled by `evaluate.traces=true`. Traces belong to the variant's run and LoggedModel. Those of an earlier evaluation of
-the same rows are deleted once the new ones are written, so that MLflow's view shows one for each row.
+By default, for prompt sets of up to 300 rows; `evaluate.traces` decides for any. Traces belong to the variant's run and
+LoggedModel, and are linked to the run of the evaluation. Those of an earlier evaluation of the same rows are deleted
+once the new ones are written, so that MLflow's view shows one for each row.
+
+They are written as whole traces: MLflow's exporter writes the spans of each first and the rest later, and takes four
+times as long.
 """
 
+import json
+from base64 import b64encode
 from collections.abc import Iterator
 from time import time_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from steps.errors import StepError
+from steps.config.schema import Evaluation
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
-from steps.store import connection, runs
+from steps.store import runs
 from steps.store.variants import Variant
+
+if TYPE_CHECKING:
+    from mlflow.entities import Span, TraceInfo
 
 # Tag of a trace: the digest of the prompt set that its row belongs to.
 SET = "phi3.prompt_set"
+# The most rows that have traces if nobody asks for them: a trace takes about 10 ms.
+DEFAULT_ROWS = 300
+# The most that MLflow links to a run in one call.
+LINKED_AT_ONCE = 100
+
+
+def are_wanted(rows: PromptSet, settings: Evaluation) -> bool:
+    """Return True if the rows of this prompt set have traces."""
+    return len(rows.rows) <= DEFAULT_ROWS if settings.traces is None else settings.traces
 
 
 def log(variant: Variant, rows: PromptSet, card: Scorecard, latencies: list[float | None]) -> None:
-    """Log a trace for every row that was asked; `latencies` are milliseconds by row.
+    """Log a trace for every row that was asked, and link it to the active run.
 
-    Raises:
-        StepError: not all traces were written. The earlier ones are kept then.
+    Args:
+        variant: The variant that answered.
+        rows: What it was asked.
+        card: Its answers and scores.
+        latencies: Milliseconds by row; None where they are not known.
     """
     import mlflow
+    from mlflow.tracing.client import TracingClient
 
-    connection.write_traces_in_turn()
-    earlier = _trace_ids(variant, rows)
-    asked = list(timeline(card.skipped, latencies, time_ns()))
-    for index, start_ns, end_ns in asked:
-        _log_row(variant, rows, card, index, start_ns, end_ns)
-    mlflow.flush_trace_async_logging()
-    # MLflow only warns if it could not write a trace.
-    missing = len(asked) - (len(_trace_ids(variant, rows)) - len(earlier))
-    if missing:
-        raise StepError(f"{missing} of {len(asked)} traces could not be written: evaluate it again.")
+    earlier = trace_ids(variant, rows)
+    client, spans = TracingClient(), []
+    for index, start_ns, end_ns in timeline(card.skipped, latencies, time_ns()):
+        info, span = _trace(variant, rows, card, index, start_ns, end_ns)
+        client.start_trace(info)
+        spans.append(span)
+    client.log_spans(runs.experiment_id(), spans)
+    link([span.trace_id for span in spans])
     if earlier:
         mlflow.MlflowClient().delete_traces(runs.experiment_id(), trace_ids=earlier)
 
 
-def count(variant: Variant, rows: PromptSet) -> int:
-    """Return how many rows already have a trace of this variant."""
-    return len(_trace_ids(variant, rows))
+def link(ids: list[str]) -> None:
+    """Link traces to the active run."""
+    import mlflow
+
+    for start in range(0, len(ids), LINKED_AT_ONCE):
+        mlflow.MlflowClient().link_traces_to_run(ids[start : start + LINKED_AT_ONCE], runs.active_run_id())
 
 
 def timeline(skipped: list[str | None], latencies: list[float | None], end_ns: int) -> Iterator[tuple[int, int, int]]:
@@ -63,40 +87,7 @@ def timeline(skipped: list[str | None], latencies: list[float | None], end_ns: i
             start_ns += duration_ns
 
 
-def _log_row(variant: Variant, rows: PromptSet, card: Scorecard, index: int, start_ns: int, end_ns: int) -> None:
-    import mlflow
-    from mlflow.entities import SpanType
-    from mlflow.tracing.constant import TraceTagKey
-    from mlflow.tracing.provider import with_active_span
-
-    row, error = rows.rows[index], card.errors[index]
-    span = mlflow.start_span_no_context(
-        variant.name,
-        span_type=SpanType.CHAT_MODEL,
-        inputs={"messages": row.conversation},
-        tags={
-            SET: rows.sha256[:16],
-            "variant": variant.name,
-            "row": row.id,
-            # By this MLflow pairs the rows of two runs, also rows that ask the same.
-            TraceTagKey.EVAL_REQUEST_ID: f"{rows.sha256[:16]} {row.id}",
-        },
-        metadata={"mlflow.sourceRun": variant.run_id, "mlflow.modelId": variant.model_id},
-        experiment_id=runs.experiment_id(),
-        start_time_ns=start_ns,
-    )
-    # Assessments of the active trace are written together with it, not one by one afterwards.
-    with with_active_span(span):
-        mlflow.log_expectation(trace_id=span.trace_id, name="target", value=list(row.targets))
-        for name, scores in card.scores.items():
-            mlflow.log_feedback(trace_id=span.trace_id, name=name, value=scores[index])
-    outputs: dict[str, Any] = {"choices": [{"message": {"role": "assistant", "content": card.answers[index]}}]}
-    if error:
-        outputs = {"error": error}
-    span.end(outputs=outputs, status="ERROR" if error else "OK", end_time_ns=end_ns)
-
-
-def _trace_ids(variant: Variant, rows: PromptSet) -> list[str]:
+def trace_ids(variant: Variant, rows: PromptSet) -> list[str]:
     """Return the ids of the traces of this variant for these rows."""
     import mlflow
 
@@ -108,3 +99,69 @@ def _trace_ids(variant: Variant, rows: PromptSet) -> list[str]:
         include_spans=False,
     )
     return [trace.info.trace_id for trace in traces]
+
+
+def _trace(
+    variant: Variant, rows: PromptSet, card: Scorecard, index: int, start_ns: int, end_ns: int
+) -> tuple["TraceInfo", "Span"]:
+    """Return the trace of a row, and its only span."""
+    from mlflow.entities import Expectation, Feedback, TraceInfo, TraceLocation, TraceState
+    from mlflow.tracing.constant import TRACE_REQUEST_RESPONSE_PREVIEW_MAX_LENGTH_OSS as PREVIEW
+    from mlflow.tracing.constant import TRACE_SCHEMA_VERSION, TRACE_SCHEMA_VERSION_KEY, TraceMetadataKey, TraceTagKey
+
+    row, error, answer = rows.rows[index], card.errors[index], card.answers[index]
+    number = uuid4().hex
+    info = TraceInfo(
+        trace_id=f"tr-{number}",
+        trace_location=TraceLocation.from_experiment_id(runs.experiment_id()),
+        request_time=start_ns // 10**6,
+        execution_duration=(end_ns - start_ns) // 10**6,
+        state=TraceState.ERROR if error else TraceState.OK,
+        request_preview=row.conversation[-1]["content"][:PREVIEW],
+        response_preview=(error or answer or "")[:PREVIEW],
+        trace_metadata={
+            TRACE_SCHEMA_VERSION_KEY: str(TRACE_SCHEMA_VERSION),
+            TraceMetadataKey.SOURCE_RUN: variant.run_id,
+            TraceMetadataKey.MODEL_ID: variant.model_id,
+        },
+        tags={
+            TraceTagKey.TRACE_NAME: variant.name,
+            SET: rows.sha256[:16],
+            "variant": variant.name,
+            "row": row.id,
+            # By this MLflow pairs the rows of two runs, also rows that ask the same.
+            TraceTagKey.EVAL_REQUEST_ID: f"{rows.sha256[:16]} {row.id}",
+        },
+        assessments=[
+            Expectation(name="target", value=list(row.targets)),
+            *(Feedback(name=name, value=scores[index]) for name, scores in card.scores.items()),
+        ],
+    )
+    outputs: dict[str, Any] = {"choices": [{"message": {"role": "assistant", "content": answer}}]}
+    inputs = {"messages": row.conversation}
+    return info, _span(number, variant.name, inputs, {"error": error} if error else outputs, (start_ns, end_ns))
+
+
+def _span(number: str, name: str, inputs: dict[str, Any], outputs: dict[str, Any], times_ns: tuple[int, int]) -> "Span":
+    """Return the root span of the trace with this number, 32 hexadecimal digits."""
+    from mlflow.entities import Span, SpanType
+    from mlflow.tracing.constant import SpanAttributeKey
+
+    attributes = {
+        SpanAttributeKey.REQUEST_ID: f"tr-{number}",
+        SpanAttributeKey.SPAN_TYPE: SpanType.CHAT_MODEL,
+        SpanAttributeKey.INPUTS: inputs,
+        SpanAttributeKey.OUTPUTS: outputs,
+    }
+    return Span.from_dict(
+        {
+            "trace_id": b64encode(bytes.fromhex(number)).decode(),
+            "span_id": b64encode(bytes.fromhex(number[:16])).decode(),
+            "parent_span_id": "",
+            "name": name,
+            "start_time_unix_nano": times_ns[0],
+            "end_time_unix_nano": times_ns[1],
+            "status": {"code": "STATUS_CODE_ERROR" if "error" in outputs else "STATUS_CODE_OK"},
+            "attributes": {key: json.dumps(value, ensure_ascii=False) for key, value in attributes.items()},
+        }
+    )

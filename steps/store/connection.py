@@ -192,8 +192,3 @@ def _root_cause(error: BaseException) -> str:
     while cause := error.__cause__ or error.__context__:
         error = cause
     return type(error).__name__
-
-
-def write_traces_in_turn() -> None:
-    """Limit MLflow to one thread for traces: its usual ten lock each other out of SQLite and lose traces."""
-    os.environ.setdefault("MLFLOW_ASYNC_TRACE_LOGGING_MAX_WORKERS", "1")

@@ -136,10 +136,15 @@ def onnx_pairs(folder: Path, checkpoint: Checkpoint, prompts: list[list[int]]) -
     """Yield our ONNX engine against a bare loop over ONNX Runtime GenAI's engine."""
     for precision in ("fp32", "int4"):
         overrides = ["model=local", f"model.path={folder}", "mode=onnx", f"precision={precision}"]
-        config = command_line.compose("build", overrides)
-        with get_mode("onnx").stage(checkpoint, config) as exported:
+        # og.Engine needs the logits of all tokens, and our exports compute those of the last one.
+        whole = overrides + (["precision.prune_lm_head=false"] if precision == "int4" else [])
+        stage = get_mode("onnx").stage
+        with (
+            stage(checkpoint, command_line.compose("build", overrides)) as exported,
+            stage(checkpoint, command_line.compose("build", whole)) as unpruned,
+        ):
             ours = our_engine(Scheduler(OnnxEngine(str(exported), BATCH)), folder, prompts)
-            yield f"onnx engine, {precision}", ours, "bare og.Engine loop", bare_onnx(str(exported), prompts)
+            yield f"onnx engine, {precision}", ours, "bare og.Engine loop", bare_onnx(str(unpruned), prompts)
 
 
 def served_pairs(folder: Path) -> Iterator[Pair]:

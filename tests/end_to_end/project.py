@@ -4,12 +4,15 @@ import contextlib
 import os
 import shutil
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from mlflow import MlflowClient
 
 from tests.conftest import PROJECT
+from tests.support import wait_until
 
 EXPERIMENT = "phi3"
 NOT_COPIED = shutil.ignore_patterns(".git", "mlflow.db*", "mlruns", "__pycache__", ".*_cache", ".hypothesis", ".venv")
@@ -52,6 +55,23 @@ class Project:
         return done
 
     @contextlib.contextmanager
+    def serving(self, command: str, port: int) -> Iterator[None]:
+        """Run a command that serves, and wait until it answers; kill its processes at the end of the block."""
+        with (self.folder / "server.log").open("w") as log:
+            server = subprocess.Popen(
+                ["bash", "-c", f"exec {command}"], cwd=self.folder, env=self.environment, stdout=log, stderr=log
+            )
+            try:
+                wait_until(lambda: _answers(port), 120, 0.5)
+                yield
+            finally:
+                processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+                for process in processes:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+                server.wait()
+
+    @contextlib.contextmanager
     def here(self, monkeypatch) -> Iterator[None]:
         """Change to the project's directory and store, to run a step in this process."""
         with monkeypatch.context() as patch:
@@ -69,3 +89,11 @@ class Project:
         """Return all runs, oldest first."""
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         return list(self.client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
+
+
+def _answers(port: int) -> bool:
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2).close()
+    except OSError:
+        return False
+    return True

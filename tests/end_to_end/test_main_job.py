@@ -9,18 +9,16 @@ import os
 import re
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import mlflow
-import psutil
 import pytest
 
 from steps.evaluation import asking
 from tests.conftest import PROJECT, SPAIN
 from tests.end_to_end import tour
 from tests.end_to_end.project import Project
-from tests.support import free_port, wait_until
+from tests.support import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -159,7 +157,7 @@ def test_a_dry_run_of_register_starts_no_run(project):
     assert len(project.runs()) == before
 
 
-def test_the_tour_of_the_readme(project, tmp_path, tmp_path_factory):
+def test_the_tour_of_the_readme(project, tmp_path_factory):
     """Replace only what differs here: the environment, the port, and the folder of the user's own model."""
     (_, shown), *rest = tour.COMMANDS
     assert len(rest) == 5
@@ -170,34 +168,11 @@ def test_the_tour_of_the_readme(project, tmp_path, tmp_path_factory):
             command = command.replace("--env-manager uv", "--env-manager local").replace("5001", str(port))
             command = command.replace("/models/phi-3", str(model))
             if command.startswith("mlflow models serve"):
-                stack.enter_context(_server(project, command, port, tmp_path / "server.log"))
+                stack.enter_context(project.serving(command, port))
                 continue
             done = project.type("bash", "-ec", command)
             assert done.returncode == 0, command + done.stdout[-2000:] + done.stderr[-2000:]
             assert tour.missing_lines(shown, done.stdout) == [], (command, done.stdout)
-
-
-@contextlib.contextmanager
-def _server(project, command, port, log):
-    with log.open("w") as file:
-        server = subprocess.Popen(
-            ["bash", "-c", f"exec {command}"], cwd=project.folder, env=project.environment, stdout=file, stderr=file
-        )
-        try:
-            wait_until(lambda: _answers(port), 120, 0.5)
-            yield
-        finally:
-            for process in [*psutil.Process(server.pid).children(recursive=True), server]:
-                process.kill()
-            server.wait()
-
-
-def _answers(port):
-    try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_a_sweep_has_a_parent_run_and_a_child_run_for_each_point(project):

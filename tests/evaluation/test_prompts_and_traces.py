@@ -57,11 +57,12 @@ def test_each_row_has_one_trace_with_its_scores(typed, checkpoint, questions, mo
     build(command_line.compose("build", ["mode=onnx"]), checkpoint)
     client = mlflow.MlflowClient()
     (model,) = client.search_logged_models(["0"])
-    assert typed("evaluate", *questions).returncode == 0
+    assert typed("evaluate", *questions, "evaluate.traces=false").returncode == 0
     assert _traces(model.source_run_id) == []
     # A scored variant is only traced. After it is scored again each row still has one trace.
-    assert "Scored" not in typed("evaluate", *questions, "evaluate.traces=true").stdout
+    assert "Scored" not in typed("evaluate", *questions).stdout
     assert len(_traces(model.source_run_id)) == 2
+    assert "All variants are already scored" in typed("evaluate", *questions).stdout
     assert typed("evaluate", *questions, "evaluate.traces=true", f"run_id={model.source_run_id}").returncode == 0
     by_row = {trace.info.tags["row"]: trace for trace in _traces(model.source_run_id)}
     assert set(by_row) == {"spain", "hot"}
@@ -75,6 +76,8 @@ def test_each_row_has_one_trace_with_its_scores(typed, checkpoint, questions, mo
     assert 0 < assessments["chrf"].value <= 1
     assert assessments["target"].value == ["Madrid"]
     assert "All variants are already scored" in typed("evaluate", *questions, "evaluate.traces=true").stdout
+    evaluations = mlflow.search_runs(filter_string="run_name = 'evaluate-questions'", output_format="list")
+    assert [len(_traces(run.info.run_id)) for run in evaluations] == [2, 0, 0]
     _delete(_traces(model.source_run_id)[:1])
     # Killed after the new traces are written and before the earlier one is deleted.
     with monkeypatch.context() as patch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from steps.config.schema import Evaluation
 from steps.digests import digest
 from steps.evaluation import scorecard, traces
 from steps.evaluation.prompt_set import PromptSet
@@ -24,9 +25,11 @@ def invalidate(client: MlflowClient, variant: Variant, rows: PromptSet, keep_spe
     client.set_logged_model_tags(variant.model_id, tags)
 
 
-def mark_finished(client: MlflowClient, variant: Variant, rows: PromptSet, timed: bool, label: str) -> None:
+def mark_finished(
+    client: MlflowClient, variant: Variant, rows: PromptSet, timed: bool, traced: bool, label: str
+) -> None:
     """Mark a variant's report as finished. The evaluation's run tells several reports apart."""
-    mark = {"speed": timed, "evaluation": runs.active_run_id(), "label": label}
+    mark = {"speed": timed, "traces": traced, "evaluation": runs.active_run_id(), "label": label}
     client.set_logged_model_tags(variant.model_id, {names.of_prompt_set(names.REPORT, rows.sha256): json.dumps(mark)})
 
 
@@ -40,16 +43,21 @@ def is_timed(variant: Variant, rows: PromptSet) -> bool:
     return bool(_mark(variant, rows).get("speed"))
 
 
-def is_unfinished(variant: Variant, rows: PromptSet, speed: bool, traced: bool) -> bool:
+def is_unfinished(variant: Variant, rows: PromptSet, settings: Evaluation) -> bool:
     """Return True if a scored variant has no page yet, or lacks its speed or traces, as far as they are asked for.
 
     The report of an earlier version has no label: its run has no metrics by the name of the prompt set.
     """
-    if "label" not in _mark(variant, rows) or (speed and not is_timed(variant, rows)):
+    if "label" not in _mark(variant, rows) or (settings.speed and not is_timed(variant, rows)):
         return True
+    if not traces.are_wanted(rows, settings):
+        return False
+    # They are counted only if they are asked for by name: it takes a moment for each variant.
+    if not settings.traces:
+        return not _mark(variant, rows).get("traces")
     metrics = scorecard.metrics_of(variant, rows.sha256) or {}
     asked = len(rows.rows) - metrics.get(names.SKIPPED.key, 0)
-    return traced and traces.count(variant, rows) != asked
+    return len(traces.trace_ids(variant, rows)) != asked
 
 
 def mark_compared(variants: list[Variant], rows: PromptSet, ruler: Ruler) -> None:

@@ -27,7 +27,9 @@ def finish(client: MlflowClient, variant: Variant, rows: PromptSet, settings: Ev
     variant = read_variant(client, variant.model_id)
     timed = state.is_timed(variant, rows)
     # Traces show scores too.
-    traced = settings.traces or (not state.is_finished(variant, rows) and traces.count(variant, rows) > 0)
+    traced = traces.are_wanted(rows, settings) or bool(
+        not state.is_finished(variant, rows) and traces.trace_ids(variant, rows)
+    )
     label = by_set.label(client, rows)
     with runs.reopen(variant.run_id):
         if settings.speed and not timed:
@@ -42,7 +44,7 @@ def finish(client: MlflowClient, variant: Variant, rows: PromptSet, settings: Ev
         by_set.log(client, label, rows, card, metrics)
     if traced:
         traces.log(variant, rows, card, scorecard.read_latencies(variant, rows.sha256, len(card.ids)))
-    state.mark_finished(client, variant, rows, timed or settings.speed, label)
+    state.mark_finished(client, variant, rows, timed or settings.speed, traced, label)
 
 
 def page(variant: Variant, card: Scorecard, metrics: dict[str, float]) -> str:
