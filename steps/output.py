@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,7 +22,14 @@ SILENCE = os.environ.get("PHI3_LONGEST_SILENCE", "")
 LONGEST_SILENCE = float(SILENCE) if SILENCE.isdecimal() else 9.0
 # The clock and the words of the signs of life: when a line was printed last, and what the step is doing.
 _last_line = time.monotonic()
-_activities: list[str] = []
+_activities: "list[Activity]" = []
+
+
+@dataclass(eq=False)
+class Activity:
+    """What a step is doing, in words that may change while it does it."""
+
+    words: str
 
 
 def echo(line: str) -> None:
@@ -32,13 +40,21 @@ def echo(line: str) -> None:
 
 
 @contextlib.contextmanager
-def activity(words: str) -> Iterator[None]:
+def activity(words: str) -> Iterator[Activity]:
     """Say what the block does, for the signs of life that are printed while it takes long."""
-    _activities.append(words)
+    doing = Activity(words)
+    _activities.append(doing)
     try:
-        yield
+        yield doing
     finally:
-        _activities.remove(words)
+        _activities.remove(doing)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: 40 s, 12 min, 3.1 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 @contextlib.contextmanager
@@ -55,7 +71,7 @@ def signs_of_life() -> Iterator[None]:
             now = time.monotonic()
             if now - _last_line >= LONGEST_SILENCE:
                 _last_line = now
-                words = _activities[-1] if _activities else "working"
+                words = _activities[-1].words if _activities else "working"
                 stream.write(f"… {words} ({now - started:.0f} s so far)\n")
                 stream.flush()
 

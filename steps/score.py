@@ -24,7 +24,7 @@ from steps.config.paths import user_directory
 from steps.config.schema import ScoreConfig
 from steps.errors import RowErrors, StepError
 from steps.evaluation.asking import Asker, loaded
-from steps.output import echo
+from steps.output import duration, echo
 from steps.promotion import registry
 from steps.store import integrity, runs
 from steps.store.commands import step_command
@@ -151,8 +151,8 @@ def _answer_all(config: ScoreConfig, table: Source, output_parts: Parts, job: Jo
             if not sys.stderr.isatty() and time.monotonic() - printed > PROGRESS_SECONDS:
                 printed = time.monotonic()
                 rate = (done - first) / (printed - started)
-                hours = (table.rows - done) / rate / 3600
-                echo(f"{done:,} of {table.rows:,} rows, {rate:.1f} rows/s, {hours:.1f} h left.")
+                left = duration((table.rows - done) / rate)
+                echo(f"{done:,} of {table.rows:,} rows, {rate:.1f} rows/s, {left} left.")
 
 
 def _answered(

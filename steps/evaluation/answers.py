@@ -11,6 +11,7 @@ batch. Its other rows are not asked.
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
@@ -22,6 +23,7 @@ from steps.errors import StepError
 from steps.evaluation.asking import Asker
 from steps.evaluation.context_check import ContextCheck
 from steps.evaluation.journal import Journal
+from steps.evaluation.progress import Progress
 from steps.evaluation.prompt_set import PromptSet
 from steps.interfaces.interface import Question, Reply
 from steps.store.variants import Variant
@@ -89,10 +91,10 @@ def answer_rows(
     settings: Evaluation,
     journal: Journal,
     course: Course | None = None,
+    progress: Progress | None = None,
 ) -> list[list[Answer]]:
     """Return, for every repeat, the answers to every row in order; raises StepError beyond `max_errors`."""
-    from tqdm import tqdm
-
+    progress = progress or Progress(variant.name)
     batches = list(_batches(variant, prompt_set, check, settings, course))
     repeats = _repeats(variant, settings)
     answers = _journaled(journal, batches, check, settings.max_errors)
@@ -100,15 +102,15 @@ def answer_rows(
     _refuse_errors(prompt_set, errors, settings.max_errors)
     missing = [batch for batch in batches if not all(row.name in answers for row in batch)]
     total, left = sum(map(len, batches)), sum(map(len, missing))
-    # disable=None: no bar if the output is not a terminal
-    with tqdm(initial=total - left, total=total, desc=variant.name, unit="row", disable=None) as bar:
+    progress.start(total, total - left)
+    with closing(progress):
         for place, batch in enumerate(batches, 1):
             if not all(row.name in answers for row in batch):
                 new = _answer_batch(asker, batch)
                 journal.add({name: asdict(answer) for name, answer in new.items()})
                 answers |= new
                 errors |= _errors([batch], answers)
-                bar.update(len(batch))
+                progress.advance(len(batch))
                 _refuse_errors(prompt_set, errors, settings.max_errors)
             if course and batch[0].repeat == repeats - 1 and _is_beaten(course, batches[:place], answers, repeats):
                 batches = batches[:place]
@@ -176,7 +178,8 @@ def _batches(
     asked = [index for index in range(rows) if not_asked(check, index) is None]
     alone = set(rows_asked_alone(rows)) if greedy else set()
     together = [index for index in asked if index not in alone]
-    size = course.batch_size if course else settings.batch_size
+    # A mode that answers one by one reports each row, and loses at most one if it is killed.
+    size = course.batch_size if course else settings.batch_size if variant.mode.batches else 1
     if course:
         random.Random(course.seed).shuffle(together)
     groups = [[index] for index in asked if index in alone]

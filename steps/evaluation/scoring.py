@@ -34,6 +34,7 @@ from steps.evaluation.context_check import ContextCheck
 from steps.evaluation.findings import Findings, echo_scored, log
 from steps.evaluation.journal import Journal
 from steps.evaluation.kept_answers import Kept
+from steps.evaluation.progress import Progress
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.ruler import CONTRACT, Ruler
 from steps.evaluation.scorecard import Scorecard
@@ -63,6 +64,7 @@ class Work:
         kept: The answers of its scorecard; None if it has none, or is asked again.
         course: The order in which its rows are asked and when to stop; None to ask all of them.
         stale: The parts of the ruler to compute.
+        variants_after: How many variants are to be asked after this one.
     """
 
     client: MlflowClient
@@ -74,6 +76,7 @@ class Work:
     kept: Kept | None
     course: Course | None
     stale: list[str]
+    variants_after: int = 0
 
     @property
     def reference(self) -> Variant | None:
@@ -102,6 +105,7 @@ def score_variant(
     check: ContextCheck | None = None,
     over_context: str = "refuse",
     is_beaten: IsBeaten | None = None,
+    variants_after: int = 0,
 ) -> Scorecard | None:
     """Ask, score and log one variant; return None if it was stopped early.
 
@@ -117,6 +121,7 @@ def score_variant(
         check: The variant's context check, if it was made before.
         over_context: What to do with rows beyond the context.
         is_beaten: Whether some answers suffice to stop asking the variant (`answers.Course`); None to ask all rows.
+        variants_after: How many variants are to be asked after this one, for the forecast.
     """
     again = ask_again and scorecard.has_scorecard(read_variant(client, variant.model_id), rows, ruler)
     with journal.opened(journal_key(variant), rows.sha256, lambda: _echo_waiting(variant), again) as entries:
@@ -127,7 +132,8 @@ def score_variant(
             return scorecard.read(current, rows.sha256)
         kept = None if again else kept_answers.keep(current, rows, ruler, entries)
         course = _course(current, rows, settings, entries, is_beaten) if ruler.generates else None
-        work = Work(client, current, rows, ruler, settings, entries, kept, course, _stale(current, ruler, kept))
+        stale = _stale(current, ruler, kept)
+        work = Work(client, current, rows, ruler, settings, entries, kept, course, stale, variants_after)
         card = _finish(work, _find(work, check, over_context))
         entries.remove()
     return card
@@ -208,9 +214,10 @@ def _ask(work: Work, check: ContextCheck | None, over_context: str) -> Findings:
         # One model is in memory at a time.
         fidelity.prepare(client, work.reference, work.rows, work.settings.batch_size)
     words = f"loading and asking {variant.name}"
-    with activity(words), integrity.local_copy(client, variant) as folder, loaded(folder) as model:
+    with activity(words) as doing, integrity.local_copy(client, variant) as folder, loaded(folder) as model:
         asker = Asker(model, variant.mode, variant.interface)
-        findings = _answers(work, asker, check or ContextCheck())
+        progress = Progress(variant.name, doing, work.variants_after)
+        findings = _answers(work, asker, check or ContextCheck(), progress)
         if findings.stopped or CONTRACT not in work.stale:
             return findings
         with suppress_output(), activity(f"checking the contract of {variant.name}"):
@@ -219,7 +226,7 @@ def _ask(work: Work, check: ContextCheck | None, over_context: str) -> Findings:
     return replace(findings, contract=contract)
 
 
-def _answers(work: Work, asker: Asker, check: ContextCheck) -> Findings:
+def _answers(work: Work, asker: Asker, check: ContextCheck, progress: Progress) -> Findings:
     """Return the answers to the rows, and write the likelihoods that stale metrics need to the journal.
 
     Unless a metric reads generated answers, the answer to a row is its most likely choice.
@@ -230,7 +237,7 @@ def _answers(work: Work, asker: Asker, check: ContextCheck) -> Findings:
         if course and (check.too_long or check.unaskable):
             # The rows that cannot be asked have no place in the order.
             course = replace(course, is_beaten=None)
-        repeats = answer_rows(asker, work.variant, rows, check, work.settings, entries, course)
+        repeats = answer_rows(asker, work.variant, rows, check, work.settings, entries, course, progress)
         if Findings(repeats, None).stopped:
             return Findings(repeats, None)
     asked = repeats[0] if repeats else [Answer(skipped=check.too_long.get(index)) for index in range(len(rows.rows))]
