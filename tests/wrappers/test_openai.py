@@ -92,7 +92,7 @@ class _Server(httpx.Client):
 
 
 @contextlib.contextmanager
-def _serving(scheduler, tokenizer, interface="chat"):
+def serving(scheduler, tokenizer, interface="chat"):
     server = _Server(scheduler, tokenizer, interface)
     try:
         yield server
@@ -102,13 +102,13 @@ def _serving(scheduler, tokenizer, interface="chat"):
 
 @pytest.fixture(scope="module", params=["torch", "onnx"])
 def server(request, tokenizer):
-    with _serving(request.getfixturevalue(f"{request.param}_scheduler"), tokenizer) as server:
+    with serving(request.getfixturevalue(f"{request.param}_scheduler"), tokenizer) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def prompts(onnx_scheduler, tokenizer):
-    with _serving(onnx_scheduler, tokenizer, "prompt") as server:
+    with serving(onnx_scheduler, tokenizer, "prompt") as server:
         yield server
 
 
@@ -366,7 +366,7 @@ def test_api_key_is_needed_if_one_is_set(onnx_scheduler, tokenizer, monkeypatch,
     else:
         (tmp_path / "keys").write_text(f"another\n{SECRET}\n")
         monkeypatch.setenv("PHI3_API_KEY_FILE", str(tmp_path / "keys"))
-    with _serving(onnx_scheduler, tokenizer) as server:
+    with serving(onnx_scheduler, tokenizer) as server:
         for key in (None, "Bearer", "Bearer wrong", f"Basic {SECRET}", f"Bearer {SECRET}x"):
             headers = {"authorization": key} if key else {}
             for path in (CHAT, COMPLETIONS, "/invocations"):
@@ -382,7 +382,7 @@ def test_api_key_is_needed_if_one_is_set(onnx_scheduler, tokenizer, monkeypatch,
 @pytest.mark.parametrize(("name", "value"), [("PHI3_API_KEY", " "), ("PHI3_API_KEY_FILE", "/no/such/file")])
 def test_key_that_is_set_but_empty_keeps_the_server_from_starting(onnx_scheduler, tokenizer, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    with pytest.raises(Exception, match=name), _serving(onnx_scheduler, tokenizer):
+    with pytest.raises(Exception, match=name), serving(onnx_scheduler, tokenizer):
         pass
 
 

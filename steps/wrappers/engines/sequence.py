@@ -10,6 +10,7 @@ import numpy as np
 
 from ..contract.errors import engine_failed
 from ..tokenizer import ChatTokenizer
+from ..tool_calls import CallSyntax
 from .sampling import FloatArray, Mask, TokenScore, biased, penalized, score
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class Settings:
         echo: Whether the tokens of the prompt get log-probabilities too.
         scored_from: The first token of the prompt that gets one; it has to follow another token.
         mask: Makes the mask of a sequence whose tokens a grammar limits.
+        calls: How the text writes calls of tools; None for a request that calls none.
     """
 
     temperature: float
@@ -40,6 +42,7 @@ class Settings:
     echo: bool = False
     scored_from: int = 1
     mask: Callable[[], Mask] | None = None
+    calls: CallSyntax | None = None
 
     @property
     def scores_prompt(self) -> bool:
@@ -97,6 +100,11 @@ class Sequence:
     def greedy(self) -> bool:
         """Return True if each token is the one with the highest logit."""
         return self.settings.temperature == 0
+
+    @property
+    def is_call(self) -> bool | None:
+        """Return whether the completion is calls of tools; None while that is open."""
+        return self._mask.has_begun if self._mask and self.settings.calls else False
 
     def push(self, token: int) -> None:
         """Append the next token; end at an end token, a stop string or max_tokens."""
