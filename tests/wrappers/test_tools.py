@@ -1,6 +1,7 @@
 """`tools` and `tool_choice`: calls are valid under their schemas, on both engines, whole and in streams."""
 
 import json
+import random
 
 import pytest
 from tokenizers import AddedToken
@@ -13,11 +14,12 @@ from steps.wrappers.contract.requests import Contract
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.tokenizer import ChatTokenizer
 from steps.wrappers.tool_calls import PHI4_MINI
+from tests.benchmarks.random_requests import random_body
 from tests.modes.random_phi3 import edit_json, random_phi3, without
 from tests.wrappers import checkpoints
 from tests.wrappers.checkpoints import SPECIAL, TEMPLATES
 from tests.wrappers.conftest import DEFAULTS, _exported
-from tests.wrappers.test_openai import CHAT, serving
+from tests.wrappers.test_openai import CHAT, COMPLETIONS, serving
 
 SECRET = "marked-secret"
 USER = {"role": "user", "content": "the cat"}
@@ -205,6 +207,17 @@ def test_invocations_take_tools_too(server):
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
+@pytest.mark.parametrize(("server", "folder"), [(_onnx, False)], indirect=True, scope="module")
+@pytest.mark.parametrize("route", [CHAT, COMPLETIONS])
+def test_random_bodies_are_answered_or_refused(server, route):
+    """`python -m tests.benchmarks.serving fuzz` sends thousands, to /invocations too."""
+    for seed in range(150):
+        body, headers = random_body(random.Random(seed), route)
+        reply = server.post(route, content=body, headers=headers)
+        assert reply.status_code < 500, body
+        assert "server_error" not in reply.text, body
+
+
 HISTORY = [
     USER,
     {
@@ -304,6 +317,11 @@ REFUSED = {
     ),
     "functions": ({"functions": [{"name": "f"}]}, "unsupported_field", "functions is not supported"),
     "a result without a call": ({"messages": [USER, RESULT]}, "invalid_tool_call_id", "messages[1].tool_call_id must"),
+    "a result of a list": (
+        {"messages": [USER, RESULT | {"tool_call_id": [SECRET]}]},
+        "invalid_tool_call_id",
+        "must be the id of a call",
+    ),
     "arguments in a list": (
         {"messages": [USER, _call(name="f", arguments=f'["{SECRET}"]'), RESULT]},
         "invalid_tool_calls",

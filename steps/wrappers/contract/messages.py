@@ -33,9 +33,9 @@ def check_messages(messages: Any, tokenizer: ChatTokenizer) -> list[dict[str, An
 
 def _check_results(messages: list[dict[str, Any]]) -> None:
     """Raise RequestError unless each result of a tool belongs to a call before it."""
-    calls: set[str] = set()
+    calls: list[str] = []
     for index, message in enumerate(messages):
-        calls |= set(message.pop("call_ids", ()))
+        calls += message.pop("call_ids", ())
         if message["role"] == TOOL and message["tool_call_id"] not in calls:
             problem = "must be the id of a call in an earlier message of the assistant"
             raise RequestError("invalid_tool_call_id", f"messages[{index}].tool_call_id {problem}")
