@@ -22,7 +22,7 @@ from steps.config.schema import FolderModel
 from steps.store.variants import find_variants
 from tests.conftest import PROJECT, SPAIN
 from tests.end_to_end.test_serving import serve
-from tests.modes.random_phi3 import edit_json, without
+from tests.modes.random_phi3 import SIZES, edit_json, without
 from tests.support import free_port, make_row, wait_until, write_prompt_set
 from tests.wrappers.checkpoints import TEMPLATES
 
@@ -436,7 +436,7 @@ def test_langchain_calls_tools(tool_client):
     from langchain_openai import ChatOpenAI
 
     weather, _ = _weather()
-    model = ChatOpenAI(base_url=str(tool_client.base_url), api_key=KEY, model="phi3", temperature=0, max_tokens=100)
+    model = ChatOpenAI(base_url=str(tool_client.base_url), api_key=KEY, model="phi3", temperature=0, max_tokens=400)
     bound = model.bind_tools([weather], tool_choice="any", parallel_tool_calls=False)
     reply = bound.invoke(SPAIN)
     (call,) = reply.tool_calls
@@ -446,9 +446,40 @@ def test_langchain_calls_tools(tool_client):
     assert isinstance(model.with_structured_output(weather, method="json_schema").invoke(SPAIN), weather)
 
 
-@pytest.mark.slow
-def test_served_model_judges_answers(tool_address, our_scores):
-    """The miniature's judgement is worth nothing, but it has the form that was asked for."""
-    judge = ["evaluate.judge.model=phi3", f"evaluate.judge.address={tool_address}"]
-    metrics = our_scores([make_row("a"), make_row("b")], "evaluate.metrics=[answer_match]", *judge)
-    assert 0 <= metrics["judge/mean"] <= 1
+def _constant_phi3(folder, checkpoint):
+    """Make a model that always likes the same tokens best, so that it ends every string and number at once."""
+    import torch
+    from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    lengths = dict.fromkeys(("max_position_embeddings", "original_max_position_embeddings"), 4096)
+    sizes = SIZES | ids | lengths | {"vocab_size": len(tokenizer)}
+    model = Phi3ForCausalLM(Phi3Config(**sizes))
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.fill_(1.0 if weights.dim() == 1 else 0.0)
+        model.model.embed_tokens.weight.fill_(1.0)
+        for likeness, text in enumerate('0 ,}"'):
+            model.lm_head.weight[tokenizer.convert_tokens_to_ids(text)] = likeness
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory, checkpoint, empty_store):
+    """The base URL of a served model that judges."""
+    folder = tmp_path_factory.mktemp("judge")
+    path = _constant_phi3(folder / "checkpoint", checkpoint)
+    overrides = ["model=local", f"model.path={path}", "mode=onnx"]
+    local = resolve(FolderModel(name="local", path=str(path)))
+    with _address(folder, local, empty_store, *overrides) as address:
+        yield address
+
+
+def test_served_model_judges_answers(judge, our_scores):
+    """Its judgement is worth nothing, but it has the form that MLflow's judge asks for."""
+    overrides = ["evaluate.judge.model=phi3", f"evaluate.judge.address={judge}"]
+    metrics = our_scores([make_row("a"), make_row("b")], "evaluate.metrics=[answer_match]", *overrides)
+    assert metrics["judge/mean"] == 0

@@ -30,7 +30,6 @@ WEATHER = {
         "type": "object",
         "properties": {"city": {"enum": ["Madrid", "日本"]}, "days": {"type": "integer", "minimum": 1, "maximum": 99}},
         "required": ["city"],
-        "additionalProperties": False,
     },
 }
 TIME = {"name": "time-now"}

@@ -24,6 +24,8 @@ CHOICES = ("none", "auto", "required")
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 INVALID = "invalid_tools"
+# What an object with further properties has, or may have.
+OPEN = {"additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,25 @@ def _grammar(use: ToolUse, syntax: CallSyntax, tokenizer: ChatTokenizer) -> str:
 
 
 def _schema(use: ToolUse, index: int) -> str:
-    return json.dumps(use.tools[index]["function"].get("parameters", NO_ARGUMENTS) | {"x-guidance": COMPACT_JSON})
+    return json.dumps(_closed(use.tools[index]["function"]["parameters"]) | {"x-guidance": COMPACT_JSON})
+
+
+def _closed(schema: Any) -> Any:
+    """Return a schema whose objects have only the properties that it names, unless it says otherwise.
+
+    JSON Schema allows any others. A function cannot take them, and a small model would go on adding some.
+    """
+    if not isinstance(schema, dict):
+        return schema
+    closed = {}
+    for name, value in schema.items():
+        if name in ("properties", "$defs", "definitions") and isinstance(value, dict):
+            value = {key: _closed(inner) for key, inner in value.items()}
+        elif name in ("anyOf", "oneOf", "prefixItems") and isinstance(value, list):
+            value = [_closed(inner) for inner in value]
+        closed[name] = _closed(value) if name == "items" else value
+    says_otherwise = OPEN & set(schema) or not isinstance(schema.get("properties"), dict)
+    return closed if says_otherwise else closed | {"additionalProperties": False}
 
 
 def _trigger(syntax: CallSyntax, tokenizer: ChatTokenizer) -> bytes:
