@@ -141,6 +141,14 @@ def test_settings_are_honoured(server):
     assert server.chat(temperature=2, top_k=1)["choices"] == server.chat()["choices"]
 
 
+def test_end_token_that_is_ignored_ends_nothing(server):
+    ended, whole = (server.chat(max_tokens=100, ignore_eos=ignored)["choices"][0] for ignored in (False, True))
+    assert (ended["finish_reason"], whole["finish_reason"]) == ("stop", "length")
+    assert whole["message"]["content"].startswith(ended["message"]["content"])
+    shape = {"type": "json_schema", "json_schema": {"schema": {"const": 1}}}
+    assert server.chat(response_format=shape, ignore_eos=True)["choices"][0]["message"]["content"] == "1"
+
+
 def test_chat_logprobs_join_to_the_text(server):
     (choice,) = server.chat(logprobs=True, top_logprobs=2)["choices"]
     entries = choice["logprobs"]["content"]

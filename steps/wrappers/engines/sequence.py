@@ -22,6 +22,7 @@ class Settings:
 
     Attributes:
         logit_bias: What is added to the logits of some tokens.
+        ignore_eos: Whether the end token ends nothing, unless a grammar does: load tools ask for that.
         logprobs: How many alternatives each token's log-probability comes with; None for no log-probabilities.
         echo: Whether the tokens of the prompt get log-probabilities too.
         scored_from: The first token of the prompt that gets one; it has to follow another token.
@@ -38,6 +39,7 @@ class Settings:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
     logprobs: int | None = None
     echo: bool = False
     scored_from: int = 1
@@ -110,7 +112,8 @@ class Sequence:
         """Append the next token; end at an end token, a stop string or max_tokens."""
         self.tokens.append(token)
         self.times[1:] = [self.times[1] if len(self.times) > 1 else time.monotonic(), time.monotonic()]
-        ended = token in self.tokenizer.end_tokens
+        ignored = self.settings.ignore_eos and not self._mask
+        ended = token in self.tokenizer.end_tokens and not ignored
         is_last = ended or len(self.tokens) >= self.settings.max_tokens
         text = self._searched + ("" if ended else self._detokenizer.push(token))
         if is_last:
