@@ -155,7 +155,7 @@ def is_valid(value, schema: dict) -> bool:
     import re
 
     if "enum" in schema:
-        return any(type(value) is type(item) and value == item for item in schema["enum"])
+        return any(isinstance(value, bool) == isinstance(item, bool) and value == item for item in schema["enum"])
     kind = schema["type"]
     if kind == "boolean":
         return isinstance(value, bool)

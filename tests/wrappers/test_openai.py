@@ -177,6 +177,14 @@ def test_stream_joins_to_the_reply(server):
         assert [entry["token"] for entry in scores] == [entry["token"] for entry in expected["logprobs"]["content"]]
 
 
+def test_stream_counts_its_tokens_as_it_goes(server):
+    options = {"continuous_usage_stats": True}
+    chunks = server.events(CHAT, messages=[USER], ignore_eos=True, max_tokens=20, stream_options=options)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == 20
+
+
 def test_completions_continue_texts_and_token_ids(server, tokenizer):
     by_text = server.complete(prompt=[SPAIN, "a b"], n=2)
     by_ids = server.complete(prompt=[tokenizer.encode(SPAIN), tokenizer.encode("a b")], n=2)
