@@ -124,8 +124,8 @@ def _change_somewhere(rng: random.Random, body) -> None:
         body = body[key]
 
 
-def random_schema(rng: random.Random, depth: int = 3) -> dict:
-    """Return a JSON schema whose values are short."""
+def random_schema(rng: random.Random, depth: int = 2) -> dict:
+    """Return a JSON schema whose values are short enough for the context of the benchmark's model."""
     kind = rng.choice(["integer", "string", "boolean", "enum", "pattern", "number", *["array", "object"] * bool(depth)])
     if kind == "integer":
         low = rng.randrange(-99, 100)

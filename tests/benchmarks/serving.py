@@ -177,9 +177,10 @@ def _masked(contract: Contract, schema: dict, seed: int, **fields) -> Sequence:
 
 
 def _is_valid(sequence: Sequence, schema: dict) -> bool:
-    if sequence.finish_reason != "stop":
-        return False
-    return is_valid(json.loads(sequence.text), schema)
+    valid = sequence.finish_reason == "stop" and is_valid(json.loads(sequence.text), schema)
+    if not valid:
+        print(f"not valid ({sequence.finish_reason}): {sequence.text[:300]!r} under {json.dumps(schema)[:600]}")
+    return valid
 
 
 def _cost(scheduler: Scheduler, contract: Contract, masked: bool) -> float:

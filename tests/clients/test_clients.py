@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,11 +21,15 @@ import pytest
 from steps.checkpoints.checkpoint import resolve
 from steps.config.schema import FolderModel
 from steps.store.variants import find_variants
+from steps.wrappers.engines.scheduler import Scheduler
+from steps.wrappers.serving import app as serving_app
+from steps.wrappers.tokenizer import ChatTokenizer
 from tests.conftest import PROJECT, SPAIN
 from tests.end_to_end.test_serving import serve
 from tests.modes.random_phi3 import SIZES, edit_json, without
 from tests.support import free_port, make_row, wait_until, write_prompt_set
 from tests.wrappers.checkpoints import TEMPLATES
+from tests.wrappers.test_openai import serving
 
 # The clients' own warnings are none of ours.
 pytestmark = [pytest.mark.service, pytest.mark.filterwarnings("ignore")]
@@ -149,6 +154,23 @@ def test_openai_errors_are_its_exception_classes(client, address):
         client.models.retrieve("nothing")
     with pytest.raises(openai.BadRequestError, match="tools is not supported"):
         client.chat.completions.create(model="phi3", messages=USER, tools=[{"type": "function"}])
+
+
+def test_openai_tries_a_full_server_again(checkpoint, monkeypatch):
+    from openai import OpenAI
+
+    from steps.wrappers.engines.torch_engine import TorchEngine
+
+    scheduler = Scheduler(TorchEngine(str(checkpoint.directory), "fp32", 16, "cpu"))
+    monkeypatch.setattr(serving_app, "MAX_REQUESTS", 0)
+    with serving(scheduler, ChatTokenizer(checkpoint.directory)) as server:
+        room = threading.Timer(2, monkeypatch.setattr, (serving_app, "MAX_REQUESTS", 256))
+        with OpenAI(base_url=f"{str(server.base_url).rstrip('/')}/v1", api_key="any", max_retries=9) as client:
+            room.start()
+            reply = client.chat.completions.create(model="phi3", messages=USER)
+        room.join()
+        assert 'status="429"' in server.get("/metrics").text
+    assert "Madrid" in reply.choices[0].message.content
 
 
 def test_cancelled_openai_stream_frees_its_places(client, address):
