@@ -293,7 +293,7 @@ def _their_scores(folder, rows, model, output_type, **config):
     from lm_eval.api.task import ConfigurableTask
 
     file = folder / "harness.jsonl"
-    lines = [{"question": row["prompt"], "choices": CITIES, "label": CITIES.index(row["target"])} for row in rows]
+    lines = [{"question": row["prompt"], "choices": CITIES, "target": row["target"]} for row in rows]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     common = {
         "task": "ours",
@@ -317,7 +317,7 @@ def test_lm_eval_gives_choices_our_scores(address, checkpoint, rows, our_scores,
         base_url=f"{address}/completions", model="phi3", tokenizer=str(checkpoint.directory), max_length=512
     )
     metrics = [{"metric": "acc"}, {"metric": "acc_norm"}]
-    config = {"doc_to_choice": "choices", "doc_to_target": "label", "metric_list": metrics}
+    config = {"doc_to_choice": "choices", "doc_to_target": "{{choices.index(target)}}", "metric_list": metrics}
     theirs = _their_scores(tmp_path, rows, model, "multiple_choice", **config)["ours"]
     ours = our_scores(rows, "evaluate.metrics=[choice_match,choice_match_norm]")
     assert 0 < ours["choice_match/mean"] < 1
@@ -331,12 +331,17 @@ def test_lm_eval_gives_generated_answers_our_score(address, rows, our_scores, tm
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     model = LocalChatCompletion(base_url=f"{address}/chat/completions", model="phi3")
-    # The last word of each answer is compared, by both in the same way: the miniature answers in sentences.
+    # The miniature answers in sentences.
+    rows = [
+        make_row(row["id"], row["prompt"], f"The capital of {row['id'].split()[-1]} is {row['target']}.")
+        for row in rows
+    ]
     generation = {"until": ["\n"], "max_gen_toks": 40, "temperature": 0}
     exact = {"metric": "exact_match", "ignore_case": True, "ignore_punctuation": True}
-    config = {"doc_to_target": "{{choices[label]}}", "generation_kwargs": generation, "metric_list": [exact]}
+    config = {"doc_to_target": "{{target}}", "generation_kwargs": generation, "metric_list": [exact]}
     theirs = _their_scores(tmp_path, rows, model, "generate_until", **config)["ours"]
-    ours = our_scores(rows, "evaluate.metrics=[exact_match,answer_match]")
+    ours = our_scores(rows, "evaluate.metrics=[exact_match]")
+    assert 0 < ours["exact_match/mean"] < 1
     assert ours["exact_match/mean"] == pytest.approx(theirs["exact_match,none"])
 
 
