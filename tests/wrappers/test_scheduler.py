@@ -99,8 +99,7 @@ def test_short_requests_that_keep_arriving_do_not_hold_up_a_long_one():
     finished = []
     scheduler.on_finished = finished.append
     long, short = _sequence(max_tokens=50), [_sequence(max_tokens=1) for _ in range(500)]
-    scheduler.submit([long])
-    scheduler.submit(short)
+    scheduler.submit([long, *short])
     assert all(sequence.done.wait(30) for sequence in [long, *short])
     assert _until(lambda: len(finished) == 501)
     assert finished.index(long) < 60
