@@ -7,8 +7,9 @@ transformers (utils/chat_template_utils.py): jinja2's immutable sandbox with loo
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,11 +20,17 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from .tool_calls import PHI4_MINI, CallSyntax, shown_syntax
+
 # Stands for the content of a message. Digits only, so that no filter of a template changes it.
 MARK = "7316084259"
 MARKS = re.compile(rf"{MARK}(\d{{8}})")
 # The most characters of a template's own message that are shown.
 SHOWN_CHARACTERS = 300
+# What a system message says that was added to hold the tools.
+SYSTEM = "You are a helpful assistant with some tools."
+
+Tools = Sequence[Mapping[str, Any]]
 
 
 class TemplateRefusal(ValueError):
@@ -46,12 +53,37 @@ class ChatTemplate:
         except TemplateSyntaxError as error:
             raise ValueError(f"the chat template cannot be read: {error.message} (line {error.lineno})") from None
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Return a conversation as text, or raise TemplateRefusal."""
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Tools | None = None) -> str:
+        """Return a conversation as text, with the tools that its replies may call; raise TemplateRefusal."""
         try:
-            return self._render(messages)
+            if tools and self._tools_in_message:
+                return self._render(_with_tools(messages, tools))
+            return self._render(messages, tools)
         except Exception as error:  # a template can raise anything that Python can
             raise TemplateRefusal(self._reason(messages, error)) from None
+
+    @cached_property
+    def call_syntax(self) -> CallSyntax | None:
+        """Return how replies call tools; None if the template takes no tools, or writes calls in an unknown way."""
+        if not self._tools_in_message and not self._shows_tools(lambda tools: self._render(_marked(["user"]), tools)):
+            return None
+        try:
+            syntax = shown_syntax(self._render)
+        except Exception:  # a template can raise anything that Python can
+            return None
+        return syntax or (PHI4_MINI if self._tools_in_message else None)
+
+    @cached_property
+    def _tools_in_message(self) -> bool:
+        """Return True if the template reads tools as a text in the system message, as Phi-4-mini's does."""
+        return self._shows_tools(lambda tools: self._render(_with_tools(_marked(["user"]), tools)))
+
+    def _shows_tools(self, render: Callable[[Tools], str]) -> bool:
+        function = {"name": f"tool_{MARK}", "description": "a", "parameters": {"type": "object", "properties": {}}}
+        try:
+            return MARK + '"' in render([{"type": "function", "function": function}])
+        except Exception:  # a template can raise anything that Python can
+            return False
 
     def unrendered(self, roles: Sequence[str]) -> int | None:
         """Return the index of the first message that the template leaves out, or None.
@@ -65,9 +97,9 @@ class ChatTemplate:
         rendered = {int(index) for index in MARKS.findall(text)}
         return next((index for index in range(len(roles)) if index not in rendered), None)
 
-    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def _render(self, messages: Sequence[Mapping[str, Any]], tools: Tools | None = None) -> str:
         text: str = self._template.render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+            messages=messages, tools=tools, documents=None, add_generation_prompt=True, **self._special_tokens
         )
         return text
 
@@ -109,6 +141,14 @@ def template_source(directory: Path, tokenizer_config: Mapping[str, Any]) -> str
     if not isinstance(templates, str):
         raise ValueError("it has no chat template (chat_template.jinja, or in tokenizer_config.json)")
     return templates
+
+
+def _with_tools(messages: Sequence[Mapping[str, Any]], tools: Tools) -> list[Mapping[str, Any]]:
+    """Return a conversation whose system message holds the functions of tools as JSON."""
+    system: Mapping[str, Any] = {"role": "system", "content": SYSTEM}
+    if messages and messages[0]["role"] == "system":
+        system, messages = messages[0], messages[1:]
+    return [{**system, "tools": json.dumps([tool["function"] for tool in tools], ensure_ascii=False)}, *messages]
 
 
 def _marked(roles: Sequence[str]) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ neither transformers nor torch, so the ONNX wrapper starts without them. Safe to
 
 import contextlib
 import json
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import islice
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from .added_tokens import add_configured_tokens, is_marker, named_tokens, special_tokens
-from .chat_template import ChatTemplate, TemplateRefusal, template_source
+from .chat_template import ChatTemplate, TemplateRefusal, Tools, template_source
 from .detokenizer import BEFORE, Detokenizer, decoder_parts
+from .tool_calls import CallSyntax
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -62,13 +64,32 @@ class ChatTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def encode_chat(self, messages: list[dict[str, Any]], tools: Tools | None = None) -> list[int]:
         """Return the token ids of a conversation, up to where the assistant's next turn begins."""
-        return self.encode(self.render(messages))
+        return self.encode(self.render(messages, tools))
 
-    def render(self, messages: list[dict[str, str]]) -> str:
+    def render(self, messages: list[dict[str, Any]], tools: Tools | None = None) -> str:
         """Return a conversation as text in the format of the checkpoint's chat template, or raise TemplateRefusal."""
-        return self.template.render(messages)
+        return self.template.render(messages, tools)
+
+    @cached_property
+    def call_syntax(self) -> CallSyntax | None:
+        """Return how the model writes calls of tools; None if its chat template takes no tools."""
+        try:
+            return self.template.call_syntax
+        except ValueError:
+            return None
+
+    def decoded_syntax(self, syntax: CallSyntax) -> CallSyntax:
+        """Return the syntax of calls as a decoded text shows it, without special tokens."""
+        return syntax.without(sorted(self._undecoded, key=len, reverse=True))
+
+    def split(self, text: str) -> list[str | int]:
+        """Return a text in pieces: the ids of the added tokens in it, and the texts between them."""
+        ids = {token.content: number for number, token in self._tokenizer.get_added_tokens_decoder().items()}
+        names = sorted(ids, key=len, reverse=True)
+        pieces = re.split("(" + "|".join(map(re.escape, names)) + ")", text) if names else [text]
+        return [ids.get(piece, piece) for piece in pieces if piece]
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of token ids, without special tokens."""

@@ -222,7 +222,6 @@ DEMANDING = {
     "suffix": ["a"],
     "repetition_penalty": [1.1],
     "min_p": [0.1],
-    "ignore_eos": [True],
     "stop_token_ids": [[5]],
     "any_other": [0, False, {}, ""],
 }

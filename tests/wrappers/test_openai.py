@@ -92,7 +92,7 @@ class _Server(httpx.Client):
 
 
 @contextlib.contextmanager
-def _serving(scheduler, tokenizer, interface="chat"):
+def serving(scheduler, tokenizer, interface="chat"):
     server = _Server(scheduler, tokenizer, interface)
     try:
         yield server
@@ -102,13 +102,13 @@ def _serving(scheduler, tokenizer, interface="chat"):
 
 @pytest.fixture(scope="module", params=["torch", "onnx"])
 def server(request, tokenizer):
-    with _serving(request.getfixturevalue(f"{request.param}_scheduler"), tokenizer) as server:
+    with serving(request.getfixturevalue(f"{request.param}_scheduler"), tokenizer) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def prompts(onnx_scheduler, tokenizer):
-    with _serving(onnx_scheduler, tokenizer, "prompt") as server:
+    with serving(onnx_scheduler, tokenizer, "prompt") as server:
         yield server
 
 
@@ -141,6 +141,14 @@ def test_settings_are_honoured(server):
     assert server.chat(temperature=2, top_k=1)["choices"] == server.chat()["choices"]
 
 
+def test_end_token_that_is_ignored_ends_nothing(server):
+    ended, whole = (server.chat(max_tokens=100, ignore_eos=ignored)["choices"][0] for ignored in (False, True))
+    assert (ended["finish_reason"], whole["finish_reason"]) == ("stop", "length")
+    assert whole["message"]["content"].startswith(ended["message"]["content"])
+    shape = {"type": "json_schema", "json_schema": {"schema": {"const": 1}}}
+    assert server.chat(response_format=shape, ignore_eos=True)["choices"][0]["message"]["content"] == "1"
+
+
 def test_chat_logprobs_join_to_the_text(server):
     (choice,) = server.chat(logprobs=True, top_logprobs=2)["choices"]
     entries = choice["logprobs"]["content"]
@@ -167,6 +175,14 @@ def test_stream_joins_to_the_reply(server):
         assert own[-1]["finish_reason"] == expected["finish_reason"]
         scores = [entry for choice in own for entry in (choice.get("logprobs") or {}).get("content", [])]
         assert [entry["token"] for entry in scores] == [entry["token"] for entry in expected["logprobs"]["content"]]
+
+
+def test_stream_counts_its_tokens_as_it_goes(server):
+    options = {"continuous_usage_stats": True}
+    chunks = server.events(CHAT, messages=[USER], ignore_eos=True, max_tokens=20, stream_options=options)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == 20
 
 
 def test_completions_continue_texts_and_token_ids(server, tokenizer):
@@ -366,7 +382,7 @@ def test_api_key_is_needed_if_one_is_set(onnx_scheduler, tokenizer, monkeypatch,
     else:
         (tmp_path / "keys").write_text(f"another\n{SECRET}\n")
         monkeypatch.setenv("PHI3_API_KEY_FILE", str(tmp_path / "keys"))
-    with _serving(onnx_scheduler, tokenizer) as server:
+    with serving(onnx_scheduler, tokenizer) as server:
         for key in (None, "Bearer", "Bearer wrong", f"Basic {SECRET}", f"Bearer {SECRET}x"):
             headers = {"authorization": key} if key else {}
             for path in (CHAT, COMPLETIONS, "/invocations"):
@@ -382,7 +398,7 @@ def test_api_key_is_needed_if_one_is_set(onnx_scheduler, tokenizer, monkeypatch,
 @pytest.mark.parametrize(("name", "value"), [("PHI3_API_KEY", " "), ("PHI3_API_KEY_FILE", "/no/such/file")])
 def test_key_that_is_set_but_empty_keeps_the_server_from_starting(onnx_scheduler, tokenizer, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    with pytest.raises(Exception, match=name), _serving(onnx_scheduler, tokenizer):
+    with pytest.raises(Exception, match=name), serving(onnx_scheduler, tokenizer):
         pass
 
 

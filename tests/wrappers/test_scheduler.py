@@ -86,6 +86,25 @@ def _until(condition):
     return any(condition() or threading.Event().wait(0.01) for _ in range(3000))
 
 
+class _PrefillEngine(_Engine):
+    """An engine that, as the real ones, advances nobody else when it admits."""
+
+    def step(self, arriving):
+        self.rows += arriving
+        return [(sequence, ord("a")) for sequence in arriving or self.rows]
+
+
+def test_short_requests_that_keep_arriving_do_not_hold_up_a_long_one():
+    scheduler = Scheduler(_PrefillEngine())
+    finished = []
+    scheduler.on_finished = finished.append
+    long, short = _sequence(max_tokens=50), [_sequence(max_tokens=1) for _ in range(500)]
+    scheduler.submit([long, *short])
+    assert all(sequence.done.wait(30) for sequence in [long, *short])
+    assert _until(lambda: len(finished) == 501)
+    assert finished.index(long) < 60
+
+
 @pytest.mark.parametrize("place", ["step", "remove", "admission", "tokens"])
 def test_engine_failure_is_reported_and_the_next_sequences_are_completed(caplog, place):
     engine = _Engine()

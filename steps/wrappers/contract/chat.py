@@ -9,14 +9,14 @@ from typing import Any
 from ..engines.sampling import TokenScore
 from ..engines.sequence import Sequence
 from ..tokenizer import ChatTokenizer
-from .errors import RequestError
-from .fields import CHOICE_FIELDS, LOGPROB_FIELDS, check_text, is_list, short, shown_logprob, shown_name
-from .neutral import asks_for_nothing
+from ..tool_calls import Call, new_pieces
+from .fields import CHOICE_FIELDS, LOGPROB_FIELDS, is_list, shown_logprob
+from .messages import check_messages
 from .rendering import encode_conversation
 
 SUBJECT = "messages"
-ROLES = ("system", "user", "assistant")
 OFFERED: tuple[str, ...] = (*CHOICE_FIELDS, *LOGPROB_FIELDS)
+TAKES_TOOLS = True
 
 
 def rows(request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -33,18 +33,73 @@ def row(subject: Any) -> dict[str, Any]:
 
 
 def encode(row: dict[str, Any], tokenizer: ChatTokenizer) -> list[int]:
-    """Check the conversation of a row and return its token ids, up to where the assistant's turn begins."""
-    return encode_conversation(check_messages(row.get(SUBJECT), tokenizer), tokenizer)
+    """Check the conversation of a row and return its token ids, up to where the assistant's turn begins.
+
+    Its `tools` are checked already (tools.py).
+    """
+    return encode_conversation(check_messages(row.get(SUBJECT), tokenizer), tokenizer, row.get("tools"))
 
 
 def reply(model: str, choices: list[Sequence]) -> dict[str, Any]:
     """Return the reply to one conversation, with exact token counts."""
-    finished = [(choice.text, choice.finish_reason) for choice in choices]
+    finished = [(message(choice), finish_reason(choice)) for choice in choices]
     content = _completion(model, finished, len(choices[0].prompt), sum(len(choice.tokens) for choice in choices))
     for entry, choice in zip(content["choices"], choices, strict=True):
         if choice.settings.logprobs is not None:
             entry["logprobs"] = {"content": logprobs(choice.tokenizer, choice.scores)}
     return content
+
+
+def message(sequence: Sequence) -> dict[str, Any]:
+    """Return the message of a finished choice: its text, or the calls that it is."""
+    text, calls = parts(sequence, sequence.text, ended=True)
+    if not calls:
+        return {"role": "assistant", "content": text}
+    entries = [_shown_call(call.name, call.arguments) for call in calls]
+    return {"role": "assistant", "content": None, "tool_calls": entries}
+
+
+def _shown_call(name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def finish_reason(sequence: Sequence) -> str | None:
+    """Return why a choice ended: `tool_calls` if it is whole calls of tools."""
+    syntax = sequence.settings.calls
+    if syntax is None or not sequence.is_call:
+        return sequence.finish_reason
+    calls, complete = syntax.read(sequence.text)
+    return "tool_calls" if calls and complete else sequence.finish_reason
+
+
+def parts(sequence: Sequence, text: str, ended: bool) -> tuple[str, list[Call]]:
+    """Return the content and the calls in the text of a choice so far. What may become a call is neither yet."""
+    syntax, is_call = sequence.settings.calls, sequence.is_call
+    if syntax is None or is_call is False:
+        return text, []
+    if is_call:
+        return "", syntax.read(text)[0]
+    return (text, []) if ended else ("", [])
+
+
+class Deltas:
+    """What a stream has sent of one choice, and what it sends next."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        self._sequence, self._sent = sequence, 0
+        self._calls: list[Call] = []
+
+    def next(self, text: str, ended: bool) -> Iterator[dict[str, Any]]:
+        """Yield the deltas for all of the choice's text so far."""
+        content, calls = parts(self._sequence, text, ended)
+        if len(content) > self._sent:
+            yield {"content": content[self._sent :]}
+            self._sent = len(content)
+        for index, name, arguments in new_pieces(self._calls, calls):
+            new = {"function": {"arguments": arguments}} if name is None else _shown_call(name, arguments)
+            yield {"tool_calls": [{"index": index} | new]}
+        self._calls = calls
 
 
 def logprobs(tokenizer: ChatTokenizer, scores: list[TokenScore]) -> list[dict[str, Any]]:
@@ -65,11 +120,11 @@ def _shown_token(tokenizer: ChatTokenizer, token: int, logprob: float) -> dict[s
 
 def error_reply(model: str, error: str) -> dict[str, Any]:
     """Return a reply with the finish reason "error" and the error as its text."""
-    return _completion(model, [(error, "error")], 0, 0)
+    return _completion(model, [({"role": "assistant", "content": error}, "error")], 0, 0)
 
 
 def _completion(
-    model: str, choices: list[tuple[str, str | None]], prompt_tokens: int, completion_tokens: int
+    model: str, choices: list[tuple[dict[str, Any], str | None]], prompt_tokens: int, completion_tokens: int
 ) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -77,8 +132,8 @@ def _completion(
         "created": int(time.time()),
         "model": model,
         "choices": [
-            {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
-            for index, (text, finish_reason) in enumerate(choices)
+            {"index": index, "message": content, "finish_reason": reason}
+            for index, (content, reason) in enumerate(choices)
         ],
         "usage": {
             "prompt_tokens": prompt_tokens,
@@ -90,75 +145,40 @@ def _completion(
 
 def stream(model: str, sequence: Sequence, pieces: Iterator[str]) -> Iterator[dict[str, Any]]:
     """Yield OpenAI's chunks: one with the role, one for each piece of text, one with the finish reason."""
-    completion_id, scored = f"chatcmpl-{uuid.uuid4().hex}", 0
+    completion_id, scored, text, deltas = f"chatcmpl-{uuid.uuid4().hex}", 0, "", Deltas(sequence)
     try:
         yield _chunk(completion_id, model, {"role": "assistant", "content": ""}, None)
         for piece in chain(pieces, [""]):  # the last tokens may have no text, but log-probabilities
-            chunk, scores = _chunk(completion_id, model, {"content": piece}, None), sequence.scores[scored:]
+            text, scores = text + piece, sequence.scores[scored:]
             scored += len(scores)
-            shown = logprobs(sequence.tokenizer, scores)
-            if sequence.settings.logprobs is not None:
-                chunk["choices"][0]["logprobs"] = {"content": shown}
-            if piece or shown:
-                yield chunk
-        yield _chunk(completion_id, model, {}, sequence.finish_reason)
+            for entry in delta_choices(sequence, deltas, text, scores, ended=not piece):
+                yield _chunk(completion_id, model, **entry)
+        yield _chunk(completion_id, model, {}, finish_reason(sequence))
     finally:
         # A reader may close the stream after its first chunk. Then `pieces` has not started and cannot cancel.
         sequence.cancel()
 
 
-def _chunk(completion_id: str, model: str, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
+def delta_choices(
+    sequence: Sequence, deltas: Deltas, text: str, scores: list[TokenScore], ended: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield the deltas of a choice as parts of chunks, the first one with the new log-probabilities if any."""
+    shown = logprobs(sequence.tokenizer, scores)
+    new = list(deltas.next(text, ended))
+    for number, delta in enumerate(new or ([{"content": ""}] if shown else [])):
+        entry: dict[str, Any] = {"delta": delta, "finish_reason": None}
+        if sequence.settings.logprobs is not None:
+            entry["logprobs"] = {"content": [] if number else shown}
+        yield entry
+
+
+def _chunk(
+    completion_id: str, model: str, delta: dict[str, Any], finish_reason: str | None, **more: Any
+) -> dict[str, Any]:
     return {
         "id": completion_id,
         "object": "chat.completion.chunk",
         "created": int(time.time()),
         "model": model,
-        "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason, **more}],
     }
-
-
-def check_messages(messages: Any, tokenizer: ChatTokenizer) -> list[dict[str, str]]:
-    """Return the messages of a conversation, or raise RequestError if Phi-3's chat format cannot hold them."""
-    if messages is None:
-        raise RequestError("empty_conversation", "messages is missing; it must hold at least one message")
-    if not is_list(messages):
-        raise RequestError("not_messages", f"messages must be a list of messages, got {type(messages).__name__}")
-    if len(messages) == 0:
-        raise RequestError("empty_conversation", "messages must hold at least one message, got none")
-    checked = [_check_message(f"messages[{index}]", message, tokenizer) for index, message in enumerate(messages)]
-    if checked[-1]["role"] != "user":
-        raise RequestError("last_role", f"the last message must have role 'user', got {checked[-1]['role']!r}")
-    return checked
-
-
-def _check_message(field: str, message: Any, tokenizer: ChatTokenizer) -> dict[str, str]:
-    if not isinstance(message, dict):
-        raise RequestError(
-            "not_a_message", f"{field} must be an object with role and content, got {type(message).__name__}"
-        )
-    role = message.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise RequestError("unknown_role", f"{field}.role must be one of {', '.join(ROLES)}, got {short(role)}")
-    others = [key for key, value in message.items() if key not in ("role", "content") and not asks_for_nothing(value)]
-    if others:
-        raise RequestError("unsupported_field", f"{field}.{shown_name(others[0])} is not supported; leave it out")
-    by_assistant = role == "assistant"
-    content = _joined_parts(field, message.get("content"))
-    # OpenAI's clients write null for a reply without text.
-    content = check_text(f"{field}.content", "" if content is None and by_assistant else content, by_assistant)
-    if token := tokenizer.control_token_in(content, by_assistant):
-        raise RequestError("control_token", f"{field}.content must not contain the control token {token}")
-    return {"role": role, "content": content}
-
-
-def _joined_parts(field: str, content: Any) -> Any:
-    """Return a content in OpenAI's parts as one text if all of them are text; any other content as it is."""
-    if not is_list(content) or len(content) == 0:
-        return content
-    for index, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise RequestError("not_text", f"{field}.content[{index}] must be a part of type 'text' with a string")
-        if others := [key for key in part if key not in ("type", "text") and not asks_for_nothing(part[key])]:
-            name = shown_name(others[0])
-            raise RequestError("unsupported_field", f"{field}.content[{index}].{name} is not supported; leave it out")
-    return "".join(part["text"] for part in content)

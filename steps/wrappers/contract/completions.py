@@ -14,6 +14,7 @@ from .fields import CHOICE_FIELDS, LOGPROB_FIELDS, check_text, is_list, short, s
 
 SUBJECT = "prompt"
 OFFERED: tuple[str, ...] = (*CHOICE_FIELDS, *LOGPROB_FIELDS, "echo")
+TAKES_TOOLS = False
 
 
 def rows(request: dict[str, Any]) -> list[dict[str, Any]]:

@@ -15,7 +15,9 @@ MAX_CHOICES, MAX_STOPS = 8, 8
 MAX_BIASES, MAX_BIAS = 1024, 100
 LEAST_LOGPROB = -9999.0
 # What OpenAI's API has in addition to MLflow's schemas: changes to the choice of a token, and log-probabilities.
-CHOICE_FIELDS = ("presence_penalty", "frequency_penalty", "logit_bias", "response_format")
+CHOICE_FIELDS = ("presence_penalty", "frequency_penalty", "logit_bias", "response_format", "ignore_eos")
+# Those that an engine reads as they are.
+ENGINE_FIELDS = ("presence_penalty", "frequency_penalty", "logit_bias", "ignore_eos")
 LOGPROB_FIELDS = ("logprobs", "top_logprobs")
 MAX_COMPLETION_TOKENS = "max_completion_tokens"
 
@@ -50,7 +52,7 @@ def check_settings(values: dict[str, Any], explicit_max_tokens: bool, context: i
         max_tokens=min(max_tokens, room),
         stop=tuple(values.get("stop", ())),
         seed=values.get("seed"),
-        **{name: values[name] for name in ("presence_penalty", "frequency_penalty", "logit_bias") if name in values},
+        **{name: values[name] for name in ENGINE_FIELDS if name in values},
         logprobs=_alternatives(values),
         echo=values.get("echo", False),
     )
@@ -187,6 +189,7 @@ OFFERED_CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "presence_penalty": partial(_number, low=-2.0, high=2.0),
     "frequency_penalty": partial(_number, low=-2.0, high=2.0),
     "logit_bias": _token_biases,
+    "ignore_eos": _flag,
     "logprobs": _flag,
     "top_logprobs": partial(_integer, low=0, high=20),
     "echo": _flag,

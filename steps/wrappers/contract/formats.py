@@ -12,7 +12,7 @@ from .fields import is_list, short, shown_name
 
 TYPES = ("text", "json_object", "json_schema")
 # A model that writes white space without end would never finish its JSON.
-COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+COMPACT_JSON: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 SHOWN_CHARACTERS = 200
 
 
@@ -43,18 +43,31 @@ def _shown(value: Any, kind: Any) -> str:
 
 def with_mask(settings: Settings, schema: dict[str, Any] | None, tokenizer: ChatTokenizer) -> Settings:
     """Return the settings with the mask of a schema; raise RequestError if it cannot be enforced."""
-    from llguidance import LLMatcher
-
-    from ..engines.grammar import GrammarMask, grammar_fault
-
     if schema is None:
         return settings
+    if fault := schema_fault(json.dumps(schema), tokenizer):
+        raise RequestError("unsupported_schema", f"response_format.json_schema.schema cannot be enforced: {fault}")
+    from llguidance import LLMatcher
+
+    from ..engines.grammar import GrammarMask
+
+    grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT_JSON)
+    return replace(settings, mask=partial(GrammarMask, grammar, tokenizer.guide))
+
+
+def schema_fault(schema: str, tokenizer: ChatTokenizer) -> str | None:
+    """Return why llguidance cannot enforce a JSON schema; None if it can."""
+    from llguidance import LLMatcher
+
+    from ..engines.grammar import grammar_fault
+
     try:
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)
-        fault = grammar_fault(grammar, tokenizer.guide)
+        fault = grammar_fault(LLMatcher.grammar_from_json_schema(schema, overrides=COMPACT_JSON), tokenizer.guide)
     except ValueError as error:
         fault = str(error)
-    if fault:
-        reason = fault.strip().splitlines()[0][:SHOWN_CHARACTERS]
-        raise RequestError("unsupported_schema", f"response_format.json_schema.schema cannot be enforced: {reason}")
-    return replace(settings, mask=partial(GrammarMask, grammar, tokenizer.guide))
+    return shown_fault(fault) if fault else None
+
+
+def shown_fault(fault: str) -> str:
+    """Return the beginning of llguidance's own words."""
+    return fault.strip().splitlines()[0][:SHOWN_CHARACTERS]

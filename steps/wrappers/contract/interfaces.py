@@ -17,6 +17,9 @@ class Interface(Protocol):
     OFFERED: tuple[str, ...]
     """The fields of neutral.UNSUPPORTED that this interface honours."""
 
+    TAKES_TOOLS: bool
+    """Whether a request may have tools, if the chat template takes them."""
+
     def rows(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the rows of a request that came as one object."""
 

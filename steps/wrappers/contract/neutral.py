@@ -56,6 +56,8 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = COLUMNS | {
     "stop_token_ids": (),
     "use_beam_search": (),
 }
+# Fields that a chat may have if the model's chat template takes tools (tools.py).
+CHAT_TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 # Labels and hints: whatever their values are, they change no answer.
 IGNORED = ("model", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
 
@@ -69,7 +71,8 @@ def refuse_unsupported(row: Mapping[str, Any], offered: Container[str]) -> None:
         # Compared as text: an array has no truth value. No neutral value is longer than what `short` shows.
         if not asks_for_nothing(value) and short(value) not in map(short, neutral):
             got = f", got {short(value)}" if isinstance(value, Real) else ""
-            raise RequestError("unsupported_field", f"{field} is not supported by this model; leave it out{got}")
+            why = " (a chat has tools only where the chat template takes them)" if field in CHAT_TOOLS else ""
+            raise RequestError("unsupported_field", f"{field} is not supported by this model{why}; leave it out{got}")
 
 
 def asks_for_nothing(value: Any) -> bool:

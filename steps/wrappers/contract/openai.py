@@ -8,7 +8,7 @@ from .fields import is_list, is_number, short
 
 # Fields of OpenAI's API that change no answer, or that the route itself answers.
 ROUTE_FIELDS = ("stream", "stream_options", "metadata")
-STREAM_OPTIONS = ("include_usage", "include_obfuscation")
+STREAM_OPTIONS = ("include_usage", "include_obfuscation", "continuous_usage_stats")
 PARAM = re.compile(r"(?:row \d+: )?([a-z_]+(?:\[\d+\]|\.[a-z_0-9]+)*) (?:must|is|may|needs|and)\b")
 
 
@@ -54,6 +54,11 @@ def wants_usage(body: dict[str, Any]) -> bool:
     if not wants_stream(body):
         raise RequestError("stream_options", "stream_options needs stream: true")
     return bool(options.get("include_usage"))
+
+
+def wants_running_usage(body: dict[str, Any]) -> bool:
+    """Return True if each chunk of a stream is to have the token counts so far: load tools ask other servers so."""
+    return bool((body.get("stream_options") or {}).get("continuous_usage_stats"))
 
 
 def error_object(error: RequestError) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from .rendering import encode_conversation
 SUBJECT = "prompt"
 # A text has no place for log-probabilities.
 OFFERED: tuple[str, ...] = CHOICE_FIELDS
+TAKES_TOOLS = False
 
 
 def rows(request: dict[str, Any]) -> list[dict[str, Any]]:

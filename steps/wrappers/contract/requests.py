@@ -16,6 +16,8 @@ from .formats import schema_of, with_mask
 from .interfaces import Interface
 from .neutral import COLUMNS, IGNORED, UNSUPPORTED, asks_for_nothing, refuse_unsupported
 from .size import check_row_size
+from .tools import FIELDS as TOOL_FIELDS
+from .tools import tool_use, with_calls
 
 SETTINGS = ("temperature", "top_p", "top_k", "max_tokens", "stop", "n", "seed")
 CUSTOM_INPUTS = ("seed", "top_k")
@@ -57,19 +59,26 @@ class Contract:
         """Check one row."""
         check_row_size(row)
         row = without_none(row)
-        offered = self.interface.OFFERED
+        offered = self._offered
         known = (self.interface.SUBJECT, *OPTIONS, *offered)
         # MLflow passes an empty list for a list that the params of a call do not have.
         params = {name: value for name, value in without_none(params or {}).items() if not _is_empty_list(value)}
         explicit = _settings(params, (*OPTIONS, *offered), offered) | _settings(row, known, offered)
-        prompt = self.interface.encode(row, self.tokenizer)
+        tools = tool_use(params | row, self.tokenizer) if "tools" in offered else None
+        prompt = self.interface.encode(row | {"tools": tools.tools if tools else None}, self.tokenizer)
         settings, n = check_settings(
             self.defaults | explicit, "max_tokens" in explicit, self.context_length, len(prompt)
         )
         self._refuse_foreign_tokens(settings)
         if "response_format" in explicit:
             settings = with_mask(settings, schema_of(explicit["response_format"]), self.tokenizer)
-        return Request(prompt, settings, n)
+        return Request(prompt, with_calls(settings, tools, self.tokenizer), n)
+
+    @property
+    def _offered(self) -> tuple[str, ...]:
+        """Return the fields of neutral.UNSUPPORTED that this model honours."""
+        takes_tools = self.interface.TAKES_TOOLS and self.tokenizer.call_syntax is not None
+        return (*self.interface.OFFERED, *(TOOL_FIELDS if takes_tools else ()))
 
     def _refuse_foreign_tokens(self, settings: Settings) -> None:
         size = self.tokenizer.vocabulary_size

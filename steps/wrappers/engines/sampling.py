@@ -25,6 +25,10 @@ class TokenScore:
 class Mask(Protocol):
     """Which tokens may come next. It belongs to one sequence."""
 
+    @property
+    def has_begun(self) -> bool | None:
+        """Return whether its grammar holds; None while that is open."""
+
     def apply(self, logits: FloatArray) -> FloatArray:
         """Return the logits with those of forbidden tokens at minus infinity."""
 

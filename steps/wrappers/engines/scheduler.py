@@ -148,12 +148,8 @@ class Scheduler:
             self._start()
             while len(self._waiting) + len(sequences) > MAX_WAITING and (self._waiting or not patient):
                 if not patient:
-                    raise RequestError(
-                        "queue_full",
-                        f"{len(self._waiting)} completions are waiting and at most {MAX_WAITING} may wait; try again "
-                        "later",
-                        REQUEST_LIMIT_EXCEEDED,
-                    )
+                    waiting = f"{len(self._waiting)} completions are waiting and at most {MAX_WAITING} may wait"
+                    raise RequestError("queue_full", f"{waiting}; try again later", REQUEST_LIMIT_EXCEEDED)
                 self._changed.wait(ROOM_SECONDS)
                 self._start()
             self._waiting.extend(sorted(sequences, key=lambda sequence: sequence.length))
@@ -196,6 +192,7 @@ class Scheduler:
         self._waiting, self._running = deque(), []
 
     def _work(self) -> None:
+        arriving: list[Sequence] = []
         while not self._stopped:
             try:
                 with self._changed:
@@ -203,7 +200,7 @@ class Scheduler:
                         self._engine.reset()  # what the engine has made may belong to this thread
                         self._thread = None
                         return
-                    arriving = [] if self._stopped else self._admit()
+                    arriving = self._admit() if self._may_admit(arriving) else []
                     self._running += arriving
                 if not self._stopped:
                     self._advance(arriving)
@@ -213,6 +210,14 @@ class Scheduler:
         _release([*self._waiting, *self._running])
         with contextlib.suppress(Exception):  # the process is ending
             self._engine.reset()
+
+    def _may_admit(self, arrived: list[Sequence]) -> bool:
+        """Return False after a step that admitted `arrived`, if others run.
+
+        A step that admits advances nobody else. Without a step in between, short requests that keep arriving would
+        hold up a long reply for as long as they do.
+        """
+        return not self._stopped and not (arrived and self._running)
 
     def _is_wanted(self) -> bool:
         return bool(self._stopped or self._waiting or self._running)

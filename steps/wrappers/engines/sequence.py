@@ -10,6 +10,7 @@ import numpy as np
 
 from ..contract.errors import engine_failed
 from ..tokenizer import ChatTokenizer
+from ..tool_calls import CallSyntax
 from .sampling import FloatArray, Mask, TokenScore, biased, penalized, score
 
 logger = logging.getLogger(__name__)
@@ -21,10 +22,12 @@ class Settings:
 
     Attributes:
         logit_bias: What is added to the logits of some tokens.
+        ignore_eos: Whether the end token ends nothing, unless a grammar does: load tools ask for that.
         logprobs: How many alternatives each token's log-probability comes with; None for no log-probabilities.
         echo: Whether the tokens of the prompt get log-probabilities too.
         scored_from: The first token of the prompt that gets one; it has to follow another token.
         mask: Makes the mask of a sequence whose tokens a grammar limits.
+        calls: How the text writes calls of tools; None for a request that calls none.
     """
 
     temperature: float
@@ -36,10 +39,12 @@ class Settings:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
     logprobs: int | None = None
     echo: bool = False
     scored_from: int = 1
     mask: Callable[[], Mask] | None = None
+    calls: CallSyntax | None = None
 
     @property
     def scores_prompt(self) -> bool:
@@ -98,11 +103,17 @@ class Sequence:
         """Return True if each token is the one with the highest logit."""
         return self.settings.temperature == 0
 
+    @property
+    def is_call(self) -> bool | None:
+        """Return whether the completion is calls of tools; None while that is open."""
+        return self._mask.has_begun if self._mask and self.settings.calls else False
+
     def push(self, token: int) -> None:
         """Append the next token; end at an end token, a stop string or max_tokens."""
         self.tokens.append(token)
         self.times[1:] = [self.times[1] if len(self.times) > 1 else time.monotonic(), time.monotonic()]
-        ended = token in self.tokenizer.end_tokens
+        ignored = self.settings.ignore_eos and not self._mask
+        ended = token in self.tokenizer.end_tokens and not ignored
         is_last = ended or len(self.tokens) >= self.settings.max_tokens
         text = self._searched + ("" if ended else self._detokenizer.push(token))
         if is_last:

@@ -21,14 +21,27 @@ Head = dict[str, Any]
 
 @dataclass(frozen=True)
 class Growth:
-    """What has come of one sequence since its last chunk."""
+    """What has come of one sequence since its last chunk.
+
+    Attributes:
+        index: Its number among the choices.
+        sequence: The sequence.
+        whole: All of its text so far.
+        text: What is new of it.
+        scores: The new log-probabilities.
+        first: Whether nothing was sent before.
+        last: Whether nothing follows.
+        deltas: What a chat's stream has sent of it.
+    """
 
     index: int
     sequence: Sequence
+    whole: str
     text: str
     scores: list[TokenScore]
     first: bool
     last: bool
+    deltas: chat.Deltas
 
 
 # Makes the choices of the chunks for the growth of a sequence.
@@ -61,14 +74,10 @@ def chat_choices(growth: Growth) -> Iterator[dict[str, Any]]:
     index, sequence = growth.index, growth.sequence
     if growth.first:
         yield {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-    entry: dict[str, Any] = {"index": index, "delta": {"content": growth.text}, "finish_reason": None}
-    scores = chat.logprobs(sequence.tokenizer, growth.scores)
-    if sequence.settings.logprobs is not None:
-        entry["logprobs"] = {"content": scores}
-    if growth.text or scores:
-        yield entry
+    for entry in chat.delta_choices(sequence, growth.deltas, growth.whole, growth.scores, growth.last):
+        yield {"index": index} | entry
     if growth.last:
-        yield {"index": index, "delta": {}, "finish_reason": sequence.finish_reason}
+        yield {"index": index, "delta": {}, "finish_reason": chat.finish_reason(sequence)}
 
 
 def completion_choices(growth: Growth) -> Iterator[dict[str, Any]]:
@@ -102,14 +111,15 @@ async def events(
         wrap: Makes a chunk of one choice.
     """
     sent, scored, open_ones = [0] * len(sequences), [0] * len(sequences), set(range(len(sequences)))
-    begun: set[int] = set()
+    begun, deltas = set[int](), [chat.Deltas(sequence) for sequence in sequences]
     try:
         async for _ in advances(awake, sequences):
             for index in sorted(open_ones):
                 sequence = sequences[index]
                 # Read in this order: a sequence that is done has its whole text.
                 last, scores, text = sequence.done.is_set(), sequence.scores[scored[index] :], sequence.settled_text()
-                growth = Growth(index, sequence, text[sent[index] :], scores, index not in begun, last)
+                new = text[sent[index] :]
+                growth = Growth(index, sequence, text, new, scores, index not in begun, last, deltas[index])
                 for choice in choices(growth):
                     begun.add(index)
                     yield event(wrap(choice))

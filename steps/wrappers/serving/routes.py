@@ -19,7 +19,14 @@ from ..contract import chat, completions
 from ..contract.body import read_object
 from ..contract.errors import RequestError, engine_failed
 from ..contract.interfaces import COMPLETIONS, INTERFACES, Interface
-from ..contract.openai import chat_row, completion_row, error_object, wants_stream, wants_usage
+from ..contract.openai import (
+    chat_row,
+    completion_row,
+    error_object,
+    wants_running_usage,
+    wants_stream,
+    wants_usage,
+)
 from ..contract.requests import Contract
 from ..contract.size import check_size
 from ..engines.scheduler import Scheduler
@@ -174,8 +181,13 @@ class Completing:
     ) -> AsyncIterator[str]:
         identity, with_usage = self._service.identity, wants_usage(body)
         head = self._kind.head(identity.shown) | {"system_fingerprint": identity.fingerprint}
-        end = {"usage": None} if with_usage else {}
-        async for line in events(awake, sequences, self._kind.choices, lambda entry: head | {"choices": [entry]} | end):
+        running = wants_running_usage(body)
+
+        def wrap(entry: dict[str, Any]) -> dict[str, Any]:
+            end = {"usage": usage(sequences) if running else None} if running or with_usage else {}
+            return head | {"choices": [entry]} | end
+
+        async for line in events(awake, sequences, self._kind.choices, wrap):
             yield line
         if with_usage and all(sequence.error is None for sequence in sequences):
             yield event(head | {"choices": [], "usage": usage(sequences)})
