@@ -36,6 +36,7 @@ LEFT_OUT = {
     "model=smollm2": "it needs packages of its own: tests/checkpoints/test_smollm2.py",
     "python -m tests.benchmarks": "it takes many minutes",
     "python -m steps.main ": "it is the main job: tests/end_to_end/test_main_job.py",
+    "guidellm run": "it needs an environment of its own",
     "ruff check": "the test command runs it",
 }
 SERVERS = ("mlflow models serve", "mlflow run . -e serve")
