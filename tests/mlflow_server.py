@@ -1,4 +1,4 @@
-"""A real `mlflow server` on a SQLite store. It can be killed and started again at the same address."""
+"""A real `mlflow server`, on a SQLite store by default. It can be killed and started again at the same address."""
 
 import contextlib
 import os
@@ -16,20 +16,28 @@ SECONDS = 300
 
 
 class MlflowServer:
-    """Serves `mlflow.db` in a folder and keeps artifacts next to it."""
+    """Serves a database, and passes artifacts on.
 
-    def __init__(self, folder: Path):
-        self.folder, self._process = folder, None
+    Args:
+        folder: Where it stands: for its log, `mlflow.db` and artifacts, if they are nowhere else.
+        store: The address of another database.
+        artifacts: The address of another place of artifacts.
+        environment: What else the server has in its environment, and no client.
+    """
+
+    def __init__(self, folder: Path, store: str = "", artifacts: str = "", **environment: str):
+        self.folder, self._environment, self._process = folder, environment, None
         port = free_port()
         self.address = f"http://127.0.0.1:{port}"
         self._command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-        self._command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-        self._command += ["--artifacts-destination", str(folder / "artifacts")]
+        self._command += ["--backend-store-uri", store or f"sqlite:///{folder}/mlflow.db"]
+        self._command += ["--artifacts-destination", artifacts or str(folder / "artifacts")]
 
     def start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         # Its jobs would be five more processes, and nothing here has a job.
         environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment |= self._environment
         with (self.folder / "server.log").open("a") as log:
             self._process = subprocess.Popen(
                 self._command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -56,9 +64,9 @@ class MlflowServer:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[MlflowServer]:
+def running(folder: Path, store: str = "", artifacts: str = "", **environment: str) -> Iterator[MlflowServer]:
     """Run a server until the end of the block."""
-    server = MlflowServer(folder)
+    server = MlflowServer(folder, store, artifacts, **environment)
     server.start()
     try:
         server.wait()

@@ -32,7 +32,7 @@ def test_the_two_commands_stand_on_the_first_screen():
 def test_ci_runs_the_second_command_and_then_the_rest_after_installing_what_the_first_installs():
     script = (PROJECT / ".ci" / "run").read_text()
     assert "pip install --quiet mlflow==3.17.2 uv" in script
-    assert script.strip().splitlines()[-2:] == [SECOND, REST]
+    assert script.strip().splitlines()[-3:] == [SECOND, REST, ".ci/services"]
 
 
 def points(words):

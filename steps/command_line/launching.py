@@ -38,7 +38,7 @@ QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_sub
 CARRIED = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "HF_HUB_OFFLINE", "HF_HOME", "OMP_NUM_THREADS")
 # From a configuration to the overrides of each job, in addition to those of the configuration.
 Points = Callable[[Any], list[list[str]]]
-EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_submitit_launcher": "slurm"}
+EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm"}
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ def split(overrides: Sequence[str]) -> tuple[list[str], Launcher]:
             f"launcher={launcher.name} needs a package that is not installed here: "
             f"`pip install {launcher.package.replace('_', '-')}`, and then `--env-manager local`."
         )
+    if fault := launcher.fault():
+        raise StepError(fault)
     return [override for override in overrides if override not in words], launcher
 
 
@@ -116,15 +118,20 @@ def launch(step_name: str, points: list[list[str]], launcher: Launcher) -> list[
             plugin = Plugins.instance().instantiate_launcher(context, Job(step_name, _environment()), config)
             echo(f"Launching {len(points)} jobs with launcher={launcher.name}.")
             with suppress_output():
-                returns = plugin.launch([list(point) for point in points], initial_job_idx=0)
+                try:
+                    returns = plugin.launch([list(point) for point in points], initial_job_idx=0)
+                finally:
+                    launcher.release()
             return [job.return_value for job in returns]
-        except Exception as error:  # anything of joblib, submitit or Slurm
+        except Exception as error:  # anything of joblib, Ray, submitit or Slurm
             raise StepError(
                 f"launcher={launcher.name} failed: {reason(error)}. Finished jobs are in the store: run the same "
                 "command again to go on."
             ) from error
         finally:
             GlobalHydra.instance().hydra = outer
+            # A job that was lost with its node has left an unfinished run, even if it was done again.
+            orphans.fail_orphans(connection.connect(), runs.experiment_id())
 
 
 def _is_installed(package: str) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from steps.checkpoints.prompting import example_messages, system_messages
 from steps.config.schema import PROMPT_PREFIX, Prompting
 from steps.errors import StepError
+from steps.output import suppress_output
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,5 +77,6 @@ def _registered_version(client: "MlflowClient", name: str, messages: list[dict[s
     for prompt in sorted(versions, key=lambda prompt: int(prompt.version)):
         if prompt.template == messages:
             return prompt
-    added: PromptVersion = mlflow.genai.register_prompt(name, messages)
+    with suppress_output():  # with a server, MLflow logs that it waits
+        added: PromptVersion = mlflow.genai.register_prompt(name, messages)
     return added

@@ -1,9 +1,12 @@
 """Jobs by a launcher: the same runs, faults and leaderboard as without one, at the same time."""
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import tomllib
 
 import mlflow
 import pytest
@@ -12,6 +15,7 @@ from steps import command_line
 from steps.command_line import launching
 from steps.errors import StepError
 from steps.store.variants import find_variants
+from tests import slurm
 from tests.conftest import PROJECT
 
 INSTALLED = launching._is_installed
@@ -19,27 +23,43 @@ ONNX = ["mode=onnx", "precision=int4"]
 # How each launcher runs two jobs at a time on this machine.
 HERE = {
     "joblib": ["launcher=joblib", "launcher.jobs=2"],
-    "slurm": ["launcher=slurm", "launcher.cluster=local", "launcher.minutes=10"],
+    "ray": ["launcher=ray"],
+    "slurm": ["launcher=slurm", "launcher.minutes=10", "launcher.memory_gb=2", f"launcher.partition={slurm.PARTITION}"],
+    "submitit": ["launcher=slurm", "launcher.minutes=10", "launcher.cluster=local"],
 }
+PACKAGES = {extra: package for package, extra in launching.EXTRAS.items()} | {"submitit": "hydra_submitit_launcher"}
+
+
+def launcher(name, *marks):
+    """Return a parameter that is skipped where the launcher's package is missing."""
+    missing = pytest.mark.skipif(not INSTALLED(PACKAGES[name]), reason=f"{PACKAGES[name]} is not installed")
+    return pytest.param(name, marks=[pytest.mark.service, missing, *marks])
+
+
 LAUNCHERS = [
-    pytest.param(
-        name,
-        marks=[pytest.mark.service, pytest.mark.skipif(not INSTALLED(package), reason=f"{package} is not installed")],
-    )
-    for package, name in launching.EXTRAS.items()
+    launcher("joblib"),
+    launcher("ray"),
+    launcher("slurm", pytest.mark.skipif(slurm.missing() is not None, reason=str(slurm.missing()))),
+    # Much the same as on a real Slurm.
+    launcher("submitit", pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["launcher=slrm"], "Unknown launcher 'slrm'. Did you mean 'slurm'? Available: joblib, none, slurm."),
+        (["launcher=slrm"], "Unknown launcher 'slrm'. Did you mean 'slurm'? Available: joblib, none, ray, slurm."),
         (
             ["launcher=slurm", "launcher.jobs=3"],
             "launcher.jobs is not a key of launcher=slurm, it is a key of launcher=joblib.",
         ),
+        (
+            ["launcher=ray", "launcher.partition=big"],
+            "launcher.partition is not a key of launcher=ray, it is a key of launcher=slurm.",
+        ),
         (["launcher=joblib,slurm"], "launcher must be one launcher, got a sweep: launcher=joblib,slurm."),
         (["launcher=joblib", "launcher.jobs=0"], "launcher.jobs must be at least 1, got 0."),
+        (["launcher=ray", "launcher.cpus=0"], "launcher.cpus must be at least 1, got 0."),
     ],
 )
 def test_a_launcher_is_checked_before_anything_starts(words, sentence):
@@ -72,6 +92,32 @@ def test_a_launcher_is_no_part_of_a_variant(monkeypatch):
     assert (launcher.name, launcher.partition, launcher.gpus) == ("slurm", "big", 1)
 
 
+def test_every_package_is_in_the_extra_that_is_named_after_its_launcher():
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for package, extra in launching.EXTRAS.items():
+        assert [line for line in extras[extra] if line.startswith(package.replace("_", "-"))]
+
+
+def test_ray_is_asked_for_what_a_job_needs(monkeypatch):
+    monkeypatch.setattr(launching, "_is_installed", lambda package: True)
+    _, here = launching.split(["launcher=ray", "launcher.cpus=2", "launcher.gpus=1", "launcher.memory_gb=3"])
+    with socket.create_server(("127.0.0.1", 0)) as cluster:
+        address = f"127.0.0.1:{cluster.getsockname()[1]}"
+        _, joined = launching.split(["launcher=ray", f"launcher.address={address}"])
+    remote = {"num_cpus": "2", "num_gpus": "1", "memory": str(3 * 1024**3), "max_retries": "1"}
+    for key, value in remote.items():
+        assert f"+hydra.launcher.ray.remote.{key}={value}" in here.overrides()
+    assert "hydra.launcher.ray.init.address='local'" in here.overrides()
+    assert f"hydra.launcher.ray.init.address='{address}'" in joined.overrides()
+
+
+@pytest.fixture
+def started():
+    """Start what a launcher needs; return its environment: `started("slurm")`."""
+    with contextlib.ExitStack() as stack:
+        yield lambda name: stack.enter_context(slurm.running()) if name == "slurm" else {}
+
+
 def start(step_name, words, folder, **environment):
     """Start a step in its own process, in a folder that is not the project's."""
     return subprocess.Popen(
@@ -85,14 +131,14 @@ def start(step_name, words, folder, **environment):
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_a_failing_job_does_not_keep_the_others_and_is_reported(checkpoint, tmp_path, name):
+def test_a_failing_job_does_not_keep_the_others_and_is_reported(checkpoint, tmp_path, started, name):
     """Two variants can be built. The other two need a hub, which cannot be reached here."""
     words = [*ONNX, "model=miniature,phi3_mini_4k", "interface=chat,prompt"]
-    process = start("build", [*words, *HERE[name]], tmp_path)
+    process = start("build", [*words, *HERE[name]], tmp_path, **started(name))
     _, errors = process.communicate(timeout=500)
     assert process.returncode == 1
-    lines = errors.splitlines()
-    assert len(lines) == 2
+    lines = [line for line in errors.splitlines() if line != slurm.NO_ACCOUNTING]
+    assert len(lines) == 2, errors
     assert all(line.startswith("error: ") and "Phi-3-mini-4k-instruct" in line for line in lines), errors
     client = mlflow.MlflowClient()
     variants = find_variants(client, "0")

@@ -155,6 +155,7 @@ def read_pins(folder):
     return yaml.safe_load((folder / "champion" / "conda.yaml").read_text())["dependencies"][-1]["pip"]
 
 
+@pytest.mark.slow
 @pytest.mark.service
 @needs_uv
 @pytest.mark.parametrize("package", AZURES_PACKAGES)
@@ -170,6 +171,7 @@ def test_the_folder_answers_next_to_azures_package(exported, tmp_path, package):
     assert json.loads(reply)["choices"][0]["message"]["content"] == ANSWER
 
 
+@pytest.mark.slow
 @pytest.mark.service
 @needs_uv
 @pytest.mark.parametrize("package", AZURES_PACKAGES)

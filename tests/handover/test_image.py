@@ -153,6 +153,7 @@ def test_mlflows_own_dockerfile_lacks_what_the_page_says(context):
 needs_uv = pytest.mark.skipif(shutil.which("uv") is None, reason="pip install uv")
 
 
+@pytest.mark.slow
 @pytest.mark.service
 @needs_uv
 def test_the_dockerfiles_install_gives_an_environment_of_the_pins_alone_and_it_serves(context, tmp_path, monkeypatch):
@@ -167,6 +168,7 @@ def test_the_dockerfiles_install_gives_an_environment_of_the_pins_alone_and_it_s
     check_server(context, tmp_path, tmp_path / "clean" / "bin" / "python")
 
 
+@pytest.mark.slow
 @pytest.mark.service
 @needs_uv
 @pytest.mark.parametrize("mode", MODES)

@@ -64,6 +64,8 @@ def build_eight(address, folder):
     return [(build.communicate()[1], build.returncode) for build in builds]
 
 
+# test_shared_store.py does much the same in CI, behind a server.
+@pytest.mark.slow
 def test_eight_builds_and_eight_registers_at_the_same_time(address, checkpoint, processes, tmp_path, figure):
     started = time.perf_counter()
     assert build_eight(address, tmp_path) == [("", 0)] * WORKERS
