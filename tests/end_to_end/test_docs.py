@@ -19,10 +19,10 @@ from tests.support import free_port
 
 pytestmark = pytest.mark.slow
 
-# In this order: the last two build most variants.
+# In this order: the last ones build most variants.
 PAGES = [
     *("evaluation", "promotion", "precision", "serving", "image", "azure", "checkpoints", "scale"),
-    *("steps", "prompt_sets"),
+    *("sample", "steps", "prompt_sets"),
 ]
 # Why a command is not typed: what its line has in it, and a reason. Nothing else may be left out.
 LEFT_OUT = {
@@ -36,6 +36,7 @@ LEFT_OUT = {
     "model=smollm2": "it needs packages of its own: tests/checkpoints/test_smollm2.py",
     "python -m tests.benchmarks": "it takes many minutes",
     "python -m steps.main ": "it is the main job: tests/end_to_end/test_main_job.py",
+    "ray start": "it needs Ray: tests/command_line/test_ray.py",
     "guidellm run": "it needs an environment of its own",
     "ruff check": "the test command runs it",
 }
@@ -79,6 +80,11 @@ def write_files(folder):
     table.to_parquet(folder / "questions.parquet")
     table.to_csv(folder / "questions.csv", index=False)
     (folder / "keys.txt").write_text("secret\n")
+
+
+def test_no_page_with_commands_is_missing():
+    pages = [page for page in (PROJECT / "docs").glob("*.md") if lines_of(page)]
+    assert {page.stem for page in pages} == set(PAGES)
 
 
 @pytest.mark.parametrize("page", [*(f"docs/{page}.md" for page in PAGES), "CONTRIBUTING.md"])
