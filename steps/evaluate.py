@@ -239,8 +239,8 @@ def _evaluate(
         for place, variant in enumerate(plan.chosen, 1):
             words = f"scoring {variant.name}, {place} of {len(plan.chosen)}"
             with activity(words), outcome.recorded(variant, NOT_SCORED):
-                after = sum(later in plan.asked for later in plan.chosen[place:])
-                if card := _score(client, config, variant, rows, measure, checks.get(variant.model_id), after):
+                later = sum(other in plan.asked for other in plan.chosen[place:])
+                if card := _score(client, config, variant, rows, measure, checks.get(variant.model_id), later):
                     outcome.add_row_errors(variant, card)
                     outcome.model_ids.append(variant.model_id)
                     unfinished.append(variant)
@@ -266,9 +266,9 @@ def _score(
     rows: PromptSet,
     measure: Ruler,
     check: context_check.ContextCheck | None,
-    variants_after: int,
+    later: int,
 ) -> Scorecard | None:
-    """Score one variant; None if it was stopped early. `variants_after` are to be asked after it."""
+    """Score one variant; None if it was stopped early. `later` are to be asked after it."""
     card = scoring.score_variant(
         client,
         variant,
@@ -279,7 +279,7 @@ def _score(
         check=check,
         over_context=config.prompt_set.over_context,
         is_beaten=early_stopping.decider(client, config, variant, rows, measure),
-        variants_after=variants_after,
+        later=later,
     )
     if card is None:
         early_stopping.report(config, read_variant(client, variant.model_id), rows)

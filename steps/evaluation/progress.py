@@ -16,15 +16,15 @@ class Progress:
     Rows in batches take less time each than a row alone.
     """
 
-    def __init__(self, name: str, doing: Activity | None = None, variants_after: int = 0) -> None:
+    def __init__(self, name: str, doing: Activity | None = None, later: int = 0) -> None:
         """Remember what to report.
 
         Args:
             name: The variant's name.
             doing: What the signs of life say; None for nothing.
-            variants_after: How many variants are still to be asked after this one.
+            later: How many variants are still to be asked after this one.
         """
-        self._name, self._doing, self._variants_after = name, doing, variants_after
+        self._name, self._doing, self._later = name, doing, later
 
     def start(self, total: int, done: int) -> None:
         """Begin with `done` of `total` rows answered before."""
@@ -57,10 +57,10 @@ class Progress:
 
     def _forecast(self, seconds_a_row: float, rows: int) -> None:
         own = seconds_a_row * (self._total - self._done)
-        others = seconds_a_row * self._total * self._variants_after
+        others = seconds_a_row * self._total * self._later
         if own + others < LONG:
             return
-        after = f", and the {self._variants_after} variants after it {duration(others)} more" if others else ""
+        after = f", and the {self._later} variants after it {duration(others)} more" if others else ""
         pace = "first row" if rows == 1 else f"first batch of {rows} rows"
         at_most = "at most " if rows == 1 else ""
         echo(

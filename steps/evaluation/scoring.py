@@ -64,7 +64,7 @@ class Work:
         kept: The answers of its scorecard; None if it has none, or is asked again.
         course: The order in which its rows are asked and when to stop; None to ask all of them.
         stale: The parts of the ruler to compute.
-        variants_after: How many variants are to be asked after this one.
+        later: How many variants are to be asked after this one.
     """
 
     client: MlflowClient
@@ -76,7 +76,7 @@ class Work:
     kept: Kept | None
     course: Course | None
     stale: list[str]
-    variants_after: int = 0
+    later: int = 0
 
     @property
     def reference(self) -> Variant | None:
@@ -105,11 +105,9 @@ def score_variant(
     check: ContextCheck | None = None,
     over_context: str = "refuse",
     is_beaten: IsBeaten | None = None,
-    variants_after: int = 0,
+    later: int = 0,
 ) -> Scorecard | None:
-    """Ask, score and log one variant; return None if it was stopped early.
-
-    Its scorecard counts only when all of it is logged.
+    """Ask, score and log one variant, as a whole or not at all; return None if it was stopped early.
 
     Args:
         client: The store.
@@ -121,7 +119,7 @@ def score_variant(
         check: The variant's context check, if it was made before.
         over_context: What to do with rows beyond the context.
         is_beaten: Whether some answers suffice to stop asking the variant (`answers.Course`); None to ask all rows.
-        variants_after: How many variants are to be asked after this one, for the forecast.
+        later: How many variants are to be asked after this one, for the forecast.
     """
     again = ask_again and scorecard.has_scorecard(read_variant(client, variant.model_id), rows, ruler)
     with journal.opened(journal_key(variant), rows.sha256, lambda: _echo_waiting(variant), again) as entries:
@@ -132,8 +130,7 @@ def score_variant(
             return scorecard.read(current, rows.sha256)
         kept = None if again else kept_answers.keep(current, rows, ruler, entries)
         course = _course(current, rows, settings, entries, is_beaten) if ruler.generates else None
-        stale = _stale(current, ruler, kept)
-        work = Work(client, current, rows, ruler, settings, entries, kept, course, stale, variants_after)
+        work = Work(client, current, rows, ruler, settings, entries, kept, course, _stale(current, ruler, kept), later)
         card = _finish(work, _find(work, check, over_context))
         entries.remove()
     return card
@@ -216,7 +213,7 @@ def _ask(work: Work, check: ContextCheck | None, over_context: str) -> Findings:
     words = f"loading and asking {variant.name}"
     with activity(words) as doing, integrity.local_copy(client, variant) as folder, loaded(folder) as model:
         asker = Asker(model, variant.mode, variant.interface)
-        progress = Progress(variant.name, doing, work.variants_after)
+        progress = Progress(variant.name, doing, work.later)
         findings = _answers(work, asker, check or ContextCheck(), progress)
         if findings.stopped or CONTRACT not in work.stale:
             return findings

@@ -14,10 +14,10 @@ def clock(monkeypatch):
     return now
 
 
-def advance(clock, total, batches, done=0, variants_after=0):
+def advance(clock, total, batches, done=0, later=0):
     """Answer batches of (rows, seconds); return what the signs of life say after each."""
     doing, words = Activity("loading"), []
-    report = progress.Progress("onnx-int4-chat", doing, variants_after)
+    report = progress.Progress("onnx-int4-chat", doing, later)
     report.start(total, done)
     for rows, seconds in batches:
         clock[0] += seconds
@@ -37,7 +37,7 @@ def test_the_signs_of_life_say_rows_rate_and_time_left(clock, capsys):
 
 
 def test_a_long_evaluation_is_forecast_by_its_first_row_and_its_first_batch(clock, capsys):
-    advance(clock, 120, [(1, 90), (1, 90), (64, 640), (54, 540)], variants_after=3)
+    advance(clock, 120, [(1, 90), (1, 90), (64, 640), (54, 540)], later=3)
     first, second = capsys.readouterr().out.splitlines()
     assert first == (
         "At the pace of its first row, onnx-int4-chat takes at most 3.0 h for the rows that are left, and the 3 "
@@ -48,7 +48,7 @@ def test_a_long_evaluation_is_forecast_by_its_first_row_and_its_first_batch(cloc
 
 
 def test_nothing_is_forecast_for_what_ends_within_minutes(clock, capsys):
-    advance(clock, 120, [(1, 4), (119, 200)], variants_after=0)
+    advance(clock, 120, [(1, 4), (119, 200)], later=0)
     assert capsys.readouterr().out == ""
 
 
