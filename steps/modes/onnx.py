@@ -136,8 +136,11 @@ def _builder_options(precision: Precision) -> list[str]:
         if precision.matmul_mixed_precision != "none":
             options.append(f"matmul_mixed_precision={precision.matmul_mixed_precision}")
         if not precision.is_symmetric:
-            # ONNX Runtime cannot load an asymmetric matrix that is the embedding too.
-            options += ["is_symmetric=false", "shared_embeddings=false"]
+            options += ["is_symmetric=false"]
+        is_8_bit_head = "last_matmul" in precision.matmul_mixed_precision and precision.algo_config != "k_quant"
+        if not precision.is_symmetric or is_8_bit_head:
+            # ONNX Runtime cannot load a head that is the embedding too, if it is asymmetric, or if it alone has 8 bits.
+            options += ["shared_embeddings=false"]
     return options
 
 

@@ -26,7 +26,7 @@ from steps.wrappers.engines.onnx_engine import OnnxEngine
 from steps.wrappers.engines.sequence import Sequence, Settings
 from steps.wrappers.tokenizer import ChatTokenizer
 
-MIXED = "precision.matmul_mixed_precision=last_matmul:int8,mixed_layers:int8"
+MIXED = "precision.matmul_mixed_precision='last_matmul:int8,mixed_layers:int8'"
 KINDS = {
     "fp32": ["precision=fp32"],
     "int8": ["precision=int8"],

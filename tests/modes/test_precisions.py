@@ -88,11 +88,19 @@ def test_a_pruned_head_returns_one_row_of_logits_and_the_same_answers(phi3):
     assert answers["true"] == answers["false"]
 
 
-@pytest.mark.parametrize("kind", ["int4_mixed", "int8"])
-def test_asymmetric_weights_of_a_tied_embedding_load(phi3, kind):
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["precision=int4_mixed", "precision.is_symmetric=false"],
+        ["precision=int8", "precision.is_symmetric=false"],
+        ["precision=int4", "precision.matmul_mixed_precision=last_matmul:int8"],
+        ["precision=int4", "precision.matmul_mixed_precision='last_matmul:int8,mixed_layers:int8'"],
+    ],
+)
+def test_weights_of_a_tied_embedding_load(phi3, overrides):
     from steps.wrappers.engines.onnx_engine import OnnxEngine
 
-    with _staged(phi3, f"precision={kind}", "precision.is_symmetric=false") as staged:
+    with _staged(phi3, *overrides) as staged:
         assert generate(OnnxEngine(str(staged), 16), [[3, 4, 5]], 3)[0].tokens
 
 
