@@ -3,11 +3,10 @@
 import contextlib
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from tests.support import free_port, wait_until
+from tests.support import answers, free_port, wait_until
 
 # Only the MLflow server has them, in its environment.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "a-key-of-the-tests", "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-tests"}
@@ -48,17 +47,9 @@ def running() -> Iterator[S3]:
     )
     try:
         store = S3(port)
-        wait_until(lambda: process.poll() is not None or _answers(store.endpoint), seconds=60)
+        wait_until(lambda: process.poll() is not None or answers(f"{store.endpoint}/moto-api/"), seconds=60)
         store.client().create_bucket(Bucket=BUCKET)
         yield store
     finally:
         process.terminate()
         process.wait()
-
-
-def _answers(endpoint: str) -> bool:
-    try:
-        urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=5).close()
-    except OSError:
-        return False
-    return True

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 from steps import command_line
@@ -119,6 +120,15 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def answers(address):
+    """Return True if a server answers at an address."""
+    try:
+        urllib.request.urlopen(address, timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def wait_until(condition, seconds=30, pause=0.02):

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import psutil
 from mlflow import MlflowClient
 
 from tests.conftest import PROJECT
-from tests.support import wait_until
+from tests.support import answers, wait_until
 
 EXPERIMENT = "phi3"
 NOT_COPIED = shutil.ignore_patterns(".git", "mlflow.db*", "mlruns", "__pycache__", ".*_cache", ".hypothesis", ".venv")
@@ -62,7 +61,7 @@ class Project:
                 ["bash", "-c", f"exec {command}"], cwd=self.folder, env=self.environment, stdout=log, stderr=log
             )
             try:
-                wait_until(lambda: _answers(port), 120, 0.5)
+                wait_until(lambda: answers(f"http://127.0.0.1:{port}/ping"), 120, 0.5)
                 yield
             finally:
                 processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
@@ -89,11 +88,3 @@ class Project:
         """Return all runs, oldest first."""
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         return list(self.client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
-
-
-def _answers(port: int) -> bool:
-    try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2).close()
-    except OSError:
-        return False
-    return True

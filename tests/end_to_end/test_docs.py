@@ -27,7 +27,7 @@ PAGES = [
 # Why a command is not typed: what its line has in it, and a reason. Nothing else may be left out.
 LEFT_OUT = {
     "pip install": "it would change the environment of the tests",
-    "python3.11 -m venv": "as above",
+    "python3.11 -m venv": "it would make another environment",
     "az ": "it needs the cloud",
     "docker ": "it needs docker",
     "kubectl ": "it needs a cluster",

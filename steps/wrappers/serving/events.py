@@ -27,7 +27,7 @@ class Growth:
         index: Its number among the choices.
         sequence: The sequence.
         whole: All of its text so far.
-        text: What is new of it.
+        text: The part of `whole` that has not been sent.
         scores: The new log-probabilities.
         first: Whether nothing was sent before.
         last: Whether nothing follows.
