@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # Their versions decide what an export looks like, together with the checkpoint and the precision.
 EXPORTERS = ("onnxruntime-genai", "onnx", "onnx-ir", "torch", "transformers")
-EXPORT_CODE = [Path(__file__).with_name(name) for name in ("onnx_export.py", "onnx_graph.py")]
+EXPORT_CODE = [Path(__file__).with_name(name) for name in ("onnx_export.py", "onnx_graph.py", "onnx_quantization.py")]
 
 
 @dataclass

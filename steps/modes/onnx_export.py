@@ -4,19 +4,23 @@ By itself the builder ignores Phi-3's sliding window, reads only one form of a L
 tokens. It therefore gets a configuration in the form that it reads, and its result is corrected.
 """
 
+import contextlib
 import json
+import sys
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from steps.checkpoints.configuration import load_config
+from steps.checkpoints.configuration import attention_scaling, load_config
 from steps.checkpoints.disk_space import DISK_FULL
 from steps.checkpoints.staging import link_checkpoint
 from steps.checkpoints.weights import EMBEDDING, HEAD, check_weights, stored_tensors
 from steps.errors import StepError, reason
 from steps.modes.onnx_graph import GENAI_CONFIG, correct_graph, read_genai_config
-from steps.output import suppress_output
+from steps.modes.onnx_quantization import Report, matrix_by_matrix
+from steps.output import activity, suppress_output
 from steps.wrappers.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
@@ -71,7 +75,7 @@ def _write_builder_config(own: "Phi3Config", folder: Path) -> None:
     context = config.max_position_embeddings
     if (rope := _rope(own))["rope_type"] == "longrope":
         context = min(context, config.original_max_position_embeddings)
-        scaling = _attention_scaling(own)
+        scaling = attention_scaling(own)
         config.rope_parameters = rope | {"type": "longrope", "short_mscale": scaling, "long_mscale": scaling}
         # The builder knows LongRoPE by two lengths that differ. `correct_graph` ends the context at the shorter one.
         config.max_position_embeddings = context + 1
@@ -86,13 +90,6 @@ def _write_builder_config(own: "Phi3Config", folder: Path) -> None:
 def _rope(config: "Phi3Config") -> dict[str, Any]:
     """Return the parameters of the rotary embedding. transformers fills in the defaults."""
     return dict(config.rope_parameters or {})
-
-
-def _attention_scaling(config: "Phi3Config") -> float:
-    """Return what transformers multiplies the cosines and sines of a rotary embedding by."""
-    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
-
-    return float(Phi3RotaryEmbedding(config).attention_scaling)
 
 
 def _has_two_embeddings(folder: Path) -> bool:
@@ -112,15 +109,32 @@ def _has_two_embeddings(folder: Path) -> bool:
 def _build(source: Path, target: Path, precision: str, options: list[str]) -> None:
     """Run the model builder. It raises every kind of error, some of which would pass for errors of the file system."""
     try:
-        with suppress_output(), TemporaryDirectory(prefix="phi3-") as cache:
+        with _shown() as report, suppress_output(), TemporaryDirectory(prefix="phi3-") as cache:
             from onnxruntime_genai.models import builder
 
             arguments = ("", str(source), str(target), precision, "cpu", cache)
-            builder.create_model(*arguments, **builder.parse_extra_options(*arguments, options))
+            with matrix_by_matrix(report):
+                builder.create_model(*arguments, **builder.parse_extra_options(*arguments, options))
     except Exception as error:
         if isinstance(error, MemoryError) or DISK_FULL.search(str(error)):
             raise
         raise StepError(f"The checkpoint cannot be exported to ONNX ({reason(error)}): take another mode.") from error
+
+
+@contextlib.contextmanager
+def _shown() -> Iterator[Report]:
+    """Yield what shows how many matrices are quantised: a bar on a terminal, words for the signs of life elsewhere."""
+    from tqdm import tqdm
+
+    # The terminal itself: the builder's output is hidden. disable=None: no bar if it is none.
+    with activity("exporting to ONNX") as doing, tqdm(desc="quantising", file=sys.stderr, disable=None) as bar:
+
+        def report(done: int, total: int) -> None:
+            doing.words = f"exporting to ONNX: {done} of {total} matrices quantised"
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report
 
 
 def _take_end_tokens(source: Path, target: Path) -> None:
