@@ -14,6 +14,7 @@ from steps.checkpoints.faults import checkpoint_faults
 from steps.config.schema import Model
 from steps.digests import digest
 from steps.errors import StepError, unknown
+from steps.output import echo
 from steps.wrappers.manifest import MANIFEST, FileEntry, describe_file
 
 # The files that are taken from a checkpoint, in Hugging Face or ONNX GenAI layout: neither code nor pickles.
@@ -25,6 +26,10 @@ SOURCES = {
     "hub": "steps.checkpoints.hub",
     "folder": "steps.checkpoints.folder",
 }
+
+
+# The folders of which this process has said where the context ends.
+_told: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,12 @@ def resolve(model: Model) -> Checkpoint:
         raise StepError(unknown("model.source", model.source, SOURCES))
     fetch: Callable[[Any], tuple[Path, str | None]] = import_module(SOURCES[model.source]).fetch
     directory, revision = fetch(model)
+    checkpoint = _read(directory, revision)
+    return _with_context(checkpoint, model)
+
+
+def _read(directory: Path, revision: str | None) -> Checkpoint:
+    """Return the checkpoint in a folder; raise StepError for what is wrong with it."""
     refuse_adapter(directory)
     layout = _detect_layout(directory)
     files = {path.name: path for path in checkpoint_files(directory)}
@@ -90,6 +101,29 @@ def resolve(model: Model) -> Checkpoint:
     if faults := checkpoint_faults(directory, manifest) or [*support_faults(directory)]:
         raise StepError(*faults)
     return Checkpoint(directory, layout, revision, manifest)
+
+
+def _with_context(checkpoint: Checkpoint, model: Model) -> Checkpoint:
+    """Return a checkpoint with the context that was asked for, and say once where it ends if it could be longer."""
+    from steps.checkpoints import long_context
+
+    is_long = bool(getattr(model, "long_context", False))
+    if checkpoint.layout != "huggingface":
+        if is_long:
+            raise StepError(
+                f"model.long_context=true needs weights in Hugging Face layout, and '{checkpoint.directory}' is an "
+                "export, which keeps its context: leave it out."
+            )
+        return checkpoint
+    if is_long:
+        return _read(long_context.with_long_context(checkpoint.directory, checkpoint.manifest), checkpoint.revision)
+    if (limit := long_context.limit(checkpoint.directory)) and checkpoint.directory not in _told:
+        _told.add(checkpoint.directory)
+        echo(
+            f"The context of {model.name} ends after {limit[0]:,} tokens, where its short factors do; "
+            f"model.long_context=true takes all {limit[1]:,}, with the long factors for every prompt."
+        )
+    return checkpoint
 
 
 def checkpoint_files(directory: Path) -> list[Path]:

@@ -65,6 +65,13 @@ def load_config(directory: Path) -> "Phi3Config":
     return config
 
 
+def attention_scaling(config: "Phi3Config") -> float:
+    """Return what transformers multiplies the cosines and sines of a rotary embedding by."""
+    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+    return float(Phi3RotaryEmbedding(config).attention_scaling)
+
+
 def invalid_config(directory: Path, error: Exception) -> StepError:
     """Return the error for a configuration that transformers refuses."""
     return StepError(f"'{directory}/config.json' is not a valid configuration ({reason(error)}).")

@@ -21,6 +21,7 @@ SHORT = {
     "mode.max_batch_size": "batch",
     "precision.block_size": "block",
     "precision.accuracy_level": "level",
+    "model.long_context": "long",
     "mode.device": "",
     "mode.execution_provider": "",
 }
@@ -77,7 +78,8 @@ def _prompting(config: BuildConfig, shipped: Any) -> list[str]:
 
 
 def _part(key: str, value: Any) -> str:
-    return f"{SHORT.get(key, key.rpartition('.')[2])}{_text(value)}"
+    name = SHORT.get(key, key.rpartition(".")[2])
+    return name if value is True else f"{name}{_text(value)}"
 
 
 def _text(value: Any) -> str:

@@ -39,7 +39,8 @@ class HubModel(Model):
     """A hub repository at a revision: a commit, a tag or a branch. Without one it is the main branch.
 
     `subfolder` is the checkpoint's folder in the repository. `exported` is the precision of a checkpoint that is in
-    ONNX GenAI layout already; null for weights in Hugging Face layout.
+    ONNX GenAI layout already; null for weights in Hugging Face layout. `long_context` takes the whole context of a
+    checkpoint with LongRoPE, with its long factors for every prompt.
     """
 
     source: str = key("hub", one_of=("hub",))
@@ -47,14 +48,16 @@ class HubModel(Model):
     revision: str | None = None
     subfolder: str | None = None
     exported: str | None = None
+    long_context: bool = False
 
 
 @dataclass
 class FolderModel(Model):
-    """A folder on this machine, in Hugging Face or ONNX GenAI layout."""
+    """A folder on this machine, in Hugging Face or ONNX GenAI layout. `long_context` is as for a hub repository."""
 
     source: str = key("folder", one_of=("folder",))
     path: str | None = key(free_text=True, is_path=True, needed=True)
+    long_context: bool = False
 
 
 @dataclass
