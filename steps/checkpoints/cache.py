@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from steps.checkpoints import known_digests
 from steps.config.paths import user_directory
 from steps.errors import StepError
 from steps.output import echo
-from steps.wrappers.manifest import DamagedCheckpoint, check, write_manifest
+from steps.wrappers.manifest import MANIFEST, DamagedCheckpoint, check, read_manifest, write_manifest
 
 # Folders that this process has checked, with their state: the weights of a variant need not be read for each other one.
 _checked: dict[Path, dict[str, tuple[int, int, int]]] = {}
@@ -59,12 +60,22 @@ def _is_whole(directory: Path) -> bool:
     if _checked.get(directory) == _state(directory):
         return True
     try:
-        check(directory)
+        if not _is_described(directory):
+            check(directory)
     except DamagedCheckpoint as fault:
         echo(f"{directory} in the cache is damaged and is made again: {fault}.")
         return False
     _checked[directory] = _state(directory)
     return True
+
+
+def _is_described(directory: Path) -> bool:
+    """Return True if the files are those of the manifest."""
+    entries = read_manifest(directory)
+    files = {file.name: file for file in directory.iterdir() if file.name != MANIFEST}
+    if entries.keys() != files.keys():
+        return False
+    return dict(zip(files, known_digests.describe(files.values(), cache_directory()), strict=True)) == entries
 
 
 def _state(directory: Path) -> dict[str, tuple[int, int, int]]:

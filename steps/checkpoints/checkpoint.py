@@ -9,13 +9,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from steps.checkpoints import known_digests
+from steps.checkpoints.cache import cache_directory
 from steps.checkpoints.configuration import refuse_adapter, support_faults
 from steps.checkpoints.faults import checkpoint_faults
 from steps.config.schema import Model
 from steps.digests import digest
 from steps.errors import StepError, unknown
 from steps.output import echo
-from steps.wrappers.manifest import MANIFEST, FileEntry, describe_file
+from steps.wrappers.manifest import MANIFEST, FileEntry
 
 # The files that are taken from a checkpoint, in Hugging Face or ONNX GenAI layout: neither code nor pickles.
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.onnx", "*.onnx.data", "*.onnx_data")
@@ -97,7 +99,9 @@ def _read(directory: Path, revision: str | None) -> Checkpoint:
         raise StepError(
             *(f"{directory / name} is damaged: it is a link to a file that does not exist." for name in lost)
         )
-    manifest = {name: describe_file(files[name]) for name in sorted(files) if name != MANIFEST}
+    described = sorted(files.keys() - {MANIFEST})
+    entries = known_digests.describe([files[name] for name in described], cache_directory())
+    manifest = dict(zip(described, entries, strict=True))
     if faults := checkpoint_faults(directory, manifest) or [*support_faults(directory)]:
         raise StepError(*faults)
     return Checkpoint(directory, layout, revision, manifest)

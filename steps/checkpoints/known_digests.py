@@ -1,0 +1,54 @@
+"""The sha256 of large files, remembered: to read the 7.6 GB of Phi-3-mini takes seconds, each time that a step looks.
+
+A digest is kept under what the file system says about the file: its device, its number, its bytes and the time of its
+last change. A file that was written again has another time, and is read again. Where a model is loaded or registered,
+its files are always read.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from steps.digests import digest
+from steps.wrappers.manifest import FileEntry, describe_file
+
+# Smaller files are read each time.
+LARGE = 50_000_000
+# A file that changed in these last seconds may change again without another time.
+SETTLED = 5.0
+
+
+def describe(files: Iterable[Path], cache: Path) -> list[FileEntry]:
+    """Return the entries of files, several at once.
+
+    Args:
+        files: What to describe.
+        cache: The folder of the cache; it need not exist.
+    """
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda file: _describe(file, cache / "digests"), files))
+
+
+def _describe(file: Path, known: Path) -> FileEntry:
+    status = file.stat()
+    if status.st_size < LARGE or time.time() - status.st_mtime < SETTLED:
+        return describe_file(file)
+    name = digest([status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns])
+    with contextlib.suppress(OSError):
+        if len(sha256 := (known / name).read_text(encoding="ascii")) == len(name):
+            return {"bytes": status.st_size, "sha256": sha256}
+    entry = describe_file(file)
+    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+        _write(known / name, entry["sha256"])
+    return entry
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="ascii") as unfinished:
+        unfinished.write(text)
+    Path(unfinished.name).replace(file)
