@@ -308,8 +308,13 @@ def _their_scores(folder, rows, model, output_type, **config):
     return lm_eval.simple_evaluate(model=model, tasks=[task], bootstrap_iters=0, apply_chat_template=True)["results"]
 
 
+def _compared(name, ours, their_name, theirs, count):
+    score = f"{name} {ours[f'{name}/mean']:.4f}"
+    return f"{count} rows: {score} in the scorecard, {their_name} {theirs[f'{their_name},none']:.4f} of lm-eval"
+
+
 @pytest.mark.slow
-def test_lm_eval_gives_choices_our_scores(address, checkpoint, rows, our_scores, tmp_path, monkeypatch):
+def test_lm_eval_gives_choices_our_scores(address, checkpoint, rows, our_scores, tmp_path, monkeypatch, figure):
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -323,10 +328,12 @@ def test_lm_eval_gives_choices_our_scores(address, checkpoint, rows, our_scores,
     assert 0 < ours["choice_match/mean"] < 1
     assert ours["choice_match/mean"] == pytest.approx(theirs["acc,none"])
     assert ours["choice_match_norm/mean"] == pytest.approx(theirs["acc_norm,none"])
+    for name, their_name in (("choice_match", "acc"), ("choice_match_norm", "acc_norm")):
+        figure(_compared(name, ours, their_name, theirs, len(rows)))
 
 
 @pytest.mark.slow
-def test_lm_eval_gives_generated_answers_our_score(address, rows, our_scores, tmp_path, monkeypatch):
+def test_lm_eval_gives_generated_answers_our_score(address, rows, our_scores, tmp_path, monkeypatch, figure):
     from lm_eval.models.openai_completions import LocalChatCompletion
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -343,6 +350,33 @@ def test_lm_eval_gives_generated_answers_our_score(address, rows, our_scores, tm
     ours = our_scores(rows, "evaluate.metrics=[exact_match]")
     assert 0 < ours["exact_match/mean"] < 1
     assert ours["exact_match/mean"] == pytest.approx(theirs["exact_match,none"])
+    figure(_compared("exact_match", ours, "exact_match", theirs, len(rows)))
+
+
+READ_STREAM = """
+import json, sys
+from mlflow.deployments import get_deploy_client
+
+inputs = json.loads(sys.argv[1])
+print(json.dumps(list(get_deploy_client("databricks").predict_stream(endpoint="..", inputs=inputs))))
+"""
+
+
+def test_mlflows_own_client_reads_the_stream_of_invocations(address):
+    """It asks /serving-endpoints/ENDPOINT/invocations of a host; `..` makes that /invocations.
+
+    It leaves its connection open, so it has a process of its own.
+    """
+    host = address.removesuffix("/v1")
+    settings = os.environ | {"DATABRICKS_HOST": host, "DATABRICKS_TOKEN": KEY}
+    command = [sys.executable, "-c", READ_STREAM, json.dumps({"messages": USER})]
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    chunks = json.loads(done.stdout)
+    reply = httpx.post(f"{host}/invocations", json={"messages": USER}, headers={"authorization": f"Bearer {KEY}"})
+    text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+    assert text == reply.json()["choices"][0]["message"]["content"]
+    assert len(chunks) > 2
 
 
 @pytest.fixture

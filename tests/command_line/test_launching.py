@@ -118,10 +118,11 @@ def started():
         yield lambda name: stack.enter_context(slurm.running()) if name == "slurm" else {}
 
 
-def start(step_name, words, folder, **environment):
-    """Start a step in its own process, in a folder that is not the project's."""
+def start(step_name, words, folder, host=None, **environment):
+    """Start a step in its own process, in a folder that is not the project's, on this machine or on a host."""
+    command = [sys.executable, "-m", f"steps.{step_name}", *words]
     return subprocess.Popen(
-        [sys.executable, "-m", f"steps.{step_name}", *words],
+        host.command(command) if host else command,
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(PROJECT)} | environment,
         stdout=subprocess.PIPE,
@@ -150,13 +151,12 @@ def test_a_failing_job_does_not_keep_the_others_and_is_reported(checkpoint, tmp_
     assert all(run.data.params["mode"] == "onnx" and "launcher" not in run.data.params for run in runs)
 
 
-@pytest.mark.service
-@pytest.mark.skipif(not INSTALLED("hydra_joblib_launcher"), reason="hydra_joblib_launcher is not installed")
-def test_the_main_job_fans_out_and_registers_once(checkpoint, tmp_path):
-    variants = "variants=[[mode=onnx], [mode=onnx, precision=int4], [mode=onnx, precision=int4, interface=prompt]]"
-    process = start("main", [variants, "evaluate.speed=false", "promotion.smoke=false", *HERE["joblib"]], tmp_path)
-    output, errors = process.communicate(timeout=500)
-    assert process.returncode == 0, errors
+MAIN = ["variants=[[mode=onnx], [mode=onnx, precision=int4], [mode=onnx, precision=int4, interface=prompt]]"]
+MAIN += ["evaluate.speed=false", "promotion.smoke=false"]
+
+
+def check_main_job(output):
+    """Check that `main` built and evaluated three variants as jobs, and registered once."""
     assert "Launching 3 jobs" in output
     assert output.count("Ready already: ") == 3
     assert output.count("Promoted ") == 1
@@ -171,5 +171,12 @@ def test_the_main_job_fans_out_and_registers_once(checkpoint, tmp_path):
     assert names.count("evaluate-facts") >= 3
     assert names.count("register-phi3") == 1
     assert {run.info.status for run in children} == {"FINISHED"}
-    leaderboard = json.loads(mlflow.artifacts.load_text(f"{main.info.artifact_uri}/leaderboard.json"))
-    assert leaderboard
+    assert json.loads(mlflow.artifacts.load_text(f"{main.info.artifact_uri}/leaderboard.json"))
+
+
+@pytest.mark.parametrize("name", [launcher("joblib"), launcher("ray")])
+def test_the_main_job_fans_out_and_registers_once(checkpoint, tmp_path, name):
+    process = start("main", [*MAIN, *HERE[name]], tmp_path)
+    output, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors
+    check_main_job(output)

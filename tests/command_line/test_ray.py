@@ -1,4 +1,4 @@
-"""Jobs on a real Ray cluster of two nodes, one of which is killed in the middle of a build."""
+"""Jobs on a real Ray cluster of two nodes: one is killed in the middle of a build, or they are on two hosts."""
 
 import json
 import os
@@ -10,8 +10,8 @@ import pytest
 
 from steps.store import names
 from steps.store.variants import find_variants, logged_models
-from tests import ray_cluster
-from tests.command_line.test_launching import INSTALLED, ONNX, start
+from tests import network, ray_cluster
+from tests.command_line.test_launching import INSTALLED, MAIN, ONNX, check_main_job, start
 from tests.conftest import PROJECT
 from tests.support import wait_until
 
@@ -64,6 +64,34 @@ def test_a_killed_node_costs_no_variant_and_leaves_nothing_to_promote(cluster, c
     assert not mlflow.search_runs(filter_string="attributes.status = 'RUNNING'", output_format="list")
     assert not psutil.pid_exists(second.pid) or second.status() == psutil.STATUS_ZOMBIE
     figure(f"Ray: a node killed during a build: {len(variants)} of {len(TOKENS)} variants, {len(others)} model FAILED")
+
+
+@pytest.mark.skipif(network.missing() is not None, reason=str(network.missing()))
+def test_the_main_job_runs_on_two_hosts(checkpoint, figure):
+    """Each job of the build and of the evaluation runs on the host that Ray chose, and both hosts have some."""
+    with network.two_hosts() as hosts, ray_cluster.running(hosts[0]) as cluster:
+        raylets = [cluster.add_node(host=host) for host in hosts]
+        words = [*MAIN, "launcher=ray", f"launcher.address={cluster.address}"]
+        process = start("main", words, PROJECT, host=hosts[0], **ray_cluster.ENVIRONMENT)
+        workers = [set(), set()]
+
+        def has_ended():
+            for pids, raylet in zip(workers, raylets, strict=True):
+                pids |= {child.pid for child in raylet.children(recursive=True)}
+            return process.poll() is not None
+
+        try:
+            wait_until(has_ended, seconds=300)
+            output, errors = process.communicate(timeout=10)
+        finally:
+            process.kill()
+    assert process.returncode == 0, output + errors
+    check_main_job(output)
+    runs = mlflow.search_runs(output_format="list")
+    pids = [json.loads(run.data.tags[names.PROCESS])["pid"] for run in runs if names.PROCESS in run.data.tags]
+    shares = [sum(pid in host_workers for pid in pids) for host_workers in workers]
+    assert all(shares), shares
+    figure(f"Ray: main on two hosts with a network: {shares[0]} and {shares[1]} runs of jobs")
 
 
 def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path):
