@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
+# Within `reading_once`: the place, the name and the sha256 of each shared file that was read and is whole.
+_whole: ContextVar[set[tuple[str, str, str]] | None] = ContextVar("whole", default=None)
 DESCRIPTION = "Weights that variants share. `build` and `register` delete a run that no variant uses any more."
 
 
@@ -123,25 +126,43 @@ def lost(client: MlflowClient, shared: SharedFiles, files: Mapping[str, FileEntr
     return faults
 
 
+@contextlib.contextmanager
+def reading_once() -> Iterator[None]:
+    """Have `faults` read each shared file once within the block, however many models share it."""
+    token = _whole.set(set())
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
 def faults(client: MlflowClient, shared: SharedFiles, files: Mapping[str, FileEntry], model_place: str) -> list[str]:
     """Read files in their shared place again and return every fault; note there if one was changed."""
     if damages := lost(client, shared, files, model_place):
         return damages
+    whole, location = _whole.get(), shared["location"]
     for path, entry in sorted(files.items()):
-        if is_named_as_pickle(path):
-            damages.append(f"{path} is a pickle, which is never loaded")
+        place = (location, path, entry["sha256"])
+        if whole is not None and place in whole:
             continue
-        with TemporaryDirectory(prefix="phi3-") as temporary, suppress_output():
-            try:
-                file = download(shared["location"], PurePosixPath(path).name, entry, temporary)
-            except DamagedCheckpoint as damage:
-                damages.append(str(damage))
-                if "was changed" in str(damage):
-                    _mark_damaged(client, shared["run_id"], path)
-                continue
-            if holds_pickle(file):
-                damages.append(f"{path} holds a pickle, which is never loaded")
+        if fault := _fault(location, path, entry):
+            damages.append(fault)
+            if "was changed" in fault:
+                _mark_damaged(client, shared["run_id"], path)
+        elif whole is not None:
+            whole.add(place)
     return damages
+
+
+def _fault(location: str, path: str, entry: FileEntry) -> str | None:
+    if is_named_as_pickle(path):
+        return f"{path} is a pickle, which is never loaded"
+    with TemporaryDirectory(prefix="phi3-") as temporary, suppress_output():
+        try:
+            file = download(location, PurePosixPath(path).name, entry, temporary)
+        except DamagedCheckpoint as damage:
+            return str(damage)
+        return f"{path} holds a pickle, which is never loaded" if holds_pickle(file) else None
 
 
 def own_and_shared(

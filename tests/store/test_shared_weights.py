@@ -212,3 +212,27 @@ def test_a_pickle_is_refused_wherever_it_is(store):
     _, shared = store.share(b"\x80\x04K\x01.")
     (fault,) = shared_weights.faults(store.client, shared, shared["files"], "its model")
     assert fault == "weights/model.safetensors holds a pickle, which is never loaded"
+
+
+def test_an_evaluation_reads_a_shared_file_once(store, monkeypatch):
+    (_, shared), (_, other) = (store.share(content) for content in (b"one", b"two"))
+    reads, download = [], shared_weights.download
+    monkeypatch.setattr(shared_weights, "download", lambda *rest: (reads.append(rest[0]), download(*rest))[1])
+    with shared_weights.reading_once():
+        for each in (shared, shared, other):
+            assert shared_weights.faults(store.client, each, each["files"], "its model") == []
+        flip(stored(other))
+        assert store.lost(other) == []
+    assert reads == [shared["location"], other["location"]]
+    # Another evaluation reads it again.
+    with shared_weights.reading_once():
+        assert shared_weights.faults(store.client, other, other["files"], "its model")
+
+
+def test_a_file_that_was_changed_is_read_again_within_an_evaluation(store):
+    _, shared = store.share(b"one")
+    flip(stored(shared))
+    with shared_weights.reading_once():
+        for _ in range(2):
+            (fault,) = shared_weights.faults(store.client, shared, shared["files"], "its model")
+            assert "model.safetensors was changed" in fault
