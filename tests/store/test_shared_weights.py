@@ -236,3 +236,25 @@ def test_a_file_that_was_changed_is_read_again_within_an_evaluation(store):
         for _ in range(2):
             (fault,) = shared_weights.faults(store.client, shared, shared["files"], "its model")
             assert "model.safetensors was changed" in fault
+
+
+@pytest.mark.parametrize(
+    ("is_shared", "size", "must_be_its_own"),
+    [
+        (True, None, False),
+        pytest.param(True, 2, False, id="an upload that was cut short"),
+        pytest.param(True, 3, True, id="an upload that is whole"),
+        (False, None, True),
+        (False, 2, True),
+        (False, 3, True),
+    ],
+)
+def test_which_files_a_model_must_have_itself(store, is_shared, size, must_be_its_own):
+    model_id, shared = store.share(b"one")
+    if not is_shared:
+        store.client.delete_logged_model_tag(model_id, names.WEIGHTS_RUN)
+    manifest = {"files": {"MLmodel": {"bytes": 1, "sha256": "0"}}, "shared": shared}
+    stored = {"MLmodel": 1} | ({} if size is None else {f"weights/{NAME}": size})
+    own, absent = shared_weights.own_and_shared(store.client.get_logged_model(model_id), manifest, stored)
+    assert set(own) == {"MLmodel"} | ({f"weights/{NAME}"} if must_be_its_own else set())
+    assert absent == ({} if must_be_its_own else shared["files"])
