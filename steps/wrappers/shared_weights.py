@@ -102,6 +102,9 @@ def download(location: str, name: str, entry: FileEntry, folder: str) -> Path:
 
 
 def _download(location: str, name: str, entry: FileEntry, target: Path) -> None:
+    # Of a process that was killed: only one downloads at a time.
+    for unfinished in target.parent.glob("download-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     with TemporaryDirectory(prefix="download-", dir=target.parent) as temporary:
         try:
             file = download(location, name, entry, temporary)

@@ -57,6 +57,14 @@ def test_what_is_missing_is_fetched_once(place):
     assert not place.own.exists()
 
 
+def test_what_a_killed_download_has_left_is_removed(place):
+    unfinished = place.cached.parent / "download-abc" / place.own.name
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_bytes(CONTENT[:100])
+    assert place.read() == WHOLE
+    assert list(place.cached.parent.iterdir()) == [place.cached]
+
+
 def test_a_model_with_all_of_its_files_needs_nothing_else(place, tmp_path):
     place.weights.rename(place.own)
     place.shared.rmdir()
