@@ -4,8 +4,9 @@ They are the artifacts of a run in an experiment of their own, `NAME-weights`: o
 has a pointer to them (wrappers/shared_weights.py), and its sealed manifest names them with their sha256. A tag of its
 LoggedModel has the run's id, so that a run that no variant uses any more can be deleted.
 
-No lock is needed. Builds that begin together may upload twice, each to a run of its own. A build reads a run again after
-it has tagged its model with it, and a step that deletes a run looks for users again: one of the two brings it back.
+No lock is needed. Builds that begin together may upload twice, each to a run of its own. A build reads a run again
+after it has tagged its model with it, and a step that deletes a run looks for users again: one of the two brings it
+back.
 """
 
 from __future__ import annotations
