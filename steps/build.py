@@ -33,7 +33,7 @@ from steps.interfaces import get_interface
 from steps.modes import get_mode
 from steps.modes.mode import Mode
 from steps.output import activity, echo, suppress_output
-from steps.store import integrity, names, orphans, prompts, runs, shared_files
+from steps.store import integrity, names, orphans, prompts, runs, shared_files, shared_weights
 from steps.store.environment import git_commit, package_versions
 from steps.store.variants import Variant, find_variants
 from steps.wrappers.manifest import read_manifest
@@ -51,7 +51,9 @@ def build_or_reuse(config: BuildConfig, checkpoint: Checkpoint | None = None) ->
     checkpoint = checkpoint or resolve(config.model)
     client = mlflow.MlflowClient()
     reusable = None if config.force else find_reusable(client, fingerprint(config, checkpoint))
-    return reusable.model_id if reusable else build(config, checkpoint)
+    model_id = reusable.model_id if reusable else build(config, checkpoint)
+    shared_weights.delete_unused(client, runs.experiment_id())
+    return model_id
 
 
 def find_reusable(client: MlflowClient, identity: str) -> Variant | None:
@@ -94,10 +96,10 @@ def build(config: BuildConfig, checkpoint: Checkpoint | None = None) -> str:
             entries = read_manifest(folder)
             with shared_files.set_aside_large_files(folder) as (rest, large):
                 model_id = _log_model(mode, config, checkpoint, rest, name, identity)
-                shared_files.add_large_files(client, model_id, mode.weights_folder, large, entries)
+                shared = shared_files.add_large_files(client, model_id, mode, large, entries)
         mlflow.log_metrics({names.BYTES.key: size, "build/seconds": perf_counter() - started}, model_id=model_id)
         staged = {f"{mode.weights_folder}/{file}": entry for file, entry in entries.items()}
-        manifest_sha256 = integrity.seal(client, model_id, staged)
+        manifest_sha256 = integrity.seal(client, model_id, staged, shared)
         if config.check:
             _check(config, checkpoint, mode, model_id)
         prompts.link(config.prompting, model_id, run.info.run_id)

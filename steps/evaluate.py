@@ -42,7 +42,7 @@ from steps.evaluation.statistics import power_sentence
 from steps.output import activity, echo
 from steps.promotion import early_stopping
 from steps.promotion.missing_scorecard import evaluate_command
-from steps.store import integrity, runs
+from steps.store import integrity, runs, shared_weights
 from steps.store.commands import step_command
 from steps.store.names import ERRORS
 from steps.store.variants import Variant, elsewhere, find_variants, read_variant, variant_of_run
@@ -231,7 +231,7 @@ def _evaluate(
     unfinished = list(plan.unfinished)
     untimed = [variant for variant in [*plan.chosen, *unfinished] if not state.is_timed(variant, rows)]
     timed = [*plan.asked, *untimed] if settings.speed else []
-    with runs.start(f"evaluate-{rows.name}"), speed.bench(timed) as bench:
+    with runs.start(f"evaluate-{rows.name}"), speed.bench(timed) as bench, shared_weights.reading_once():
         mlflow.log_params(
             {"prompt_set.rows": len(rows.rows), "prompt_set.sha256": rows.sha256, "evaluated": len(plan.chosen)}
         )

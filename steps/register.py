@@ -29,7 +29,7 @@ from steps.promotion.job import Job
 from steps.promotion.promote import Assessment, assess, log_report, settle
 from steps.promotion.rank import Ranking
 from steps.promotion.registry import Registry
-from steps.store import runs
+from steps.store import runs, shared_weights
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -121,6 +121,7 @@ def _promote(job: Job) -> Outcome:
         # If nothing changes, the page keeps the reason of the promotion.
         if assessment.decision.promote:
             standing.describe(job.client, current, assessment.decision.reason)
+    shared_weights.delete_unused(job.client, runs.experiment_id())
     outcome = _outcome(job, assessment, current)
     promoted = f"Promoted {assessment.best.name} to {job.name}@champion (version {outcome.version})"
     echo(f"{promoted if assessment.decision.promote else 'Nothing changes'}: {assessment.decision.reason}.")

@@ -16,7 +16,7 @@ from steps.checkpoints.checkpoint import FILES
 from steps.checkpoints.configuration import read_config
 from steps.checkpoints.prompting import write_prompting
 from steps.config.schema import Prompting
-from steps.wrappers.manifest import FileEntry, write_manifest
+from steps.wrappers.manifest import POINTER, FileEntry, write_manifest
 
 
 @contextlib.contextmanager
@@ -41,7 +41,9 @@ def link_checkpoint(source: Path, target: Path) -> Path:
     target.mkdir()
     for pattern in FILES:
         for file in source.glob(pattern):
-            _link(file, target / file.name)
+            # A model's own pointer is written when its weights are stored.
+            if file.name != POINTER:
+                _link(file, target / file.name)
     for file in (target / "config.json", target / "tokenizer_config.json"):
         if file.is_file() and (content := read_config(file)) != json.loads(file.read_text(encoding="utf-8")):
             # Never through the link into the checkpoint.

@@ -48,6 +48,7 @@ class Mode:
         log: Log the staged folder to the active run. Takes the keyword arguments of MLflow that all modes share.
         takes_exports: Whether it takes checkpoints that are in ONNX GenAI layout already.
         has_blocks: Whether it quantises weights in blocks, and so reads all keys of such a precision.
+        shares_weights: Whether its models can load weights that are not among their own files.
         score_tokens: Return the log-probabilities of given texts with a loaded model; None if the mode cannot.
     """
 
@@ -68,6 +69,7 @@ class Mode:
     log: Callable[[BuildConfig, Path, dict[str, Any]], ModelInfo]
     takes_exports: bool = False
     has_blocks: bool = False
+    shares_weights: bool = False
     score_tokens: ScoreTokens | None = None
 
     @property

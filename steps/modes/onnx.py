@@ -163,6 +163,7 @@ MODE = Mode(
     packages=(*PACKAGES, "onnxruntime", "onnxruntime-genai"),
     modules=MODULES,
     weights_folder=WEIGHTS_FOLDER,
+    shares_weights=True,
     core_checks=("all", "wrappers", "exact"),
     batches=True,
     streams=True,

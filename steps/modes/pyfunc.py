@@ -70,6 +70,7 @@ MODE = Mode(
     packages=(*PACKAGES, "torch", "transformers", "safetensors", "psutil"),
     modules=TORCH_MODULES,
     weights_folder=WEIGHTS_FOLDER,
+    shares_weights=True,
     core_checks=("all", "wrappers", "exact"),
     batches=True,
     streams=True,

@@ -26,7 +26,11 @@ WRAPPERS = Path(__file__).parents[1] / "wrappers"
 CODE_FOLDER = "code/phi3_wrappers"
 WEIGHTS_FOLDER = "artifacts/checkpoint"
 # What every wrapper imports when it is loaded.
-PACKAGES = ("mlflow", "tokenizers", "jinja2", "numpy", "pandas", "prometheus-client", "llguidance")
+PACKAGES = (
+    *("mlflow", "tokenizers", "jinja2", "numpy", "pandas", "prometheus-client", "llguidance"),
+    # For weights that are shared with other models.
+    *("filelock", "platformdirs"),
+)
 MODULES = ("mlflow.pyfunc", "mlflow.pyfunc.loaders.code_model")
 
 

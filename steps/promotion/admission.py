@@ -11,11 +11,12 @@ from steps.promotion import history, registry, smoke
 from steps.promotion.candidate import Candidate
 from steps.promotion.job import Job
 from steps.promotion.registry import Registry, Version
+from steps.promotion.self_contained import make_self_contained
 from steps.promotion.serving import NotServed
 from steps.promotion.version_tags import version_description, version_tags
 from steps.store import runs
 from steps.store.names import CHAMPION, REJECTED, SMOKE
-from steps.store.variants import Variant
+from steps.store.variants import Variant, read_variant
 
 
 class Rejected(StepError):
@@ -27,7 +28,8 @@ class Rejected(StepError):
 
 
 def ensure_registered(job: Job, current: Registry, candidate: Candidate, reason: str) -> Version:
-    """Return the version of a candidate, registering it if it has none."""
+    """Return the version of a candidate, registering it if it has none. Its model has all of its files then."""
+    make_self_contained(job.client, read_variant(job.client, candidate.model_id))
     if version := registry.remove_duplicates(job.client, current, candidate.model_id):
         return version
     tags = version_tags(job, candidate, reason)

@@ -20,6 +20,7 @@ from steps.promotion.job import Job, broken_model
 from steps.promotion.missing_scorecard import find_missing
 from steps.promotion.rank import Ranking, faults_of
 from steps.promotion.registry import Registry, Version
+from steps.promotion.self_contained import make_self_contained
 from steps.promotion.verdicts import against_one
 from steps.store import runs
 from steps.store.commands import step_command
@@ -56,6 +57,7 @@ def _roll_back(job: Job, current: Registry, target: Version) -> None:
     candidate = _comparable(job, variant, target)
     if faults := faults_of(candidate, _policy(job, variant)):
         raise StepError(f"Cannot roll back to version {target.number} ({variant.name}): {', '.join(faults)}.")
+    make_self_contained(job.client, variant)
     ensure_smoke_tested(job, target, variant)
     reason = f"rolled back from version {replaced.number} on request"
     # Before the alias moves: after a kill in between, the same command continues.

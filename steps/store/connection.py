@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steps.checkpoints.cache import cache_directory
 from steps.config.paths import user_directory
 from steps.errors import StepError
 from steps.output import activity
@@ -57,6 +58,9 @@ def connect() -> "MlflowClient":
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         if uri := os.environ.get(name):
             os.environ[name] = address.absolute(uri, user_directory())
+    if os.environ.get("PHI3_CACHE_DIR"):
+        # Models have their own idea of where a relative path begins.
+        os.environ["PHI3_CACHE_DIR"] = str(cache_directory())
     # Likewise for a database: MLflow logs each error with a long traceback before it raises it.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     from mlflow.exceptions import MlflowException

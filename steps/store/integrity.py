@@ -2,14 +2,14 @@
 
 `seal` logs the manifest of a new model, `model_manifest.json`, to its run. `build` keeps the manifest's sha256 in a
 tag of the model, so that a changed manifest is noticed too. `verify` reads the stored files again and returns every
-fault. From a server, files are downloaded one at a time and removed again.
+fault. From a server, files are downloaded one at a time and removed again. Files that a model shares with others
+(shared_weights.py) are in its manifest with their place, and are read there.
 """
 
 import contextlib
 import os
 import shutil
 import time
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -19,7 +19,9 @@ from steps.digests import digest, digest_file
 from steps.errors import StepError
 from steps.output import suppress_output
 from steps.redaction import redacted
-from steps.store import names
+from steps.store import names, shared_weights
+from steps.store.pickles import holds_pickle, is_named_as_pickle
+from steps.store.shared_weights import SharedFiles
 from steps.store.variants import Variant, artifact_folder, load_artifact
 
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ MANIFEST = "model_manifest.json"
 CODE = "code"
 # MLflow writes this file into a model when it is registered.
 REGISTRY_FILE = "registered_model_meta"
-PICKLES = (".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".cloudpickle")
 FLAVORS = ("python_function", "transformers")
 BYTECODE = "__pycache__"
 # How often bytecode is removed anew, and the seconds between, while another process loads the model.
@@ -41,7 +42,9 @@ REMOVALS, PAUSE = 20, 0.25
 LOADERS = ("mlflow.pyfunc.loaders.code_model", "mlflow.transformers")
 
 
-def seal(client: "MlflowClient", model_id: str, staged: Mapping[str, Mapping[str, Any]]) -> str:
+def seal(
+    client: "MlflowClient", model_id: str, staged: Mapping[str, Mapping[str, Any]], shared: SharedFiles | None = None
+) -> str:
     """Log the manifest of a new model to the active run and return the manifest's sha256.
 
     Args:
@@ -49,6 +52,7 @@ def seal(client: "MlflowClient", model_id: str, staged: Mapping[str, Mapping[str
         model_id: Id of the new model.
         staged: `bytes` and `sha256` of the files that were known before they were stored (the weights), by their
             path in the model. The store's copies must match; they are not downloaded again.
+        shared: Those of them that the model shares, and where they are.
 
     Raises:
         StepError: The store has lost staged files or cut them short.
@@ -56,14 +60,17 @@ def seal(client: "MlflowClient", model_id: str, staged: Mapping[str, Mapping[str
     import mlflow
 
     location = client.get_logged_model(model_id).artifact_location
-    files = {path: dict(entry) for path, entry in staged.items()}
+    elsewhere = shared["files"] if shared else {}
+    files = {path: dict(entry) for path, entry in staged.items() if path not in elsewhere}
     stored = _files_without_bytecode(client, model_id, location)
     if lost := [path for path, entry in files.items() if stored.get(path) != entry["bytes"]]:
         raise StepError(f"The store has lost files of models:/{model_id} or cut them short: {', '.join(lost)}.")
     for path in stored.keys() - files.keys():
         with _local_file(location, path) as file:
             files[path] = {"bytes": stored[path], "sha256": digest_file(file)}
-    manifest = {"files": files, "code_sha256": _code_sha256(files)}
+    if shared and (faults := shared_weights.lost(client, shared, elsewhere, location)):
+        raise StepError(f"The store has lost files of models:/{model_id}: {', '.join(faults)}.")
+    manifest = {"files": files, "code_sha256": _code_sha256(files)} | ({"shared": shared} if shared else {})
     mlflow.log_dict(manifest, MANIFEST)
     return digest(manifest)
 
@@ -77,10 +84,15 @@ def verify(client: "MlflowClient", variant: Variant) -> list[str]:
     if not stored:
         return [_nothing_stored(model)]
     # Before the manifest is read, because anyone who can plant a pickle can also change the manifest.
-    if pickles := [path for path in stored if _is_named_as_pickle(path)]:
+    if pickles := [path for path in stored if is_named_as_pickle(path)]:
         return [f"{path} is a pickle, which is never loaded" for path in pickles]
     try:
-        faults = _differences(model.artifact_location, stored, _read_manifest(model, variant))
+        manifest = read_manifest(model, variant)
+        own, absent = shared_weights.own_and_shared(model, manifest, stored)
+        stored = {path: size for path, size in stored.items() if path not in absent}
+        faults = _differences(model.artifact_location, stored, own, manifest["code_sha256"])
+        if absent:
+            faults += shared_weights.faults(client, manifest["shared"], absent, model.artifact_location)
     except StepError as error:
         faults = list(error.faults)
     return faults + _loader_faults(model.artifact_location, stored)
@@ -89,17 +101,20 @@ def verify(client: "MlflowClient", variant: Variant) -> list[str]:
 def missing(client: "MlflowClient", variant: Variant) -> list[str]:
     """Return what a variant has lost: its model, files of it, or its manifest. Read the files only if sizes differ."""
     model = client.get_logged_model(variant.model_id)
-    if not (stored := _stored_files(client, variant.model_id)):
+    if not (stored := stored_files(client, variant.model_id)):
         return [_nothing_stored(model)]
     try:
-        logged = _read_manifest(model, variant)["files"]
+        manifest = read_manifest(model, variant)
     except StepError as error:
         return list(error.faults)
+    logged, absent = shared_weights.own_and_shared(model, manifest, stored)
     lost = sorted(logged.keys() - stored.keys())
     if not lost:
         # A file of another size was damaged or replaced: find out how.
         is_changed = any(stored[path] != entry["bytes"] for path, entry in logged.items())
-        return verify(client, variant) if is_changed else []
+        if is_changed:
+            return verify(client, variant)
+        return shared_weights.lost(client, manifest["shared"], absent, model.artifact_location) if absent else []
     more = f" and {len(lost) - SHOWN_FILES} more files" if len(lost) > SHOWN_FILES else ""
     verb = "are" if len(lost) > 1 else "is"
     where = redacted(model.artifact_location)
@@ -118,7 +133,7 @@ def _nothing_stored(model: "LoggedModel") -> str:
     return f"all files of its model are missing: there is nothing in {redacted(model.artifact_location)}"
 
 
-def _read_manifest(model: "LoggedModel", variant: Variant) -> dict[str, Any]:
+def read_manifest(model: "LoggedModel", variant: Variant) -> dict[str, Any]:
     """Return the manifest that `build` logged; raise StepError if it is missing or was changed."""
     expected = model.tags.get(names.MANIFEST_SHA256)
     if expected is None:
@@ -137,18 +152,18 @@ def _read_manifest(model: "LoggedModel", variant: Variant) -> dict[str, Any]:
     return manifest
 
 
-def _differences(location: str, stored: dict[str, int], manifest: dict[str, Any]) -> list[str]:
+def _differences(location: str, stored: dict[str, int], logged: dict[str, Any], code_sha256: str) -> list[str]:
     """Compare the stored files with the manifest and return one fault for each difference.
 
     Args:
         location: Artifact location of the model.
         stored: Size of each stored file, by its path in the model.
-        manifest: The manifest that `build` logged.
+        logged: The entry of each file that `build` logged.
+        code_sha256: The digest of the code that `build` logged.
     """
-    logged = manifest["files"]
     paths = sorted(logged.keys() | stored.keys())
     faults = [_difference(location, path, stored.get(path), logged.get(path)) for path in paths]
-    if not any(faults) and _code_sha256(logged) != manifest["code_sha256"]:
+    if not any(faults) and _code_sha256(logged) != code_sha256:
         faults.append(f"{CODE} is not the code that build logged")
     return [fault for fault in faults if fault]
 
@@ -166,7 +181,7 @@ def _difference(location: str, path: str, size: int | None, logged: dict[str, An
     with _local_file(location, path) as file:
         if (sha256 := digest_file(file)) != logged["sha256"]:
             return f"{path} was changed: sha256 {sha256}, {logged['sha256']} was logged"
-        return f"{path} holds a pickle, which is never loaded" if _holds_pickle(file) else None
+        return f"{path} holds a pickle, which is never loaded" if holds_pickle(file) else None
 
 
 def _loader_faults(location: str, stored: dict[str, int]) -> list[str]:
@@ -208,14 +223,14 @@ def _files_without_bytecode(client: "MlflowClient", model_id: str, location: str
         for parent, folders, _names in os.walk(folder) if folder else ():
             if BYTECODE in folders:
                 shutil.rmtree(Path(parent, BYTECODE), ignore_errors=True)
-        stored = _stored_files(client, model_id)
+        stored = stored_files(client, model_id)
         if folder is None or not any(PurePosixPath(path).name == BYTECODE for path in stored):
             break
         time.sleep(PAUSE)
     return stored
 
 
-def _stored_files(client: "MlflowClient", model_id: str, folder: str | None = None) -> dict[str, int]:
+def stored_files(client: "MlflowClient", model_id: str, folder: str | None = None) -> dict[str, int]:
     """Return the size in bytes of every file in the store, by its path in the model.
 
     A folder of bytecode is one entry: its files come and go while they are listed.
@@ -223,7 +238,7 @@ def _stored_files(client: "MlflowClient", model_id: str, folder: str | None = No
     files: dict[str, int] = {}
     for entry in client.list_logged_model_artifacts(model_id, folder):
         if entry.is_dir and PurePosixPath(entry.path).name != BYTECODE:
-            files |= _stored_files(client, model_id, entry.path)
+            files |= stored_files(client, model_id, entry.path)
         else:
             files[entry.path] = entry.file_size or 0
     return files
@@ -260,17 +275,3 @@ def local_folder(location: str) -> Path | None:
     if not is_local_uri(location):  # type: ignore[no-untyped-call]
         return None
     return Path(local_file_uri_to_path(location))  # type: ignore[no-untyped-call]
-
-
-def _is_named_as_pickle(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in PICKLES
-
-
-def _holds_pickle(file: Path) -> bool:
-    """Return True if a file is a pickle (protocol 2 or later) or an archive with one, whatever its name."""
-    with file.open("rb") as opened:
-        start = opened.read(4)
-    if start == b"PK\x03\x04":
-        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
-            return any(_is_named_as_pickle(name) for name in archive.namelist())
-    return len(start) > 1 and start[0] == 0x80 and start[1] in range(2, 6)

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 FINGERPRINT = "phi3.fingerprint"
 CHECKPOINT_SHA256 = "phi3.checkpoint_sha256"
 MANIFEST_SHA256 = "phi3.manifest_sha256"
+# On the LoggedModel of a variant that shares its weights: the run that has them. A self-contained one has no such tag.
+WEIGHTS_RUN = "phi3.weights_run"
+# On the run of shared weights: which set of files it has; which of them was seen to be changed.
+WEIGHTS_SHA256 = "phi3.weights_sha256"
+DAMAGED = "phi3.damaged"
 PROMPT_SET_SHA256 = "phi3.prompt_set_sha256"
 # The process that works on a run.
 PROCESS = "phi3.process"

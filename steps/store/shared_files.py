@@ -2,7 +2,8 @@
 
 Each model stays whole by itself. A hard link is a second name for the same bytes: deleting one model, or the cache,
 leaves the others as they are, and the disk is free again when the last name is gone. This needs artifacts on this
-machine. On a server every model has its own copy, which is uploaded straight from the staged folder.
+machine. On a server, modes that can load them from another place share them there (shared_weights.py); a model of any
+other mode has its own copy. They are uploaded straight from the staged folder.
 
 A file is taken from this project's caches, or from any model of the store that has the same sha256, which is computed
 again. A checkpoint in a folder of the user's is copied once, so that editing it there changes no model.
@@ -20,15 +21,21 @@ from typing import TYPE_CHECKING
 from steps.checkpoints.cache import cache_directory
 from steps.digests import digest_file
 from steps.modes import MODES, get_mode
+from steps.modes.mode import Mode
+from steps.store import shared_weights
 from steps.store.integrity import local_folder
+from steps.store.shared_weights import SharedFiles
 from steps.store.variants import logged_models
 from steps.wrappers.manifest import DamagedCheckpoint, FileEntry, read_manifest
+from steps.wrappers.shared_weights import cached_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 # Smaller files are copied into each model.
 LARGE = 3_000_000
+# What models share on a server. Others, such as a large tokenizer, are read without loading the model.
+WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".onnx_data")
 
 
 @contextlib.contextmanager
@@ -45,28 +52,41 @@ def set_aside_large_files(folder: Path) -> Iterator[tuple[Path, dict[str, Path]]
 
 
 def add_large_files(
-    client: "MlflowClient", model_id: str, folder: str, files: dict[str, Path], entries: dict[str, FileEntry]
-) -> None:
+    client: "MlflowClient", model_id: str, mode: Mode, files: dict[str, Path], entries: dict[str, FileEntry]
+) -> SharedFiles | None:
     """Add the large files to the stored model, as links where the store is on this machine.
 
     Args:
         client: MLflow's client.
         model_id: Id of the model, which is logged without them.
-        folder: Where they belong in it.
+        mode: What wraps it.
         files: The staged files by name.
         entries: Their entries in the manifest.
+
+    Returns:
+        The files that the model shares on a server, and where they are; None if it has all of them itself.
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    location = client.get_logged_model(model_id).artifact_location
-    if (local := local_folder(location)) is None:
-        repository = get_artifact_repository(location)
-        for file in files.values():
-            repository.log_artifact(str(file), folder)  # type: ignore[no-untyped-call]
-        return
+    location, folder = client.get_logged_model(model_id).artifact_location, mode.weights_folder
+    if (local := local_folder(location)) is not None:
+        _add_to_folder(client, local / folder, files, entries)
+        return None
+    shared = {name: file for name, file in files.items() if mode.shares_weights and name.endswith(WEIGHTS)}
+    for name, file in files.items():
+        if name not in shared:
+            get_artifact_repository(location).log_artifact(str(file), folder)  # type: ignore[no-untyped-call]
+        elif _is_cached(file):
+            # So that this machine does not download what it has.
+            _link_into_cache(file, cached_file(name, entries[name]))
+    return shared_weights.share(client, model_id, folder, shared, entries) if shared else None
+
+
+def _add_to_folder(client: "MlflowClient", folder: Path, files: dict[str, Path], entries: dict[str, FileEntry]) -> None:
+    """Add files to a folder of a model on this machine."""
     others = None
     for name, file in files.items():
-        target = local / folder / name
+        target = folder / name
         if _is_cached(file) and _link(file, target):
             continue
         others = others if others is not None else list(_weights_folders(client))
@@ -79,9 +99,9 @@ def _is_cached(file: Path) -> bool:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     wanted = file.stat()
-    for cached_file in (*cache_directory().glob("*/*"), *Path(HF_HUB_CACHE).glob("models--*/blobs/*")):
+    for candidate in (*cache_directory().glob("*/*"), *Path(HF_HUB_CACHE).glob("models--*/blobs/*")):
         with contextlib.suppress(OSError):  # another process may remove it
-            if os.path.samestat(cached_file.stat(), wanted):
+            if os.path.samestat(candidate.stat(), wanted):
                 return True
     return False
 
@@ -113,6 +133,12 @@ def _is_as_described(file: Path, entry: FileEntry) -> bool:
 @cache
 def _sha256(file: Path, inode: int, modified: int) -> str:  # noqa: ARG001 (they are what the result depends on)
     return digest_file(file)
+
+
+def _link_into_cache(file: Path, target: Path) -> None:
+    with contextlib.suppress(OSError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link(file, target)
 
 
 def _link(file: Path, target: Path) -> bool:

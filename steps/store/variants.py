@@ -73,7 +73,7 @@ def find_variants(client: MlflowClient, experiment: str) -> list[Variant]:
         if str(model.status) == "READY" and names.FINGERPRINT in model.tags and model.params.get("mode") in MODES
     ]
     # Deleting a run leaves its model READY.
-    artifacts = _run_artifacts(client, experiment) if models else {}
+    artifacts = run_artifacts_by_id(client, experiment) if models else {}
     models.sort(key=lambda model: model.creation_timestamp)
     return [to_variant(model, artifacts[model.source_run_id]) for model in models if model.source_run_id in artifacts]
 
@@ -187,7 +187,7 @@ def _config(params: dict[str, str]) -> BuildConfig:
     return from_params(params, empty)
 
 
-def _run_artifacts(client: MlflowClient, experiment: str) -> dict[str, str]:
+def run_artifacts_by_id(client: MlflowClient, experiment: str) -> dict[str, str]:
     """Return where the artifacts are of each run that built a variant and was not deleted, by its id."""
     artifacts: dict[str, str] = {}
     token = None

@@ -6,12 +6,14 @@ of the files, instead of giving wrong answers. It is always checked, several fil
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict
 
 MANIFEST = "phi3_manifest.json"
+# Where the files of the manifest are that a model shares with others; see shared_weights.py.
+POINTER = "shared_weights.json"
 
 
 class FileEntry(TypedDict):
@@ -44,16 +46,17 @@ def read_manifest(directory: str | Path) -> dict[str, FileEntry]:
         raise DamagedCheckpoint(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
 
 
-def check(directory: str | Path, others_allowed: bool = False) -> None:
+def check(directory: str | Path, others_allowed: bool = False, elsewhere: Collection[str] = ()) -> None:
     """Raise DamagedCheckpoint unless every file of the manifest is there and unchanged.
 
-    Other files are refused too, unless `others_allowed`.
+    Other files are refused too, unless `others_allowed`. Files that are `elsewhere` are not looked at.
     """
     entries, files = read_manifest(directory), _files(directory)
     if others_allowed:
         files = {name: file for name, file in files.items() if name in entries}
+    looked_at = sorted((entries | files).keys() - set(elsewhere))
     with ThreadPoolExecutor() as pool:
-        results = pool.map(lambda name: _damage(name, entries.get(name), files.get(name)), sorted(entries | files))
+        results = pool.map(lambda name: file_damage(name, entries.get(name), files.get(name)), looked_at)
     if damages := [damage for damage in results if damage]:
         raise DamagedCheckpoint("; ".join(damages))
 
@@ -63,11 +66,11 @@ def describe_file(file: Path) -> FileEntry:
     return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
-def _damage(name: str, entry: FileEntry | None, file: Path | None) -> str | None:
+def file_damage(name: str, entry: FileEntry | None, file: Path | None) -> str | None:
     """Return how a file differs from its entry, or None."""
     if entry is None:
         return f"{name} is not in {MANIFEST}"
-    if file is None:
+    if file is None or not file.is_file():
         return f"{name} is missing"
     # A wrong size saves reading the file.
     if (size := file.stat().st_size) != entry["bytes"]:
@@ -77,7 +80,8 @@ def _damage(name: str, entry: FileEntry | None, file: Path | None) -> str | None
 
 def _files(directory: str | Path) -> dict[str, Path]:
     """Return the files of a folder by name, without the manifest; a checkpoint has no folders inside."""
-    return {file.name: file for file in Path(directory).iterdir() if file.is_file() and file.name != MANIFEST}
+    others = (MANIFEST, POINTER)
+    return {file.name: file for file in Path(directory).iterdir() if file.is_file() and file.name not in others}
 
 
 def _sha256(file: Path) -> str:

@@ -1,5 +1,6 @@
 """The PythonModel of both custom modes: requests in, replies out, an engine in between."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from .contract.size import check_size
 from .engines import UnusableDevice, load_engine
 from .engines.sampling import FloatArray
 from .engines.scheduler import Scheduler
-from .manifest import DamagedCheckpoint, check
+from .manifest import DamagedCheckpoint
 from .scoring import Pair, score_tokens
 from .serving.app import extend_server, extended_app
 from .serving.client import CLIENT
@@ -33,6 +34,7 @@ from .serving.identity import read_identity
 from .serving.metrics import Metrics
 from .serving.prediction import extend_prediction
 from .serving.routes import Service
+from .shared_weights import whole_checkpoint
 from .tokenizer import ChatTokenizer
 
 
@@ -52,16 +54,17 @@ class Phi3Model(PythonModel):
         """Check the checkpoint, load the tokenizer and start the engine."""
         directory = context.artifacts["checkpoint"]
         config = complete_config(context.model_config, Path(directory).parents[1])
-        _refuse_damage(directory)
         self._name, self._interface = config["name"], INTERFACES[config["interface"]]
-        self._tokenizer = ChatTokenizer(directory)
-        self._contract = Contract(
-            self._interface, self._tokenizer, self._tokenizer.context_length, config["generation"]
-        )
-        try:
-            self._scheduler = Scheduler(load_engine(directory, **config["engine"]))
-        except UnusableDevice as error:
-            raise MlflowException(f"model_config.engine.{error}", error_code=INVALID_PARAMETER_VALUE) from error
+        with _undamaged(directory) as checkpoint:
+            # Its files are always the model's own, and some are read later.
+            self._tokenizer = ChatTokenizer(directory)
+            self._contract = Contract(
+                self._interface, self._tokenizer, self._tokenizer.context_length, config["generation"]
+            )
+            try:
+                self._scheduler = Scheduler(load_engine(checkpoint, **config["engine"]))
+            except UnusableDevice as error:
+                raise MlflowException(f"model_config.engine.{error}", error_code=INVALID_PARAMETER_VALUE) from error
         self._health = health_check(self._contract, self._scheduler)
         self._service = Service(
             read_identity(Path(directory).parents[1], self._name),
@@ -130,12 +133,15 @@ def _without_stream(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name != "stream"}
 
 
-def _refuse_damage(directory: str) -> None:
-    """Raise DamagedCheckpoint before anything of a damaged checkpoint is read."""
-    try:
-        check(directory)
-    except DamagedCheckpoint as damage:
-        raise DamagedCheckpoint(
-            f"The model in {directory} is not what was logged, so it is not loaded: {damage}. Fetch it again, or take "
-            "another version."
-        ) from None
+@contextlib.contextmanager
+def _undamaged(directory: str) -> Iterator[str]:
+    """Yield a folder with the whole checkpoint; raise DamagedCheckpoint before anything of a damaged one is read."""
+    with contextlib.ExitStack() as stack:
+        try:
+            checkpoint = stack.enter_context(whole_checkpoint(directory))
+        except DamagedCheckpoint as damage:
+            raise DamagedCheckpoint(
+                f"The model in {directory} is not what was logged, so it is not loaded: {damage}. Fetch it again, or "
+                "take another version."
+            ) from None
+        yield checkpoint

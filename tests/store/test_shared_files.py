@@ -124,7 +124,7 @@ def test_gc_frees_the_bytes_that_no_variant_has_any_more(source, build, tmp_path
 
 
 @pytest.mark.slow
-def test_on_a_server_every_variant_has_its_own_whole_copy(source, build, tmp_path, monkeypatch, step):
+def test_on_a_server_the_stock_flavour_has_its_own_whole_copy(source, build, tmp_path, monkeypatch, step):
     folder = tmp_path / "server"
     folder.mkdir()
     server = MlflowServer(folder)
@@ -132,7 +132,7 @@ def test_on_a_server_every_variant_has_its_own_whole_copy(source, build, tmp_pat
     try:
         server.wait()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
-        done = step("build", "model=local", f"model.path={source}", "mode=pyfunc")
+        done = step("build", "model=local", f"model.path={source}", "mode=transformers")
         assert done.returncode == 0, done.stderr
         (stored,) = (folder / "artifacts").rglob("model.safetensors")
         assert stored.read_bytes() == (source / "model.safetensors").read_bytes()
