@@ -1,4 +1,4 @@
-"""One copy of the weights: the large files of a new model become links to the same files of another one.
+"""One copy of the weights: the large ones of a new model become links to the same files of another one.
 
 Each model stays whole by itself. A hard link is a second name for the same bytes: deleting one model, or the cache,
 leaves the others as they are, and the disk is free again when the last name is gone. This needs artifacts on this
@@ -34,14 +34,15 @@ if TYPE_CHECKING:
 
 # Smaller files are copied into each model.
 LARGE = 3_000_000
-# What models share on a server. Others, such as a large tokenizer, are read without loading the model.
+# What models share. Others, such as a large tokenizer, are read before the weights are there.
 WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".onnx_data")
 
 
 @contextlib.contextmanager
 def set_aside_large_files(folder: Path) -> Iterator[tuple[Path, dict[str, Path]]]:
-    """Yield a folder of the same name without the large files of a staged one, and those files by name."""
-    large = {file.name: file for file in folder.iterdir() if file.stat().st_size >= LARGE}
+    """Yield a folder of the same name without the large files of weights of a staged one, and those files by name."""
+    weights = (file for file in folder.iterdir() if file.name.endswith(WEIGHTS))
+    large = {file.name: file for file in weights if file.stat().st_size >= LARGE}
     if not large:
         yield folder, large
         return
@@ -72,14 +73,15 @@ def add_large_files(
     if (local := local_folder(location)) is not None:
         _add_to_folder(client, local / folder, files, entries)
         return None
-    shared = {name: file for name, file in files.items() if mode.shares_weights and name.endswith(WEIGHTS)}
-    for name, file in files.items():
-        if name not in shared:
+    if not mode.shares_weights:
+        for file in files.values():
             get_artifact_repository(location).log_artifact(str(file), folder)  # type: ignore[no-untyped-call]
-        elif _is_cached(file):
+        return None
+    for name, file in files.items():
+        if _is_cached(file):
             # So that this machine does not download what it has.
             _link_into_cache(file, cached_file(name, entries[name]))
-    return shared_weights.share(client, model_id, folder, shared, entries) if shared else None
+    return shared_weights.share(client, model_id, folder, files, entries) if files else None
 
 
 def _add_to_folder(client: "MlflowClient", folder: Path, files: dict[str, Path], entries: dict[str, FileEntry]) -> None:

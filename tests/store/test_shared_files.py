@@ -140,13 +140,22 @@ def test_on_a_server_the_stock_flavour_has_its_own_whole_copy(source, build, tmp
         server.kill()
 
 
-def test_small_files_are_not_set_aside(tmp_path):
+def test_only_large_weights_are_set_aside(tmp_path):
     staged = tmp_path / "staged"
     staged.mkdir()
-    (staged / "small").write_bytes(b"x" * (shared_files.LARGE - 1))
+    (staged / "small.safetensors").write_bytes(b"x" * (shared_files.LARGE - 1))
+    (staged / "tokenizer.json").write_bytes(b"x" * shared_files.LARGE)
     with shared_files.set_aside_large_files(staged) as (rest, large):
         assert (rest, large) == (staged, {})
-    (staged / "large").write_bytes(b"x" * shared_files.LARGE)
+    (staged / "model.onnx.data").write_bytes(b"x" * shared_files.LARGE)
     with shared_files.set_aside_large_files(staged) as (rest, large):
-        assert [file.name for file in rest.iterdir()] == ["small"]
-        assert large == {"large": staged / "large"}
+        assert sorted(file.name for file in rest.iterdir()) == ["small.safetensors", "tokenizer.json"]
+        assert large == {"model.onnx.data": staged / "model.onnx.data"}
+
+
+@pytest.mark.parametrize("mode", ["transformers", "pyfunc"])
+def test_a_tokenizer_may_be_large(own_source, build, mode):
+    """That of Phi-4-mini has 15 MB."""
+    tokenizer = own_source / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " " * shared_files.LARGE)
+    assert _answer(build(own_source, f"mode={mode}"))
