@@ -6,6 +6,7 @@ A job is a list of overrides of build or evaluate. It works in a child run of th
 its faults as sentences. MLflow's store is the only thing that jobs share, so it has to be one that all of them reach.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -130,8 +131,10 @@ def launch(step_name: str, points: list[list[str]], launcher: Launcher) -> list[
             ) from error
         finally:
             GlobalHydra.instance().hydra = outer
-            # A job that was lost with its node has left an unfinished run, even if it was done again.
-            orphans.fail_orphans(connection.connect(), runs.experiment_id())
+            # A job that was lost with its node has left an unfinished run, even if it was done again. If the store is
+            # gone too, the launcher's own error says more.
+            with contextlib.suppress(Exception):
+                orphans.fail_orphans(connection.connect(), runs.experiment_id())
 
 
 def _is_installed(package: str) -> bool:

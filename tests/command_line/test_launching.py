@@ -13,6 +13,7 @@ import pytest
 
 from steps import command_line
 from steps.command_line import launching
+from steps.config.launch import Launcher
 from steps.errors import StepError
 from steps.store.variants import find_variants
 from tests import slurm
@@ -83,6 +84,19 @@ def test_a_step_without_jobs_has_no_launcher(step_name):
     with pytest.raises(StepError) as error:
         command_line.check(step_name, [["launcher=joblib"]])
     assert str(error.value).startswith("Unknown key 'launcher'.")
+
+
+def test_a_launchers_error_is_reported_even_if_the_store_is_gone(monkeypatch):
+    def gone(*_):
+        raise ConnectionError("nobody answers")
+
+    def fails():
+        raise RuntimeError("the cluster is full")
+
+    monkeypatch.setattr(launching.orphans, "fail_orphans", gone)
+    monkeypatch.setattr(launching, "_environment", fails)
+    with pytest.raises(StepError, match=r"^launcher=here failed: .*the cluster is full"):
+        launching.launch("build", [["mode=onnx"]], Launcher(name="here"))
 
 
 def test_a_launcher_is_no_part_of_a_variant(monkeypatch):
