@@ -13,7 +13,7 @@ from steps.checkpoints import known_digests
 from steps.checkpoints.cache import cache_directory
 from steps.checkpoints.configuration import refuse_adapter, support_faults
 from steps.checkpoints.faults import checkpoint_faults
-from steps.config.schema import Model
+from steps.config.schema import FolderModel, HubModel, Model
 from steps.digests import digest
 from steps.errors import StepError, unknown
 from steps.output import echo
@@ -111,7 +111,7 @@ def _with_context(checkpoint: Checkpoint, model: Model) -> Checkpoint:
     """Return a checkpoint with the context that was asked for, and say once where it ends if it could be longer."""
     from steps.checkpoints import long_context
 
-    is_long = bool(getattr(model, "long_context", False))
+    is_long = isinstance(model, HubModel | FolderModel) and model.long_context
     if checkpoint.layout != "huggingface":
         if is_long:
             raise StepError(
