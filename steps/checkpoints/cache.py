@@ -16,9 +16,6 @@ from steps.errors import StepError
 from steps.output import echo
 from steps.wrappers.manifest import MANIFEST, DamagedCheckpoint, check, read_manifest, write_manifest
 
-# Folders that this process has checked, with their state: the weights of a variant need not be read for each other one.
-_checked: dict[Path, dict[str, tuple[int, int, int]]] = {}
-
 
 def cache_directory() -> Path:
     """Return PHI3_CACHE_DIR if it is set, otherwise the platform's usual cache directory."""
@@ -57,15 +54,12 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
 
 def _is_whole(directory: Path) -> bool:
     """Return True if a cached folder still matches its manifest; otherwise print what is wrong."""
-    if _checked.get(directory) == _state(directory):
-        return True
     try:
         if not _is_described(directory):
             check(directory)
     except DamagedCheckpoint as fault:
         echo(f"{directory} in the cache is damaged and is made again: {fault}.")
         return False
-    _checked[directory] = _state(directory)
     return True
 
 
@@ -76,12 +70,6 @@ def _is_described(directory: Path) -> bool:
     if entries.keys() != files.keys():
         return False
     return dict(zip(files, known_digests.describe(files.values(), cache_directory()), strict=True)) == entries
-
-
-def _state(directory: Path) -> dict[str, tuple[int, int, int]]:
-    """Return what changes if a file of a folder is written: its number, its size and its time."""
-    states = {file.name: file.stat() for file in directory.iterdir()}
-    return {name: (state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states.items()}
 
 
 def _make(target: Path, make: Callable[[Path], None]) -> None:

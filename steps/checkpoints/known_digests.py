@@ -1,8 +1,7 @@
-"""The sha256 of large files, remembered: to read the 7.6 GB of Phi-3-mini takes seconds, each time that a step looks.
+"""Remember the sha256 of large files. Reading the 7.6 GB of Phi-3-mini takes seconds, and every step needs its digest.
 
-A digest is kept under what the file system says about the file: its device, its number, its bytes and the time of its
-last change. A file that was written again has another time, and is read again. Where a model is loaded or registered,
-its files are always read.
+A digest is stored under the file's device, inode, size and modification time. A file that was written again has another
+time, and is read again. When a model is loaded or registered, its files are always read.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ from steps.wrappers.manifest import FileEntry, describe_file
 
 # Smaller files are read each time.
 LARGE = 50_000_000
-# A file that changed in these last seconds may change again without another time.
+# A file is remembered once it is this many seconds old. A younger one may change again and keep its modification time.
 SETTLED = 5.0
 
 

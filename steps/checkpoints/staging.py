@@ -6,8 +6,6 @@ does not log through symbolic links), so that nothing is copied needlessly.
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +15,7 @@ from steps.checkpoints.configuration import read_config
 from steps.checkpoints.prompting import write_prompting
 from steps.config.schema import Prompting
 from steps.wrappers.manifest import POINTER, FileEntry, write_manifest
+from steps.wrappers.shared_weights import link_or_copy
 
 
 @contextlib.contextmanager
@@ -43,21 +42,13 @@ def link_checkpoint(source: Path, target: Path) -> Path:
         for file in source.glob(pattern):
             # A model's own pointer is written when its weights are stored.
             if file.name != POINTER:
-                _link(file, target / file.name)
+                link_or_copy(file, target / file.name)
     for file in (target / "config.json", target / "tokenizer_config.json"):
         if file.is_file() and (content := read_config(file)) != json.loads(file.read_text(encoding="utf-8")):
             # Never through the link into the checkpoint.
             file.unlink()
             file.write_text(json.dumps(content, indent=2), encoding="utf-8")
     return target
-
-
-def _link(file: Path, target: Path) -> None:
-    """Make a hard link to a file, or a copy if it is on another file system."""
-    try:
-        os.link(file.resolve(), target)
-    except OSError:
-        shutil.copyfile(file, target)
 
 
 def _is_same_file(one: Path, other: Path) -> bool:

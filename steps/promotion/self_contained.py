@@ -7,7 +7,7 @@ and the next call goes on.
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from steps.errors import StepError
@@ -20,7 +20,6 @@ from steps.wrappers.shared_weights import fetch
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 
 def make_self_contained(client: MlflowClient, variant: Variant) -> None:
@@ -45,7 +44,7 @@ def make_self_contained(client: MlflowClient, variant: Variant) -> None:
                 file = fetch(manifest["shared"]["location"], place.name, entry)
             except DamagedCheckpoint as damage:
                 raise StepError(f"{integrity.broken_model(variant, [str(damage)])}.") from None
-            _upload(repository, file, str(place.parent))
+            repository.log_artifact(str(file), str(place.parent))  # type: ignore[no-untyped-call]
     _, lost = own_and_shared(model, manifest, integrity.stored_files(client, variant.model_id))
     if lost:
         raise StepError(f"The store has lost files of {variant.uri} or cut them short: {', '.join(lost)}.")
@@ -55,7 +54,3 @@ def make_self_contained(client: MlflowClient, variant: Variant) -> None:
         # Another register may have been faster.
         if names.WEIGHTS_RUN in client.get_logged_model(variant.model_id).tags:
             raise
-
-
-def _upload(repository: ArtifactRepository, file: Path, folder: str) -> None:
-    repository.log_artifact(str(file), folder)  # type: ignore[no-untyped-call]

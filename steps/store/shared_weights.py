@@ -99,7 +99,7 @@ def delete_unused(client: MlflowClient, experiment: str) -> None:
 
 
 def lost(client: MlflowClient, shared: SharedFiles, files: Mapping[str, FileEntry], model_place: str) -> list[str]:
-    """Return what is missing of some shared files, by their names and sizes alone.
+    """Return which shared files are missing or have another size. Their content is not read.
 
     Args:
         client: MLflow's client.
@@ -285,5 +285,5 @@ def _damaged_file(client: MlflowClient, run_id: str) -> str | None:
     try:
         return client.get_run(run_id).data.tags.get(names.DAMAGED)
     except MlflowException:
-        # It was removed for good; what is left of its files counts.
+        # The run was deleted for good. Sizes alone decide then.
         return None

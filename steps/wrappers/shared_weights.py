@@ -43,7 +43,7 @@ def whole_checkpoint(directory: str) -> Iterator[str]:
     with _folder_for_links() as folder:
         own = [Path(directory, name) for name in (*read_manifest(directory), MANIFEST) if name not in shared]
         for file in (*own, *fetched):
-            _link(file, Path(folder, file.name))
+            link_or_copy(file, Path(folder, file.name))
         yield folder
 
 
@@ -152,8 +152,8 @@ def _folder_for_links() -> Iterator[str]:
         yield folder
 
 
-def _link(file: Path, target: Path) -> None:
-    """Make a hard link to a file, or a copy if that is not possible."""
+def link_or_copy(file: Path, target: Path) -> None:
+    """Make a hard link to a file, or a copy if it is on another file system."""
     try:
         os.link(file.resolve(), target)
     except OSError:

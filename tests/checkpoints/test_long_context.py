@@ -47,18 +47,19 @@ def test_both_engines_answer_long_prompts_as_transformers_does(checkpoint, tmp_p
     (exported := tmp_path / "exported").mkdir()
     export_to_onnx(long.directory, exported, "fp32", OPTIONS)
     assert ChatTokenizer(exported).context_length == 128
+    # This is what mode=transformers loads.
+    assert [reference(long.directory, prompt, COUNT)[0] for prompt in prompts] == expected
     for engine in (TorchEngine(str(long.directory), "fp32", 16, "cpu"), OnnxEngine(str(exported), 16)):
-        # A short one beside them, and one that grows beyond the shorter length.
+        # The fourth prompt is short. The fifth one gets longer than 48 tokens while it is answered.
         together = generate(engine, [*prompts, prompts[0][:5], prompts[0][:44]], COUNT)
         assert [sequence.tokens for sequence in together[:3]] == expected
         alone = generate(engine, [prompts[0][:44]], COUNT)[0]
         assert alone.tokens == together[4].tokens
 
 
-def test_it_is_a_checkpoint_of_its_own_which_shares_the_weights(checkpoint, tmp_path):
-    # No other test has made this one.
-    rope = {"rope_parameters": _longrope(attention_factor=1.25), **LIMITED}
-    source = random_phi3(tmp_path / "source", checkpoint.directory, **rope)
+def test_it_is_a_checkpoint_of_its_own_which_shares_the_weights(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("PHI3_CACHE_DIR", str(tmp_path / "cache"))
+    source = random_phi3(tmp_path / "source", checkpoint.directory, **FORMS["today's"])
     short, long = _resolved(source, long_context=False), _resolved(source)
     assert short.sha256 != long.sha256
     assert {name for name in short.manifest if short.manifest[name] != long.manifest[name]} == {"config.json"}
