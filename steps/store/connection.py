@@ -15,7 +15,7 @@ from steps.errors import StepError
 from steps.output import activity
 from steps.redaction import without_secrets
 from steps.store import address, integrity, names, processes
-from steps.store.opening import is_writable, open_store
+from steps.store.opening import SQLITE_WAIT, is_writable, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,6 +40,10 @@ FULL_DISK = "the disk is full. Free some space, and run the same command again: 
 READ_ONLY = (
     "The store {} cannot be written. Set MLFLOW_TRACKING_URI to a store that can be written (sqlite:////…/mlflow.db) "
     "or to a server."
+)
+LOCKED = (
+    "The store {} was locked by another process for {} seconds. Finished work is kept: end that process or wait for "
+    "it, and run the same command again. For many processes at once, use a server: MLFLOW_TRACKING_URI=http://…"
 )
 
 
@@ -126,36 +130,55 @@ def check_writable(client: "MlflowClient", experiment: str) -> None:
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn errors from MLflow, including a lost server, into a StepError that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        plain = in_plain_words(error)
+        if plain is error:
+            raise
+        raise plain from error
+
+
+def in_plain_words(error: Exception) -> Exception:
+    """Return the StepError that says what to do about an error of the store or the disk; any other error as it is.
+
+    Raises:
+        StepError: It is an error of the store, and the tracking server does not answer any more.
+    """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
 
-    try:
-        yield
-    except (MlflowException, RequestException) as error:
+    if isinstance(error, MlflowException | RequestException):
         check_server("went away and has not come back")
-        if "attempt to write a readonly database" in str(error):
-            raise StepError(READ_ONLY.format(safe_tracking_uri())) from error
-        if "database or disk is full" in str(error):
-            raise StepError(f"The store {safe_tracking_uri()} cannot be written: {FULL_DISK}") from error
-        message = str(error).strip().splitlines()[0][:500]
-        if re.match("API request to .* failed with exception", message):
-            raise StepError(
-                f"The tracking server {safe_tracking_uri()} went away and did not come back in time. "
-                "Finished work is kept: start the server, and run the same command again."
-            ) from error
-        if status := re.match(r"API request to .* failed with error code (40[13])\b", message):
-            raise StepError(
-                f"The tracking server {safe_tracking_uri()} refused the request (HTTP {status[1]}): set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to credentials "
-                "that it accepts."
-            ) from error
-        raise StepError(f"MLflow: {message}") from error
-    except OSError as error:
-        if error.errno in FULL:
-            raise StepError(f"{error.filename or 'A file'} cannot be written: {FULL_DISK}") from error
-        if error.errno not in NOT_ALLOWED:
-            raise
-        raise StepError(f"{error.filename or 'A file'} cannot be written or read: {error.strerror}.") from error
+        return StepError(_store_problem(str(error).strip()))
+    if isinstance(error, OSError) and error.errno in FULL:
+        return StepError(f"{error.filename or 'A file'} cannot be written: {FULL_DISK}")
+    if isinstance(error, OSError) and error.errno in NOT_ALLOWED:
+        return StepError(f"{error.filename or 'A file'} cannot be written or read: {error.strerror}.")
+    return error
+
+
+def _store_problem(message: str) -> str:
+    """Return what an error message of MLflow means for the user."""
+    if "attempt to write a readonly database" in message:
+        return READ_ONLY.format(safe_tracking_uri())
+    if "database or disk is full" in message:
+        return f"The store {safe_tracking_uri()} cannot be written: {FULL_DISK}"
+    if "database is locked" in message:
+        return LOCKED.format(safe_tracking_uri(), SQLITE_WAIT)
+    line = message.splitlines()[0][:500]
+    if re.match("API request to .* failed with exception", line):
+        return (
+            f"The tracking server {safe_tracking_uri()} went away and did not come back in time. "
+            "Finished work is kept: start the server, and run the same command again."
+        )
+    if status := re.match(r"API request to .* failed with error code (40[13])\b", line):
+        return (
+            f"The tracking server {safe_tracking_uri()} refused the request (HTTP {status[1]}): set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to credentials "
+            "that it accepts."
+        )
+    return f"MLflow: {line}"
 
 
 def check_server(problem: str = "does not answer") -> None:

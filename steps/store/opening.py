@@ -12,7 +12,7 @@ import sqlite3
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steps.errors import StepError
 from steps.store import address, database_lock
@@ -29,6 +29,8 @@ DATABASE_WAIT = 300.0
 ATTEMPTS = 5
 # How often MLflow tries to reach a database: 3 seconds in all. Its own setting is 10 times, 100 seconds.
 CONNECTIONS = 5
+# Seconds to wait while another process changes a SQLite file. MLflow waits for 20, which was too short on a busy disk.
+SQLITE_WAIT = 120
 
 
 def open_store() -> "MlflowClient":
@@ -37,6 +39,7 @@ def open_store() -> "MlflowClient":
     from mlflow.store.db import utils
 
     utils.MAX_RETRY_COUNT = CONNECTIONS
+    _wait_longer_for_locks()
     uri = mlflow.get_tracking_uri()
     if database_lock.is_postgresql(uri):
         # One process makes the tables while the others wait.
@@ -58,6 +61,23 @@ def open_store() -> "MlflowClient":
             _wait_until_quiet(file)
             return _open_when_quiet(file, ATTEMPTS)
     return _open_when_quiet(file, ATTEMPTS)
+
+
+def _wait_longer_for_locks() -> None:
+    """Have every connection to a SQLite file wait SQLITE_WAIT seconds for its lock."""
+    from sqlalchemy import Engine, event
+
+    if not event.contains(Engine, "before_cursor_execute", _with_longer_wait):
+        event.listen(Engine, "before_cursor_execute", _with_longer_wait, retval=True)
+
+
+def _with_longer_wait(
+    _connection: object, _cursor: object, statement: str, parameters: Any, _context: object, _many: bool
+) -> tuple[str, Any]:
+    """Return a statement and its parameters, with our time if it is the one by which MLflow sets its own."""
+    if statement.startswith("PRAGMA busy_timeout ="):
+        statement = f"PRAGMA busy_timeout = {SQLITE_WAIT * 1000}"
+    return statement, parameters
 
 
 def is_writable(path: Path) -> bool:

@@ -1,14 +1,21 @@
 """What a user reads if the variants are somewhere else: in another experiment, or where the folder was before."""
 
+import contextlib
 import errno
 import os
 import shutil
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import mlflow
 import pytest
+from mlflow.store.db import utils
+from sqlalchemy import sql
 
 from steps.errors import StepError
-from steps.store import connection, names
+from steps.evaluation.outcome import Outcome
+from steps.store import connection, names, opening
 
 
 def test_an_empty_experiment_names_the_one_that_has_variants(typed, monkeypatch):
@@ -52,3 +59,33 @@ def test_a_full_disk_is_one_sentence(error):
         raise error
     assert len(refusal.value.faults) == 1
     assert os.linesep not in str(refusal.value)
+    outcome = Outcome()
+    with outcome.recorded(SimpleNamespace(name="a", uri="models:/m-1"), "could not be scored"):
+        raise error
+    assert outcome.faults == [f"a (models:/m-1) could not be scored: {refusal.value}"]
+
+
+@pytest.mark.parametrize("words", [("build", "mode=onnx"), ("main", "mode=onnx")], ids=lambda w: w[0])
+def test_a_store_that_stays_locked_is_one_sentence(typed, tmp_path, monkeypatch, words):
+    monkeypatch.setattr(opening, "SQLITE_WAIT", 0)
+    with contextlib.closing(sqlite3.connect(tmp_path / "store" / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        done = typed(*words)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: The store sqlite:///{tmp_path}/store/mlflow.db was locked by another process")
+    assert line.count("Finished work is kept: end that process or wait for it, and run the same command again.") == 1
+
+
+def test_a_store_that_is_locked_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+    # MLflow's own 20 seconds, made short.
+    monkeypatch.setattr(utils, "sql", SimpleNamespace(text=lambda words: sql.text(words.replace("20000", "0"))))
+    client = connection.connect()
+    with contextlib.closing(sqlite3.connect(tmp_path / "store" / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(1) as pool:
+            created = pool.submit(client.create_experiment, "waits")
+            with pytest.raises(TimeoutError):
+                created.result(timeout=0.3)
+            other.execute("ROLLBACK")
+            assert client.get_experiment(created.result()).name == "waits"
