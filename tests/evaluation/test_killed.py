@@ -133,6 +133,7 @@ def test_two_processes_at_once_ask_a_row_once(store, evaluate, tmp_path, monkeyp
                 other.stdin.flush()
                 while not (waiting and waiting[-1].startswith("Waiting")):
                     waiting.append(other.stdout.readline())
+                    assert waiting[-1], "the other one has ended"
 
         sizes = _count_batches(monkeypatch, let_the_other_come)
         assert evaluate(words).returncode == 0
