@@ -13,7 +13,10 @@ from tests.conftest import PROJECT
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnx", "onnxruntime", "onnxruntime_genai")
 # The files of one mode only, and what comes with MLflow's own server.
 OWN = {
-    "pyfunc": {"torch_engine", "torch_precision", "growing_cache", "packed_linear", "int8_linear", "int8_model"},
+    "pyfunc": {
+        *("torch_engine", "torch_batch", "torch_precision", "growing_cache", "packed_linear", "int8_linear"),
+        "int8_model",
+    },
     "onnx": {"onnx_engine", "genai_engine", "onnx_providers"},
 }
 SERVER = {"fastapi", "starlette"}

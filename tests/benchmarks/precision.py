@@ -69,9 +69,8 @@ def measure(
 
 def _first_token(engine: OnnxEngine, prompt: list[int]) -> np.ndarray:
     """Return the log-probabilities of the token after a prompt."""
-    engine.reset()
-    engine._reserve(1, len(prompt))
-    logits = engine.forward(np.array([prompt]), np.array([len(prompt)]), 0, 0)[0, -1].astype(np.float64)
+    cache = engine.empty_cache(1, len(prompt))
+    logits = engine.forward(np.array([prompt]), np.array([len(prompt)]), 0, cache)[0, -1].astype(np.float64)
     return logits - logits.max() - np.log(np.sum(np.exp(logits - logits.max())))
 
 

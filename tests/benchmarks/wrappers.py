@@ -1,5 +1,7 @@
 """Compare the wrappers with the libraries under them, and a served model with 8 clients and with one.
 
+`arrivals` measures how long a prompt of 3,000 tokens stops the tokens of others, at once and in pieces.
+
     python -m tests.benchmarks.wrappers
     python -m tests.benchmarks.wrappers onnx served --rounds 2
 
@@ -38,9 +40,10 @@ from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
 from steps.wrappers.engines.torch_engine import TorchEngine
 from steps.wrappers.tokenizer import ChatTokenizer
+from tests.benchmarks import arrivals
 from tests.support import free_port
 
-PARTS = ("torch", "onnx", "served")
+PARTS = ("torch", "onnx", "served", "arrivals")
 PROMPTS, NEW_TOKENS, BATCH = 64, 32, 16
 STOCK_PROMPTS = 8
 CLIENTS, REQUESTS = 8, 4
@@ -61,11 +64,15 @@ def main(parts: list[str], rounds: int) -> None:
         os.chdir(folder)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         connection.connect()
-        for name, ours, other_name, theirs in pairs(random_phi3(Path(folder) / "checkpoint"), parts):
+        checkpoint = random_phi3(Path(folder) / "checkpoint")
+        for name, ours, other_name, theirs in pairs(checkpoint, parts):
             our_rate, other_rate = in_turn(ours, theirs, rounds)
             rates = f"{our_rate:.0f}", f"{other_rate:.0f}", f"{our_rate / other_rate:.2f}"
             table.add_row(name, rates[0], other_name, *rates[1:])
-    Console(width=110).print(table)
+        if table.rows:
+            Console(width=110).print(table)
+        if "arrivals" in parts:
+            arrivals.report(checkpoint, resolve(FolderModel(name="local", path=str(checkpoint))), rounds)
 
 
 def random_phi3(folder: Path) -> Path:
@@ -84,8 +91,8 @@ def random_phi3(folder: Path) -> Path:
             num_hidden_layers=12,
             num_attention_heads=16,
             num_key_value_heads=16,
-            max_position_embeddings=512,
-            original_max_position_embeddings=512,
+            max_position_embeddings=4096,
+            original_max_position_embeddings=4096,
             bos_token_id=1,
             eos_token_id=2,
             pad_token_id=3,

@@ -101,7 +101,48 @@ def logits(monkeypatch):
 
     for module in (onnx_engine, torch_engine):
         monkeypatch.setattr(module, "choose_tokens", record(module.choose_tokens))
+    record_drafts(monkeypatch, recorded)
     return recorded
+
+
+def record_drafts(monkeypatch, recorded):
+    """Record the logits of the tokens that a draft gives: they are checked in one pass, and none is chosen."""
+    from steps.wrappers.engines import onnx_engine, speculation, torch_engine
+
+    passes, advance = [], speculation.Speculation.advance
+
+    def keep(forward):
+        def forward_and_keep(self, *inputs):
+            passes[:] = [forward(self, *inputs)]
+            return passes[0]
+
+        return forward_and_keep
+
+    def advance_and_record(self, sequence, plain, check):
+        def check_and_record(draft):
+            tokens = check(draft)
+            recorded[sequence] += list(np.asarray(passes[0][0])[: len(tokens)].copy())
+            return tokens
+
+        return advance(self, sequence, plain, check_and_record)
+
+    monkeypatch.setattr(onnx_engine.OnnxEngine, "forward", keep(onnx_engine.OnnxEngine.forward))
+    monkeypatch.setattr(torch_engine.TorchEngine, "_forward", keep(torch_engine.TorchEngine._forward))
+    monkeypatch.setattr(speculation.Speculation, "advance", advance_and_record)
+
+
+def drafts_of(prompts, answers):
+    """Return a speculation that drafts two right tokens and another one, for every pass."""
+    from steps.wrappers.engines.speculation import Speculation
+
+    known = {tuple(prompt): tokens for prompt, tokens in zip(prompts, answers, strict=True)}
+
+    class Drafts(Speculation):
+        def draft(self, sequence):
+            done = len(sequence.tokens)
+            return [*known[tuple(sequence.prompt)][done : done + 2], 3][: COUNT - done - 1]
+
+    return Drafts()
 
 
 @pytest.fixture
@@ -140,7 +181,9 @@ def test_engines_give_what_transformers_gives(engines, logits, monkeypatch, conf
         alone = [generate(engine, [prompt], COUNT)[0] for prompt in prompts]
         together = generate(engine, prompts, COUNT)
         joined = generate(engine, [*prompts[1:], prompts[0]], COUNT, late=4)
-        for sequences in (alone, together, [joined[-1], *joined[:-1]]):
+        monkeypatch.setattr(engine, "_speculation", drafts_of(prompts, [tokens for tokens, _ in expected]))
+        drafted = [generate(engine, [prompt], COUNT)[0] for prompt in prompts]
+        for sequences in (alone, together, [joined[-1], *joined[:-1]], drafted):
             assert [sequence.tokens for sequence in sequences] == [tokens for tokens, _ in expected]
             for sequence, (_, theirs) in zip(sequences, expected, strict=True):
                 np.testing.assert_allclose(logits[sequence], theirs, atol=2e-3)

@@ -227,18 +227,17 @@ def test_failure_of_one_sequence_does_not_stop_the_others(scheduler, complete, c
 
 def test_prompts_are_prefilled_with_those_of_similar_length(torch_scheduler, contract, tokenizer, monkeypatch):
     """A long prompt does not add padding to short ones, and no prefill has too many tokens."""
-    from steps.wrappers.engines import torch_engine
-
     rows = [_ask("Hi", max_tokens=1), _ask("please " * 100 + SPAIN, max_tokens=1), *[_ask("Ho", max_tokens=1)] * 9]
     sequences = [request.sequences(tokenizer)[0] for request in contract.requests(rows, None)]
     short, long = len(sequences[0].prompt), len(sequences[1].prompt)
-    monkeypatch.setattr(torch_engine, "PREFILL_TOKENS", 4 * short)
+    monkeypatch.setattr(torch_scheduler.engine.admission, "longest", 4 * short)
     shapes = []
     with torch_scheduler.engine.model.register_forward_pre_hook(
         lambda model, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     ):
         torch_scheduler.run(sequences)
-    assert shapes == [(4, short), (4, short), (2, short), (1, long)]
+    pieces = [(1, min(4 * short, long - start)) for start in range(0, long, 4 * short)]
+    assert shapes == [(4, short), (4, short), (2, short), *pieces]
     assert all(len(sequence.tokens) == 1 for sequence in sequences)
 
 
@@ -273,7 +272,7 @@ def test_long_prompt_is_prefilled_in_pieces(onnx_scheduler, contract, tokenizer,
     # Otherwise the second time would only compute the ends of the prompts.
     monkeypatch.setattr(onnx_scheduler.engine, "_prefixes", PrefixCache(0, 1))
     forward = onnx_engine.OnnxEngine.forward
-    monkeypatch.setattr(onnx_engine, "PREFILL_TOKENS", 16)
+    monkeypatch.setattr(onnx_scheduler.engine.admission, "longest", 16)
     monkeypatch.setattr(
         onnx_engine.OnnxEngine,
         "forward",

@@ -3,10 +3,20 @@
 import numpy as np
 import pytest
 
+from steps.wrappers.engines.admission import Pass
 from steps.wrappers.engines.prefix_cache import BLOCK, Prefix, PrefixCache
 from steps.wrappers.engines.sequence import Sequence, Settings
 
 GREEDY = Settings(temperature=0.0, top_p=1.0, top_k=0, max_tokens=12)
+
+
+def result_of(passes):
+    """Run passes to their end."""
+    try:
+        while True:
+            next(passes)
+    except StopIteration as end:
+        return end.value
 
 
 class Recorder:
@@ -19,10 +29,11 @@ class Recorder:
     def extend(self, known, tokens):
         assert known is None or known.tokens.tolist() == tokens[: len(known.tokens)].tolist()
         self.computed.append(len(tokens) - (len(known.tokens) if known else 0))
+        yield Pass(self.computed[-1])
         return Prefix(tokens, tokens.tolist())
 
     def lookup(self, *prompts):
-        found = self.cache.lookup(prompts, self.extend)
+        found = result_of(self.cache.lookup(prompts, self.extend))
         for prompt, prefix in zip(prompts, found, strict=True):
             assert prefix is None or prefix.state == prompt[: len(prefix.state)]
         return [len(prefix.state) if prefix else 0 for prefix in found]

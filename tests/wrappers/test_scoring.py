@@ -20,9 +20,10 @@ def _pairs(tokenizer, *questions):
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
-    """Let the continuation of a long prompt begin in another piece than the prompt."""
-    monkeypatch.setattr("steps.wrappers.engines.onnx_engine.PREFILL_TOKENS", 32)
+def short_passes(torch_scheduler, onnx_scheduler, int4_scheduler, monkeypatch):
+    """Let the continuation of a long prompt begin in another pass than the prompt."""
+    for scheduler in (torch_scheduler, onnx_scheduler, int4_scheduler):
+        monkeypatch.setattr(scheduler.engine.admission, "longest", 32)
 
 
 @pytest.fixture(scope="module")

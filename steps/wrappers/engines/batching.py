@@ -1,10 +1,11 @@
 """What the engines share about batches: which prompts to prefill together, and how to choose the next tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from .prefix_cache import IntArray, Prefix, PrefixCache
+from .admission import Admission, Passes
+from .prefix_cache import Extend, Prefix, PrefixCache
 from .sampling import FloatArray
 from .sequence import Sequence
 
@@ -28,18 +29,27 @@ class Arrival(Generic[State]):
 
 
 def look_up(
-    sequences: list[Sequence],
-    prefixes: PrefixCache[State],
-    extend: Callable[[Prefix[State] | None, IntArray], Prefix[State]],
-) -> list[Arrival[State]]:
+    sequences: list[Sequence], prefixes: PrefixCache[State], extend: Extend[State]
+) -> Passes[list[Arrival[State]]]:
     """Return each new sequence with the longest beginning of its prompt that is computed already, if any.
 
     A prompt whose tokens get log-probabilities is computed from its first token.
     """
     unscored = [sequence for sequence in sequences if not sequence.settings.scores_prompt]
-    found = prefixes.lookup([sequence.prompt for sequence in unscored], extend)
+    found = yield from prefixes.lookup([sequence.prompt for sequence in unscored], extend)
     known = dict(zip(unscored, found, strict=True))
     return [Arrival(sequence, known.get(sequence)) for sequence in sequences]
+
+
+def groups_in_turn(
+    arrivals: list[Arrival[State]], admission: Admission, padding: float = PADDING
+) -> Iterator[list[Arrival[State]]]:
+    """Yield groups to prefill, each made when its turn comes: one of several sequences fits into one pass then."""
+    waiting = list(arrivals)
+    while waiting:
+        group = prefill_groups(waiting, admission.piece, padding)[0]
+        waiting = [arrival for arrival in waiting if not any(arrival is other for other in group)]
+        yield group
 
 
 def prefill_groups(

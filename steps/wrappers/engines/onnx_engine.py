@@ -3,11 +3,13 @@
 GenAI's own engine batches continuously on a GPU only: on a CPU it starts a batch when the last one has finished. Here
 row r of the key-value cache [layers, 2, rows, heads, capacity, head size] belongs to sequence r, from column 0 on, and
 the attention mask [rows, width] marks the length of each row. The graph reads and writes the cache in place. New rows
-are prefilled together, padded on the right. The last row replaces a finished one, so the rows in use stay adjacent.
+are prefilled together, padded on the right; those that need several passes, in a cache of their own until the last one.
+The last row replaces a finished one, so the rows in use stay adjacent.
 """
 
 import json
 import os
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,13 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import numpy as np
 import onnxruntime
 
-from .batching import PADDING, Arrival, choose_tokens, look_up, prefill_groups
+from .admission import Admission, Pass, Passes
+from .batching import PADDING, Arrival, choose_tokens, groups_in_turn, look_up
+from .lazy_array import lazy_array
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sampling import FloatArray
 from .sequence import Sequence
+from .speculation import Speculation, accepted_tokens
 from .threads import thread_limit
 
 # Tokens of one prefill, padding included. Unless its head is pruned, the graph returns logits for each: 4 bytes x
@@ -65,7 +70,9 @@ class OnnxEngine:
         self._float = FLOATS[inputs[self._inputs["past_key_names"] % 0].type]
         bytes_per_token = 2 * self._layers * int(np.prod(self._row_shape)) * np.dtype(self._float).itemsize
         self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, bytes_per_token)
-        self.reset()
+        self.admission = Admission(self._enter, PREFILL_TOKENS)
+        self._speculation = Speculation()
+        self._empty()
 
     @property
     def prefixes(self) -> PrefixCache[State]:
@@ -73,26 +80,18 @@ class OnnxEngine:
         return self._prefixes
 
     def reset(self) -> None:
-        """Start with an empty batch."""
-        self._rows: list[Sequence] = []
-        self._cache = self._empty_cache(0, 0)
+        """Forget every sequence."""
+        self.admission.clear()
+        self._empty()
 
     def step(self, arriving: list[Sequence]) -> list[tuple[Sequence, int]]:
-        """Prefill the arriving sequences and join them; without any, decode one token for every row."""
-        if not arriving:
-            return _choose(self._rows, self._decode())
-        # One row more than needed: a beginning is computed there.
-        self._reserve(len(self._rows) + len(arriving) + 1, max(len(sequence.prompt) for sequence in arriving))
-        arrivals = look_up(arriving, self._prefixes, self._extend)
-        # The graph goes on from a beginning in one row only.
-        groups = [[arrival] for arrival in arrivals if arrival.prefix]
-        unknown = [arrival for arrival in arrivals if not arrival.prefix]
-        # With a pruned head, the last column must be the last token of every row.
-        groups += prefill_groups(unknown, PREFILL_TOKENS, 0 if self._is_pruned else PADDING)
-        tokens = []
-        for group in groups:
-            tokens += _choose([arrival.sequence for arrival in group], self._prefill(group))
-        return tokens
+        """Run pieces of the prompts of new sequences, or decode one token for every row."""
+        chosen = self.admission.step(arriving, self._rows)
+        if chosen is not None:
+            return chosen
+        if self._may_speculate():
+            return self._speculation.advance(self._rows[0], self._advance, self._check)
+        return self._advance()
 
     def remove(self, sequences: list[Sequence]) -> None:
         """Drop rows; the last row of the batch replaces each of them."""
@@ -103,67 +102,123 @@ class OnnxEngine:
                     self._rows[row] = last
                     self._cache[:, :, row, :, : last.length] = self._cache[:, :, len(self._rows), :, : last.length]
         if not self._rows:
-            self.reset()
+            self._empty()
 
-    def _prefill(self, group: list[Arrival[State]]) -> FloatArray:
-        """Append new rows and run their prompts; return logits [rows, vocabulary]. A row with a prefix is alone."""
-        start, prompts = len(self._rows), [arrival.sequence.prompt for arrival in group]
-        self._rows += [arrival.sequence for arrival in group]
+    def _empty(self) -> None:
+        """Start with an empty batch."""
+        self._rows: list[Sequence] = []
+        self._cache = self.empty_cache(0, 0)
+
+    def _enter(self, sequences: list[Sequence]) -> Passes[None]:
+        """Run the prompts of new sequences in groups."""
+        arrivals = yield from look_up(sequences, self._prefixes, self._extend)
+        self._reserve(len(self._rows) + len(sequences), max(len(sequence.prompt) for sequence in sequences))
+        for arrival in arrivals:
+            # The graph goes on from a beginning in one row only.
+            if arrival.prefix:
+                yield from self._prefill([arrival])
+        unknown = [arrival for arrival in arrivals if not arrival.prefix]
+        # With a pruned head, the last column must be the last token of every row.
+        for group in groups_in_turn(unknown, self.admission, 0 if self._is_pruned else PADDING):
+            yield from self._prefill(group)
+
+    def _prefill(self, group: list[Arrival[State]]) -> Passes[None]:
+        """Run the prompts of new rows, choose their first tokens and join them. A row with a prefix is alone."""
+        sequences, prompts = [arrival.sequence for arrival in group], [arrival.sequence.prompt for arrival in group]
         lengths = np.array([len(prompt) for prompt in prompts])
         ids = np.zeros((len(group), lengths.max()), dtype=np.int64)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = prompt
-        first = group[0].sequence
-        first.reused = self._load(group[0].prefix, start)
-        return self._run(ids, lengths, first.reused, start, first)
+        if len(group) * max(arrival.missing for arrival in group) <= self.admission.piece:
+            # One pass, so nothing happens to the batch in between.
+            self._reserve(len(self._rows) + len(group), lengths.max())
+            cache = self._cache[:, :, len(self._rows) : len(self._rows) + len(group)]
+        else:
+            cache = self.empty_cache(len(group), lengths.max())
+        first = sequences[0]
+        first.reused = _load(group[0].prefix, cache)
+        logits, tokens = yield from self._run(ids, lengths, first.reused, cache, first)
+        chosen = _choose(sequences, logits)
+        self._join(sequences, cache)
+        # Those that were cancelled in the meantime, and are removed already.
+        self.remove([sequence for sequence in sequences if sequence.is_over])
+        yield Pass(tokens, tuple(chosen))
 
     def _run(
-        self, ids: IntArray, lengths: IntArray, first: int, start: int, scored: Sequence | None = None
-    ) -> FloatArray:
-        """Run prompts [rows, width] from column `first` on, in pieces; return their last logits [rows, vocabulary]."""
+        self, ids: IntArray, lengths: IntArray, first: int, cache: FloatArray, scored: Sequence | None = None
+    ) -> Passes[tuple[FloatArray, int]]:
+        """Run prompts [rows, width] from column `first` on, in passes.
+
+        The result is their last logits [rows, vocabulary], and the tokens of the last pass.
+        """
         # Only one row can be longer than one piece, begin after column 0, or be scored.
         scored = scored if scored and scored.settings.scores_prompt else None
-        for column, end in self._pieces(first, ids.shape[1], scored):
-            piece = ids[:, column:end]
-            seen = np.minimum(lengths, end)
-            logits = self.forward(piece, seen, column, start)
-            if scored and end >= scored.settings.scored_from:
-                # The last rows of the piece, from the token before the first one that is scored.
-                rows = min(len(logits[0]), end - scored.settings.scored_from + 1)
-                scored.score_prompt(logits[0][-rows:].astype(np.float32))
+        tokens = 0
+        for start, end in self.admission.columns(ids.shape[1] - first, len(ids)):
+            if start:
+                yield Pass(tokens)
+            for column, stop in self._pieces(first + start, first + end, scored):
+                seen = np.minimum(lengths, stop)
+                logits = self.forward(ids[:, column:stop], seen, column, cache)
+                if scored and stop >= scored.settings.scored_from:
+                    # The last rows of the piece, from the token before the first one that is scored.
+                    rows = min(len(logits[0]), stop - scored.settings.scored_from + 1)
+                    scored.score_prompt(logits[0][-rows:].astype(np.float32))
+            tokens = len(ids) * (end - start)
         last: FloatArray = logits[np.arange(len(ids)), 0 if self._is_pruned else seen - column - 1]
-        return last
+        return last, tokens
 
-    def _pieces(self, first: int, width: int, scored: Sequence | None) -> list[tuple[int, int]]:
-        """Return the first column of each piece and the one after its last.
+    def _pieces(self, first: int, end: int, scored: Sequence | None) -> Iterator[tuple[int, int]]:
+        """Return the first column of each piece of a pass, and the one after its last.
 
         With a pruned head, every token before one that is scored has to be the last one of a piece.
         """
-        whole = min(scored.settings.scored_from, width) if scored and self._is_pruned else width
-        starts = [*range(first, whole, PREFILL_TOKENS), *range(max(first, whole), width)]
-        return list(pairwise([*starts, width]))
+        whole = min(max(scored.settings.scored_from, first), end) if scored and self._is_pruned else end
+        return pairwise([*([first] if first < whole else []), *range(whole, end), end])
 
-    def _load(self, prefix: Prefix[State] | None, row: int) -> int:
-        """Copy a beginning into a row of the cache; return its length."""
-        if prefix is None:
-            return 0
-        self._cache[:, :, row, :, : len(prefix.tokens)] = prefix.state
-        return len(prefix.tokens)
+    def _extend(self, known: Prefix[State] | None, tokens: IntArray) -> Passes[Prefix[State]]:
+        """Compute the keys and values of a beginning, after those that are known."""
+        cache = self.empty_cache(1, len(tokens))
+        _, computed = yield from self._run(tokens[None], np.array([len(tokens)]), _load(known, cache), cache)
+        yield Pass(computed)
+        return Prefix(tokens, cache[:, :, 0])
 
-    def _extend(self, known: Prefix[State] | None, tokens: IntArray) -> Prefix[State]:
-        """Compute the keys and values of a beginning, after those that are known, in the row after the last one."""
-        row = len(self._rows)
-        self._run(tokens[None], np.array([len(tokens)]), self._load(known, row), row)
-        return Prefix(tokens, self._cache[:, :, row, :, : len(tokens)].copy())
+    def _join(self, sequences: list[Sequence], cache: FloatArray) -> None:
+        """Append rows to the batch; their cache is a part of the batch's, or is copied there."""
+        start = len(self._rows)
+        if not np.may_share_memory(cache, self._cache):
+            self._reserve(start + len(sequences), cache.shape[4])
+            for row, sequence in enumerate(sequences):
+                length = len(sequence.prompt)
+                self._cache[:, :, start + row, :, :length] = cache[:, :, row, :, :length]
+        self._rows += sequences
 
-    def _decode(self) -> FloatArray:
-        """Run the last token of every row; return logits [rows, vocabulary]."""
+    def _may_speculate(self) -> bool:
+        """Return True if one awaited row runs, and the graph says exactly what follows each token of a draft.
+
+        A pruned head says it of the last token only.
+        """
+        is_exact = self._float == np.float32 and not self._is_pruned
+        return is_exact and not self.admission.is_busy and len(self._rows) == 1 and self._rows[0].is_awaited
+
+    def _advance(self) -> list[tuple[Sequence, int]]:
+        """Decode the next token of every row."""
         lengths = np.array([sequence.length for sequence in self._rows])
         self._reserve(len(self._rows), lengths.max())
         ids = np.array([[sequence.tokens[-1]] for sequence in self._rows], dtype=np.int64)
-        return self.forward(ids, lengths, lengths[:, None] - 1, 0)[:, 0]
+        return _choose(self._rows, self.forward(ids, lengths, lengths[:, None] - 1, self._cache)[:, 0])
 
-    def forward(self, ids: IntArray, lengths: IntArray, offset: IntArray | int, start: int) -> FloatArray:
+    def _check(self, draft: list[int]) -> list[int]:
+        """Return the next tokens of the only row: those of a draft that are right, and one more."""
+        (sequence,) = self._rows
+        length = sequence.length + len(draft)
+        self._reserve(1, length)
+        ids = np.array([[sequence.tokens[-1], *draft]], dtype=np.int64)
+        logits = self.forward(ids, np.array([length]), sequence.length - 1, self._cache)
+        # The next pass writes over what the wrong ones left in the cache.
+        return accepted_tokens(draft, logits[0].argmax(axis=-1).tolist())
+
+    def forward(self, ids: IntArray, lengths: IntArray, offset: IntArray | int, cache: FloatArray) -> FloatArray:
         """Run tokens through the graph and return their logits [rows, width, vocabulary].
 
         If the graph's head is pruned, the logits are those of the last token: [rows, 1, vocabulary].
@@ -172,7 +227,7 @@ class OnnxEngine:
             ids: Tokens [rows, width].
             lengths: The length of each row [rows] after these tokens.
             offset: The position of the first column: one for all rows, or [rows, 1].
-            start: The first row of the batch that the tokens belong to; the others follow it.
+            cache: Keys and values [layers, 2, rows or more, heads, capacity, head size], read and written in place.
         """
         rows, width = ids.shape
         logits = np.empty((rows, 1 if self._is_pruned else width, self._vocabulary), dtype=self._float)
@@ -186,7 +241,7 @@ class OnnxEngine:
             binding.bind_cpu_input(self._inputs["position_ids"], np.ascontiguousarray(positions, dtype=np.int64))
         for layer in range(self._layers):
             for kind, name in enumerate(("key", "value")):
-                memory = self._cache[layer, kind, start : start + rows]
+                memory = cache[layer, kind, :rows]
                 place = "cpu", 0, self._float, memory.shape, memory.ctypes.data
                 binding.bind_input(self._inputs[f"past_{name}_names"] % layer, *place)
                 binding.bind_output(self._outputs[f"present_{name}_names"] % layer, *place)
@@ -195,7 +250,7 @@ class OnnxEngine:
         return logits
 
     def _reserve(self, rows: int, length: int) -> None:
-        """Make room for `rows` rows of `length` tokens. When the capacity grows, it at least doubles."""
+        """Make room for `rows` rows of `length` tokens. What grows at least doubles."""
         old_rows, old_capacity = self._cache.shape[2], self._cache.shape[4]
         if rows <= old_rows and length <= old_capacity:
             return
@@ -203,13 +258,27 @@ class OnnxEngine:
         if length > old_capacity:
             rounded = -(-max(length + CAPACITY_STEP, 2 * old_capacity) // CAPACITY_STEP) * CAPACITY_STEP
             capacity = min(rounded, self._context_length)
-        used, cache = len(self._rows), self._empty_cache(max(rows, old_rows), capacity)
-        cache[:, :, :used, :, :old_capacity] = self._cache[:, :, :used]
+        if rows > old_rows:
+            rows = max(rows, min(2 * old_rows, self.max_batch_size))
+        cache = self.empty_cache(max(rows, old_rows), capacity)
+        for row, sequence in enumerate(self._rows):
+            # The last token of a sequence may have no place yet: it is computed next.
+            length = min(sequence.length, old_capacity)
+            cache[:, :, row, :, :length] = self._cache[:, :, row, :, :length]
         self._cache = cache
 
-    def _empty_cache(self, rows: int, capacity: int) -> FloatArray:
+    def empty_cache(self, rows: int, capacity: int) -> FloatArray:
+        """Return a cache for rows of at most `capacity` tokens."""
         heads, size = self._row_shape
-        return np.empty((self._layers, 2, rows, heads, capacity, size), dtype=self._float)
+        return lazy_array((self._layers, 2, rows, heads, capacity, size), np.dtype(self._float))
+
+
+def _load(prefix: Prefix[State] | None, cache: FloatArray) -> int:
+    """Copy a beginning into the first row of a cache; return its length."""
+    if prefix is None:
+        return 0
+    cache[:, :, 0, :, : len(prefix.tokens)] = prefix.state
+    return len(prefix.tokens)
 
 
 def _session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from .admission import Pass, Passes
+
 # Shorter beginnings gain nothing, and chance makes many of them.
 BLOCK = 16
 # Prompts that new ones are compared with.
@@ -29,6 +31,9 @@ class Prefix(Generic[State]):
     state: State
 
 
+Extend = Callable[[Prefix[State] | None, IntArray], Passes[Prefix[State]]]
+
+
 class PrefixCache(Generic[State]):
     """The beginnings of prompts and their states."""
 
@@ -37,15 +42,14 @@ class PrefixCache(Generic[State]):
         self._max_tokens = max_bytes // bytes_per_token
         self._entries: OrderedDict[bytes, Prefix[State]] = OrderedDict()
         self._remembered: deque[IntArray] = deque(maxlen=REMEMBERED)
+        self._is_extending = False
 
     @property
     def kept_tokens(self) -> int:
         """Return the number of tokens in all entries."""
         return sum(len(entry.tokens) for entry in self._entries.values())
 
-    def lookup(
-        self, prompts: Iterable[list[int]], extend: Callable[[Prefix[State] | None, IntArray], Prefix[State]]
-    ) -> list[Prefix[State] | None]:
+    def lookup(self, prompts: Iterable[list[int]], extend: Extend[State]) -> Passes[list[Prefix[State] | None]]:
         """Return the longest known beginning of each prompt, or None. Each leaves at least one token of its prompt.
 
         Args:
@@ -56,25 +60,34 @@ class PrefixCache(Generic[State]):
         if self._max_tokens < BLOCK:
             return [None] * len(arrays)
         known = [*self._remembered, *arrays]
+        self._remembered.extend(arrays)
         # The long ones first: what the short ones share may be a part of that.
         for array in sorted(arrays, key=len, reverse=True):
             shared = max((_shared(array, other) for other in known if other is not array), default=0)
-            self._keep(array, min(shared, len(array) - 1) // BLOCK * BLOCK, extend)
-        self._remembered.extend(arrays)
+            yield from self._keep(array, min(shared, len(array) - 1) // BLOCK * BLOCK, extend)
         return [self._longest(array) for array in arrays]
 
-    def _keep(
-        self, prompt: IntArray, length: int, extend: Callable[[Prefix[State] | None, IntArray], Prefix[State]]
-    ) -> None:
+    def _keep(self, prompt: IntArray, length: int, extend: Extend[State]) -> Passes[None]:
         """Compute and keep the first `length` tokens of a prompt, unless a longer beginning is known."""
-        entry = self._longest(prompt)
         length = min(length, self._max_tokens // BLOCK * BLOCK)
-        if length == 0 or (entry and len(entry.tokens) >= length):
+        while self._is_missing(prompt, length) and self._is_extending:
+            yield Pass(0)  # what is being computed for prompts that arrived before may be this one's beginning too
+        if not self._is_missing(prompt, length):
             return
         # Before it is computed, so that there is room for it.
+        entry = self._longest(prompt)
         while self.kept_tokens + length > self._max_tokens:
             self._entries.popitem(last=False)
-        self._entries[prompt[:length].tobytes()] = extend(entry, prompt[:length])
+        self._is_extending = True
+        try:
+            self._entries[prompt[:length].tobytes()] = yield from extend(entry, prompt[:length])
+        finally:
+            self._is_extending = False
+
+    def _is_missing(self, prompt: IntArray, length: int) -> bool:
+        """Return True unless the first `length` tokens of a prompt are known."""
+        entry = self._longest(prompt)
+        return length > 0 and (entry is None or len(entry.tokens) < length)
 
     def _longest(self, prompt: IntArray) -> Prefix[State] | None:
         """Return the longest entry that a prompt begins with and goes on after, and mark it as used."""

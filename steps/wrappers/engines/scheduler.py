@@ -142,7 +142,8 @@ class Scheduler:
     def submit(self, sequences: list[Sequence], patient: bool = False) -> None:
         """Queue sequences, short ones first, so that the rows of a batch have similar lengths.
 
-        If the queue is full, wait for room if `patient`, otherwise raise RequestError.
+        If the queue is full, wait for room if `patient`, otherwise raise RequestError. Nobody waits for the single
+        tokens of patient callers.
         """
         with self._changed:
             self._start()
@@ -152,6 +153,8 @@ class Scheduler:
                     raise RequestError("queue_full", f"{waiting}; try again later", REQUEST_LIMIT_EXCEEDED)
                 self._changed.wait(ROOM_SECONDS)
                 self._start()
+            for sequence in sequences:
+                sequence.is_awaited = not patient
             self._waiting.extend(sorted(sequences, key=lambda sequence: sequence.length))
             self._changed.notify_all()
 
@@ -240,7 +243,7 @@ class Scheduler:
         for sequence, token in self._engine.step(arriving):
             _push(sequence, token)
         self._failed = False
-        finished = [sequence for sequence in self._running if sequence.cancelled or sequence.done.is_set()]
+        finished = [sequence for sequence in self._running if sequence.is_over]
         if finished:
             _release(finished)
             self._engine.remove(finished)
@@ -261,6 +264,8 @@ class Scheduler:
 
 
 def _push(sequence: Sequence, token: int) -> None:
+    if sequence.done.is_set():
+        return  # an engine may choose several tokens in one step, and not all of them are wanted
     try:
         sequence.push(token)
     except Exception as error:  # no error of one sequence may stop the others

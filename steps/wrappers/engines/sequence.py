@@ -79,6 +79,8 @@ class Sequence:
     cancelled: bool = False
     scores: list[TokenScore] = field(default_factory=list)
     prompt_scores: list[TokenScore] = field(default_factory=list)
+    # Whether somebody waits for each token, as opposed to a batch job.
+    is_awaited: bool = True
     # How many tokens of the prompt the engine had computed before, for another one.
     reused: int = 0
     # When it was made, and when its first and its last token came.
@@ -97,6 +99,11 @@ class Sequence:
     def length(self) -> int:
         """Return the number of tokens in prompt and completion."""
         return len(self.prompt) + len(self.tokens)
+
+    @property
+    def is_over(self) -> bool:
+        """Return True if no token is wanted any more: it is complete, failed or cancelled."""
+        return self.cancelled or self.done.is_set()
 
     @property
     def greedy(self) -> bool:

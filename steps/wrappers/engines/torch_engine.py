@@ -1,23 +1,29 @@
 """Continuous batching of a causal language model on torch.
 
-The batch is padded on the left: row r of the key-value cache [rows, heads, width, head size] holds its sequence in
-its last columns, and the mask [rows, width] marks which. New rows of similar length are prefilled together and joined
-to the batch. Finished rows are dropped, with the columns that only they used.
+New rows of similar length are prefilled together and joined to a batch, which is padded on the left. Finished rows are
+dropped, with the columns that only they used. Rows much longer than the others are a batch of their own: a second pass
+over the weights costs less than attention to that much padding.
 """
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM, Cache
 
 from . import UnusableDevice
-from .batching import Arrival, choose_tokens, look_up, prefill_groups
-from .growing_cache import GrowingLayer, growing_cache
+from .admission import Admission, Pass, Passes
+from .batching import Arrival, choose_tokens, groups_in_turn, look_up
+from .growing_cache import growing_cache
 from .int8_model import load_int8_model
 from .packed_linear import pack
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sequence import Sequence
+from .speculation import Speculation, accepted_tokens
 from .threads import thread_limit
+from .torch_batch import State, TorchBatch, cache_of, layers
 from .torch_precision import compute_dtype
 
 if TYPE_CHECKING:
@@ -25,9 +31,8 @@ if TYPE_CHECKING:
 
 # Tokens of one prefill, padding included. More of them take memory and gain nothing on a CPU.
 PREFILL_TOKENS = 2048
-
-# Keys and values [heads, length, head size] of every layer.
-State = list[tuple[torch.Tensor, torch.Tensor]]
+# A pass over the weights of a small model takes as long as reading so many bytes.
+SHORTEST_PASS = 2**26
 
 
 class TorchEngine:
@@ -55,8 +60,14 @@ class TorchEngine:
         self._model.eval().to(self._device)  # type: ignore[no-untyped-call]
         if self._model.dtype == torch.float32 and self._device.type == "cpu":
             pack(self._model)
-        self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, self._bytes_per_token())
-        self.reset()
+        self._is_exact = precision != "int8" and self._model.dtype == torch.float32
+        self._bytes_per_token = _bytes_per_token(self._model)
+        weights = sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
+        self._most_padding = max(weights, SHORTEST_PASS) // self._bytes_per_token
+        self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, self._bytes_per_token)
+        self.admission = Admission(self._enter, PREFILL_TOKENS)
+        self._speculation = Speculation()
+        self._batches: list[TorchBatch] = []
 
     @property
     def model(self) -> "PreTrainedModel":
@@ -69,87 +80,136 @@ class TorchEngine:
         return self._prefixes
 
     def reset(self) -> None:
-        """Start with an empty batch."""
-        self._rows: list[Sequence] = []
-        self._cache = growing_cache()
-        self._mask = torch.empty(0)
+        """Forget every sequence."""
+        self.admission.clear()
+        self._batches = []
 
     @torch.inference_mode()
     def step(self, arriving: list[Sequence]) -> list[tuple[Sequence, int]]:
-        """Prefill the arriving sequences and join them; without any, decode one token for every row."""
-        if not arriving:
-            return _choose(self._rows, self._decode())
-        tokens = []
-        for group in prefill_groups(look_up(arriving, self._prefixes, self._extend), PREFILL_TOKENS):
-            logits, cache, mask = self._prefill(group)
-            sequences = [arrival.sequence for arrival in group]
-            tokens += _choose(sequences, logits)
-            self._join(sequences, cache, mask)
-        return tokens
+        """Run pieces of the prompts of new sequences, or decode one token for every row."""
+        rows = [sequence for batch in self._batches for sequence in batch.rows]
+        chosen = self.admission.step(arriving, rows)
+        if chosen is not None:
+            return chosen
+        if self._may_speculate(rows):
+            plain, check = partial(self._advance, self._batches[0]), partial(self._check, self._batches[0])
+            return self._speculation.advance(rows[0], plain, check)
+        return [token for batch in self._batches for token in self._advance(batch)]
 
     @torch.inference_mode()
     def remove(self, sequences: list[Sequence]) -> None:
         """Drop rows, and the columns that no remaining row uses."""
-        keep = [row for row, sequence in enumerate(self._rows) if sequence not in sequences]
-        if not keep:
-            self.reset()
-        elif len(keep) < len(self._rows):
-            self._rows = [self._rows[row] for row in keep]
-            index = torch.tensor(keep, device=self._device)
-            mask = self._mask[index]
-            first = int(mask.any(dim=0).int().argmax())
-            self._mask = mask[:, first:].contiguous()
-            for layer in _layers(self._cache):
-                layer.keys = layer.keys[index, :, first:].contiguous()
-                layer.values = layer.values[index, :, first:].contiguous()
+        batches, self._batches = self._batches, []
+        for batch in batches:
+            if any(sequence not in sequences for sequence in batch.rows):
+                batch.drop(sequences)
+                self._join(batch)
 
-    def _prefill(self, group: list[Arrival[State]]) -> tuple[torch.Tensor, Cache, torch.Tensor]:
-        """Run the prompts; return logits [rows, vocabulary], their cache and their mask [rows, width].
+    def _enter(self, sequences: list[Sequence]) -> Passes[None]:
+        """Run the prompts of new sequences in groups."""
+        arrivals = yield from look_up(sequences, self._prefixes, self._extend)
+        for group in groups_in_turn(arrivals, self.admission):
+            yield from self._prefill(group)
+
+    def _prefill(self, group: list[Arrival[State]]) -> Passes[None]:
+        """Run the prompts of a group, choose their first tokens and join them to a batch.
 
         Every row runs as many tokens as the one that misses most, so some compute the end of their beginning again.
         """
-        prompts = [arrival.sequence.prompt for arrival in group]
+        sequences, prompts = [arrival.sequence for arrival in group], [arrival.sequence.prompt for arrival in group]
         missing = max(arrival.missing for arrival in group)
         reused = [max(0, len(prompt) - missing) for prompt in prompts]
-        for arrival, length in zip(group, reused, strict=True):
-            arrival.sequence.reused = length
-        width = max(reused) + missing
+        for sequence, length in zip(sequences, reused, strict=True):
+            sequence.reused = length
+        first, width = max(reused), max(reused) + missing
         ids = torch.tensor(
             [[0] * (missing - len(prompt)) + prompt[-missing:] for prompt in prompts], device=self._device
         )
         paddings = torch.tensor([width - len(prompt) for prompt in prompts], device=self._device)
         mask = torch.arange(width, device=self._device) >= paddings[:, None]
-        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -missing:]
         states = [arrival.prefix.state if arrival.prefix else None for arrival in group]
-        cache = _cache_of(states, reused) if max(reused) else growing_cache()
-        first = group[0].sequence
-        scored = missing - first.settings.scored_from + 1 if first.settings.scores_prompt else 1
-        logits = self._forward(ids, mask, positions, cache, scored)
-        if first.settings.scores_prompt:
-            first.score_prompt(logits[0].cpu().numpy())
-        return logits[:, -1], cache, mask
+        cache = cache_of(states, reused, width) if first else growing_cache(width)
+        logits, tokens = yield from self._run(ids, mask, cache, sequences[0])
+        chosen = _choose(sequences, logits)
+        self._join(TorchBatch(sequences, cache, mask))
+        # Those that were cancelled in the meantime, and are removed already.
+        self.remove([sequence for sequence in sequences if sequence.is_over])
+        yield Pass(tokens, tuple(chosen))
 
-    def _extend(self, known: Prefix[State] | None, tokens: IntArray) -> Prefix[State]:
+    def _extend(self, known: Prefix[State] | None, tokens: IntArray) -> Passes[Prefix[State]]:
         """Compute the keys and values of a beginning, after those that are known."""
         start = len(known.tokens) if known else 0
-        cache = _cache_of([known.state], [start]) if known else growing_cache()
+        cache = cache_of([known.state], [start], len(tokens)) if known else growing_cache(len(tokens))
         ids = torch.tensor(tokens[start:], device=self._device)[None]
-        positions = torch.arange(start, len(tokens), device=self._device)[None]
         mask = torch.ones(1, len(tokens), dtype=torch.bool, device=self._device)
-        self._forward(ids, mask, positions, cache, 1)
-        return Prefix(tokens, [(layer.keys[0].clone(), layer.values[0].clone()) for layer in _layers(cache)])
+        _, computed = yield from self._run(ids, mask, cache)
+        yield Pass(computed)
+        return Prefix(tokens, [(layer.keys[0].clone(), layer.values[0].clone()) for layer in layers(cache)])
 
-    def _bytes_per_token(self) -> int:
-        config = self._model.config
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * config.num_hidden_layers * config.num_key_value_heads * size * self._model.dtype.itemsize)
+    def _run(
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache, scored: Sequence | None = None
+    ) -> Passes[tuple[torch.Tensor, int]]:
+        """Run tokens [rows, width] in passes; the result is their last logits and the tokens of the last pass.
 
-    def _decode(self) -> torch.Tensor:
-        """Run the last token of every row; return logits [rows, vocabulary]."""
-        ids = torch.tensor([[sequence.tokens[-1]] for sequence in self._rows], device=self._device)
-        positions = torch.tensor([[sequence.length - 1] for sequence in self._rows], device=self._device)
-        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=True)
-        return self._forward(ids, self._mask, positions, self._cache, 1)[:, -1]
+        Args:
+            ids: The tokens of the last columns of the mask.
+            mask: Which columns hold tokens, those that the cache holds included.
+            cache: Keys and values of the columns before.
+            scored: The sequence of the first row, if its prompt may be scored.
+        """
+        (rows, width), tokens = ids.shape, 0
+        first = mask.shape[1] - width
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        is_scored = scored is not None and scored.settings.scores_prompt
+        for start, end in self.admission.columns(width, rows):
+            if start:
+                yield Pass(tokens)
+            piece = slice(first + start, first + end)
+            # From the token before the first one that is scored.
+            rows_scored = min(end - start, first + end - scored.settings.scored_from + 1) if scored and is_scored else 0
+            keep = max(1, rows_scored)
+            logits = self._forward(ids[:, start:end], mask[:, : first + end], positions[:, piece], cache, keep)
+            if scored and rows_scored > 0:
+                scored.score_prompt(logits[0].cpu().numpy())
+            tokens = rows * (end - start)
+        return logits[:, -1], tokens
+
+    def _may_speculate(self, rows: list[Sequence]) -> bool:
+        """Return True if one awaited row runs, and its answer does not depend on how many of its tokens a pass has.
+
+        In bf16 and int8 it may, between tokens that are nearly as likely.
+        """
+        return self._is_exact and not self.admission.is_busy and len(rows) == 1 and rows[0].is_awaited
+
+    def _advance(self, batch: TorchBatch) -> list[tuple[Sequence, int]]:
+        """Decode the next token of every row."""
+        return _choose(batch.rows, self._decode(batch)[:, -1])
+
+    def _check(self, batch: TorchBatch, draft: list[int]) -> list[int]:
+        """Return the next tokens of the only row: those of a draft that are right, and one more."""
+        tokens = accepted_tokens(draft, self._decode(batch, draft)[0].argmax(dim=-1).tolist())
+        batch.cut(len(draft) + 1 - len(tokens))
+        return tokens
+
+    def _decode(self, batch: TorchBatch, draft: Iterable[int] = ()) -> torch.Tensor:
+        """Run the last token of every row, and a draft of what follows it in the only row.
+
+        Returns logits [rows, 1 + drafted, vocabulary].
+        """
+        ids = torch.tensor([[sequence.tokens[-1], *draft] for sequence in batch.rows], device=self._device)
+        positions = torch.tensor([[sequence.length - 1] for sequence in batch.rows], device=self._device)
+        width = ids.shape[1]
+        batch.mask = torch.nn.functional.pad(batch.mask, (0, width), value=True)
+        columns = torch.arange(width, device=self._device)
+        return self._forward(ids, batch.mask, positions + columns, batch.cache, width)
+
+    def _join(self, new: TorchBatch) -> None:
+        """Join rows to the batch that they need the least padding with, or make them one of their own."""
+        batch = min(self._batches, key=new.padding_with, default=None)
+        if batch and batch.padding_with(new) <= self._most_padding:
+            batch.join(new)
+        else:
+            self._batches.append(new)
 
     def _forward(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache, keep: int
@@ -165,18 +225,6 @@ class TorchEngine:
         )
         logits: torch.Tensor = output.logits.float()
         return logits
-
-    def _join(self, sequences: list[Sequence], cache: Cache, mask: torch.Tensor) -> None:
-        """Append prefilled rows to the batch, both padded on the left to the same width."""
-        if not self._rows:
-            self._rows, self._cache, self._mask = list(sequences), cache, mask
-            return
-        width = max(self._mask.shape[1], mask.shape[1])
-        self._rows += sequences
-        self._mask = torch.cat([_pad_left(self._mask, width, dim=1), _pad_left(mask, width, dim=1)])
-        for ours, theirs in zip(_layers(self._cache), _layers(cache), strict=True):
-            ours.keys = torch.cat([_pad_left(ours.keys, width, dim=2), _pad_left(theirs.keys, width, dim=2)])
-            ours.values = torch.cat([_pad_left(ours.values, width, dim=2), _pad_left(theirs.values, width, dim=2)])
 
 
 def _usable(device: str) -> torch.device:
@@ -203,33 +251,11 @@ def _load(directory: str, precision: str, device: torch.device) -> "PreTrainedMo
     return model
 
 
-def _cache_of(states: list[State | None], lengths: list[int]) -> Cache:
-    """Return a cache that holds the first tokens of a state in each row, padded on the left to the longest."""
-    cache, width = growing_cache(), max(lengths)
-    example = next(state for state in states if state)
-    for layer, (keys, _) in enumerate(example):
-        heads, _, size = keys.shape
-        memory = keys.new_zeros(2, len(states), heads, width, size)
-        for row, (state, length) in enumerate(zip(states, lengths, strict=True)):
-            if state and length:
-                for kind, values in enumerate(state[layer]):
-                    memory[kind, row, :, width - length :] = values[:, :length]
-        cache.layers.append(GrowingLayer.of(memory[0], memory[1]))
-    return cache
-
-
-def _layers(cache: Cache) -> list[GrowingLayer]:
-    return cast("list[GrowingLayer]", cache.layers)
-
-
-def _pad_left(tensor: torch.Tensor, width: int, dim: int) -> torch.Tensor:
-    """Pad dimension `dim` on the left with zeros (False) to `width`."""
-    missing = width - tensor.shape[dim]
-    if missing == 0:
-        return tensor
-    shape = list(tensor.shape)
-    shape[dim] = missing
-    return torch.cat([tensor.new_zeros(shape), tensor], dim=dim)
+def _bytes_per_token(model: "PreTrainedModel") -> int:
+    """Return the bytes of the keys and values of one token."""
+    config = model.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * config.num_key_value_heads * size * model.dtype.itemsize)
 
 
 def _choose(sequences: list[Sequence], logits: torch.Tensor) -> list[tuple[Sequence, int]]:

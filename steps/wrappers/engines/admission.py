@@ -1,0 +1,115 @@
+"""Prefill prompts in pieces, so that a long one does not stop the tokens of the rows that are running.
+
+A prompt is computed in passes. While tokens of running rows are awaited by a client, passes and the rows' tokens take
+turns, and a pass takes about `PIECE_SECONDS`. Prompts that arrived at different times take turns too, so a short one
+does not wait for a long one. Rows of a batch job are not awaited token by token: there passes are as long as they can
+be, and how they are cut does not depend on the time.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from .sequence import Sequence
+
+# How long the running rows may wait for a pass.
+PIECE_SECONDS = 0.2
+# Tokens of the first pass, and of the shortest: in a burst of clients, shorter ones cost a fifth of the speed.
+FIRST_PIECE, SHORTEST_PIECE = 256, 128
+# How long sequences that arrive together may take to begin together, if no row is awaited.
+BURST_SECONDS = 1.0
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass did: how many tokens it computed, and the first tokens of the sequences that are complete."""
+
+    tokens: int
+    chosen: tuple[tuple[Sequence, int], ...] = ()
+
+
+# Runs one pass after the other, and ends with a result.
+Passes = Generator[Pass, None, Result]
+
+
+class Admission:
+    """The sequences whose prompts are not complete yet."""
+
+    def __init__(self, enter: Callable[[list[Sequence]], Passes[None]], longest: int) -> None:
+        """Take what runs the passes of sequences that arrive together, and the tokens of the longest pass."""
+        self._enter, self.longest = enter, longest
+        self._entering: deque[tuple[list[Sequence], Passes[None]]] = deque()
+        self._piece = min(FIRST_PIECE, longest)
+        self._is_awaited = self._was_last = False
+
+    @property
+    def piece(self) -> int:
+        """Return how many tokens the next pass may compute, padding included."""
+        return min(self._piece, self.longest) if self._is_awaited else self.longest
+
+    @property
+    def is_busy(self) -> bool:
+        """Return True if there are prompts that are not complete."""
+        return bool(self._entering)
+
+    def columns(self, count: int, rows: int) -> Iterator[tuple[int, int]]:
+        """Split columns of as many rows into pieces; yield the first column of each and the one after its last."""
+        start = 0
+        while start < count:
+            end = min(count, start + max(1, self.piece // rows))
+            yield start, end
+            start = end
+
+    def clear(self) -> None:
+        """Forget every sequence."""
+        while self._entering:
+            self._entering.pop()[1].close()
+
+    def step(self, arriving: list[Sequence], rows: list[Sequence]) -> list[tuple[Sequence, int]] | None:
+        """Run some passes, and return the first tokens of new rows; None if it is the running rows' turn."""
+        if arriving:
+            self._entering.append((arriving, self._enter(arriving)))
+        self._is_awaited = any(sequence.is_awaited for sequence in rows)
+        chosen: list[tuple[Sequence, int]] = []
+        computed = 0 if self._is_awaited and self._was_last else self._run(chosen)
+        self._was_last = computed > 0
+        return chosen if computed or not rows else None
+
+    def _run(self, chosen: list[tuple[Sequence, int]]) -> int:
+        """Run passes until the time is over; add to the first tokens and return how many tokens were computed."""
+        started, computed = time.perf_counter(), 0
+        # A pass is not shortened by what ran before it, so none begins after half of the time.
+        limit = PIECE_SECONDS / 2 if self._is_awaited else BURST_SECONDS
+        while self._entering and (not computed or time.perf_counter() - started < limit):
+            done = self._next()
+            computed += done.tokens
+            chosen += done.chosen
+            if done.tokens and not chosen and not self._is_awaited:
+                break  # nobody has begun, so others may arrive
+        return computed
+
+    def _next(self) -> Pass:
+        """Run the next pass of the sequences whose turn it is."""
+        started, (sequences, passes) = time.perf_counter(), self._entering.popleft()
+        if all(sequence.is_over for sequence in sequences):
+            passes.close()
+            return Pass(0)
+        done = next(passes, None)
+        if done is None:
+            return Pass(0)
+        self._entering.append((sequences, passes))
+        if done.tokens:
+            self._fit(done.tokens, time.perf_counter() - started)
+        return done
+
+    def _fit(self, tokens: int, seconds: float) -> None:
+        """Let the next pieces take `PIECE_SECONDS`, by the time that the last one took."""
+        fitting = tokens * PIECE_SECONDS / seconds
+        # A short pass takes longer for each of its tokens, so if it was in time it says only whether more of them fit.
+        if seconds > PIECE_SECONDS or tokens >= self._piece or fitting > self._piece:
+            # Powers of two, so that the sizes change seldom.
+            self._piece = max(SHORTEST_PIECE, 1 << (int(fitting) | 1).bit_length() - 1)
