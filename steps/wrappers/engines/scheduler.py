@@ -5,22 +5,19 @@ removes those that are finished or cancelled, so the batch stays full. The queue
 refused at once (HTTP 429) instead of waiting without end. A caller in this process waits for room.
 """
 
-import atexit
 import contextlib
 import ctypes
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from threading import Condition, Thread
 from typing import Protocol
-from weakref import WeakSet
 
 from mlflow.protos.databricks_pb2 import CANCELLED, REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE
 
 from ..contract.errors import RequestError, engine_failed
+from .lifetime import look_after, stop_at_exit
 from .sequence import Sequence
 
 MAX_WAITING = 2048
@@ -59,7 +56,7 @@ class Scheduler:
         self._failed = False
         self._stopped = False
         self._last_failed: Sequence | None = None
-        _SCHEDULERS.add(self)
+        look_after(self)
         # Called with every sequence that leaves the batch, in the engine's thread.
         self.on_finished: Callable[[Sequence], None] = lambda _: None
 
@@ -166,8 +163,7 @@ class Scheduler:
         if self._thread is None or not self._thread.is_alive():
             self._thread = Thread(target=self._work, name="phi3-engine", daemon=True)
             self._thread.start()
-            _STARTED.add(self)
-            _stop_at_exit()
+            stop_at_exit()
 
     def cancel(self, sequences: list[Sequence]) -> None:
         """Release the slots of sequences that nobody waits for, at the next token."""
@@ -277,29 +273,3 @@ def _release(sequences: list[Sequence]) -> None:
     for sequence in sequences:
         if not sequence.done.is_set():
             sequence.fail(RequestError("cancelled", "the reply was cancelled, because its client left", CANCELLED))
-
-
-_SCHEDULERS: "WeakSet[Scheduler]" = WeakSet()
-
-
-def _begin_anew() -> None:
-    for scheduler in list(_SCHEDULERS):
-        scheduler.begin_anew()
-
-
-os.register_at_fork(after_in_child=_begin_anew)
-
-# Schedulers whose thread was started. Python ends daemon threads wherever they are at its exit: in the middle of the
-# engine's own code that aborts the whole process.
-_STARTED: "WeakSet[Scheduler]" = WeakSet()
-
-
-@cache
-def _stop_at_exit() -> None:
-    """Register once that the threads are stopped at exit: after the libraries of the engine, so that it runs first."""
-    atexit.register(_stop_all)
-
-
-def _stop_all() -> None:
-    for scheduler in list(_STARTED):
-        scheduler.stop()
