@@ -39,6 +39,8 @@ class _Letters:
 class _Engine:
     """An engine that generates "a" for every sequence, and raises in the places that `failing` names."""
 
+    cache_tokens = None
+
     def __init__(self, *failing):
         self.rows, self.failing = [], set(failing)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from steps.wrappers.engines import onnx_engine, threads, torch_engine
+from steps.wrappers.engines import container, onnx_engine, threads, torch_engine
 from steps.wrappers.engines.torch_engine import TorchEngine
 
 V2, V1 = {"cpu.max": "150000 100000\n"}, {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}
@@ -38,8 +38,8 @@ def test_the_limit_is_the_users_or_the_containers(monkeypatch, tmp_path, asked, 
         (tmp_path / name).write_text(content)
     (tmp_path / "own").write_text("1:cpu:/elsewhere\n0::/pod/box\n")
     monkeypatch.setattr(threads, "_cores", lambda: 8)
-    monkeypatch.setattr(threads, "GROUPS", tmp_path)
-    monkeypatch.setattr(threads, "OWN_GROUP", tmp_path / "own")
+    monkeypatch.setattr(container, "GROUPS", tmp_path)
+    monkeypatch.setattr(container, "OWN_GROUP", tmp_path / "own")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)

@@ -26,6 +26,8 @@ class GenaiEngine:
     def __init__(self, directory: str, max_batch_size: int, execution_provider: str) -> None:
         """Load the model in a folder of ONNX Runtime GenAI's layout."""
         self.max_batch_size = max_batch_size
+        # GenAI takes the memory of its cache itself.
+        self.cache_tokens: int | None = None
         config = og.Config(directory)
         config.overlay(json.dumps({"engine": {"static_batching": {"max_batch_size": max_batch_size}}}))
         if execution_provider != "cpu":

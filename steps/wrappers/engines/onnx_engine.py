@@ -23,6 +23,7 @@ import onnxruntime
 from .admission import Admission, Pass, Passes
 from .batching import PADDING, Arrival, choose_tokens, groups_in_turn, look_up
 from .lazy_array import lazy_array
+from .memory import cache_tokens
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sampling import FloatArray
 from .sequence import Sequence
@@ -69,6 +70,7 @@ class OnnxEngine:
         self._is_pruned = logits.shape[1] == 1
         self._float = FLOATS[inputs[self._inputs["past_key_names"] % 0].type]
         bytes_per_token = 2 * self._layers * int(np.prod(self._row_shape)) * np.dtype(self._float).itemsize
+        self.cache_tokens = cache_tokens(bytes_per_token)
         self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, bytes_per_token)
         self.admission = Admission(self._enter, PREFILL_TOKENS)
         self._speculation = Speculation()

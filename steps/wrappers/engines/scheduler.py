@@ -33,6 +33,8 @@ class Engine(Protocol):
     """What a scheduler needs from an engine. Only the scheduler's thread calls it."""
 
     max_batch_size: int
+    # How many tokens a batch may have, each row counted as long as the longest can get; None for any number.
+    cache_tokens: int | None
 
     def step(self, arriving: list[Sequence]) -> list[tuple[Sequence, int]]:
         """Admit the arriving sequences, advance the batch and return the new tokens."""
@@ -226,9 +228,16 @@ class Scheduler:
         _release([sequence for sequence in self._waiting if sequence.cancelled])
         self._waiting = deque(sequence for sequence in self._waiting if not sequence.cancelled)
         slots = self._engine.max_batch_size - len(self._running)
-        admitted = [self._waiting.popleft() for _ in range(min(slots, len(self._waiting)))]
+        admitted: list[Sequence] = []
+        while self._waiting and len(admitted) < slots and self._has_room(admitted):
+            admitted.append(self._waiting.popleft())
         self._changed.notify_all()
         return admitted
+
+    def _has_room(self, admitted: list[Sequence]) -> bool:
+        """Return True if the cache has memory for the next sequence beside the others. Alone, it is always tried."""
+        rows, limit = [*self._running, *admitted, self._waiting[0]], self._engine.cache_tokens
+        return limit is None or len(rows) == 1 or len(rows) * max(row.longest for row in rows) <= limit
 
     def _advance(self, arriving: list[Sequence]) -> None:
         """Run one step of the engine, then remove the sequences that are finished or cancelled."""

@@ -101,6 +101,11 @@ class Sequence:
         return len(self.prompt) + len(self.tokens)
 
     @property
+    def longest(self) -> int:
+        """Return the number of tokens that prompt and completion can have at most."""
+        return len(self.prompt) + self.settings.max_tokens
+
+    @property
     def is_over(self) -> bool:
         """Return True if no token is wanted any more: it is complete, failed or cancelled."""
         return self.cancelled or self.done.is_set()

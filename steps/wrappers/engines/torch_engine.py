@@ -18,6 +18,7 @@ from .admission import Admission, Pass, Passes
 from .batching import Arrival, choose_tokens, groups_in_turn, look_up
 from .growing_cache import growing_cache
 from .int8_model import load_int8_model
+from .memory import cache_tokens
 from .packed_linear import pack
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sequence import Sequence
@@ -60,6 +61,8 @@ class TorchEngine:
         self._model.eval().to(self._device)  # type: ignore[no-untyped-call]
         if self._model.dtype == torch.float32 and self._device.type == "cpu":
             pack(self._model)
+        on_gpu = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
+        self.cache_tokens = cache_tokens(_bytes_per_token(self._model), on_gpu)
         self._is_exact = precision != "int8" and self._model.dtype == torch.float32
         self._bytes_per_token = _bytes_per_token(self._model)
         weights = sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))

@@ -31,13 +31,14 @@ class Metrics:
         self._token = Histogram(
             "phi3_time_per_token_seconds", "Between two tokens, by completion", registry=registry, buckets=SECONDS
         )
-        capacity = scheduler.engine.max_batch_size * context_length
+        full = scheduler.engine.max_batch_size * context_length
+        capacity = min(full, scheduler.engine.cache_tokens or full)
         gauges = {
             "phi3_queue_length": ("Completions that wait for a place in the batch", lambda: scheduler.waiting),
             "phi3_batch_size": ("Completions in the batch", lambda: scheduler.running),
             "phi3_cache_tokens": ("Tokens in the key-value cache", lambda: scheduler.cached_tokens),
             "phi3_cache_use_ratio": (
-                "Tokens in the key-value cache, of those that a full batch could have",
+                "Tokens in the key-value cache, of those that it may have",
                 lambda: scheduler.cached_tokens / capacity,
             ),
         }
