@@ -41,6 +41,8 @@ class Answer:
 
     Attributes:
         finish_reason: stop, or length if max_tokens cut the answer; None if the interface does not say.
+        prompt_tokens: How many tokens the prompt has; None if the interface does not say.
+        reused_tokens: How many of them the engine had computed before, for another row.
         unasked: Whether the row was not asked, because the variant was stopped early.
     """
 
@@ -49,6 +51,8 @@ class Answer:
     skipped: str | None = None
     latency_ms: float | None = None
     finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    reused_tokens: int | None = None
     unasked: bool = False
 
     @property
@@ -236,7 +240,13 @@ def _to_answer(reply: Reply) -> Answer:
     if not isinstance(text, str):
         return Answer(error=f"the answer must be text, got {type(text).__name__}")
     reason = reply.finish_reasons[0] if reply.finish_reasons else None
-    return Answer(_writable(text), latency_ms=1000 * (reply.seconds or 0), finish_reason=reason)
+    return Answer(
+        _writable(text),
+        latency_ms=1000 * (reply.seconds or 0),
+        finish_reason=reason,
+        prompt_tokens=reply.prompt_tokens,
+        reused_tokens=reply.reused_tokens,
+    )
 
 
 def _writable(text: str) -> str:

@@ -83,6 +83,9 @@ def _answer_counts(card: Scorecard, findings: Findings) -> dict[str, float]:
     }
     if any(answer.finish_reason for answer in first):
         counts[names.TRUNCATED.key] = sum(answer.finish_reason == "length" for answer in first)
+    if known := [answer for answer in first if answer.reused_tokens is not None]:
+        counts[names.PROMPT_TOKENS] = sum(answer.prompt_tokens or 0 for answer in known)
+        counts[names.REUSED_TOKENS] = sum(answer.reused_tokens or 0 for answer in known)
     return counts
 
 

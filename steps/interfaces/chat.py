@@ -68,6 +68,8 @@ def _reply(content: Any) -> Reply:
         [choice.get("finish_reason") for choice in choices],
         completion_tokens,
         is_object,
+        usage.get("prompt_tokens"),
+        (usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
     )
 
 

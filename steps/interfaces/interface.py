@@ -36,6 +36,8 @@ class Reply:
         finish_reasons: Why each choice ended; empty if the interface does not say.
         completion_tokens: How many tokens were generated, end tokens included; None if unknown.
         is_object: False if the reply to one request was wrapped in a list.
+        prompt_tokens: How many tokens the prompt has; None if unknown.
+        reused_tokens: How many of them the engine had computed before, for another prompt; None if unknown.
         seconds: The reply's share of the time that its call took; None if it was not timed.
     """
 
@@ -43,6 +45,8 @@ class Reply:
     finish_reasons: list[str] = field(default_factory=list)
     completion_tokens: int | None = None
     is_object: bool = True
+    prompt_tokens: int | None = None
+    reused_tokens: int | None = None
     seconds: float | None = None
 
 

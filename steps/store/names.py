@@ -98,6 +98,8 @@ CONTRACT_RATE = Metric("contract/rate", "contract", digits=2, more_is_better=Tru
 ERRORS = Metric("answers/errors", "errors")
 TRUNCATED = Metric("answers/truncated", "truncated")
 SKIPPED = Metric("answers/skipped", "skipped")
+# Tokens of all prompts of a prompt set, and those that the engine had computed before, for another row.
+PROMPT_TOKENS, REUSED_TOKENS = "answers/prompt_tokens", "answers/reused_prompt_tokens"
 # What a variant costs, in the order of the tables.
 COSTS = (
     CONTRACT_PASSED,

@@ -38,6 +38,14 @@ def test_every_metric_has_its_interval_and_belongs_to_its_prompt_set(store, eval
     assert "already" in evaluate(words).stdout
 
 
+def test_the_beginning_that_rows_share_is_computed_once_and_counted(store, evaluate, write):
+    beginning = "Spain and France are countries, and each has a capital. " * 5
+    words, sha256 = write([make_row(name, beginning + name) for name in ("Spain?", "France?", "Rome?")])
+    assert evaluate(words, f"run_id={store.greedy.run_id}").returncode == 0
+    metrics = scorecard.metrics_of(store.greedy, sha256)
+    assert 0.4 < metrics["answers/reused_prompt_tokens"] / metrics["answers/prompt_tokens"] < 1
+
+
 def test_a_sampled_variant_is_asked_several_times(store, evaluate, write):
     words, sha256 = write([make_row(str(number), f"Tell me something of {number}.") for number in range(8)])
     assert evaluate(words, "evaluate.repeats=3").returncode == 0

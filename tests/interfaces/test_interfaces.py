@@ -42,15 +42,25 @@ def _completion(*texts, reasons=("stop",), **fields):
 
 USAGE = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
 REPLIES = {
-    "chat": ("chat", _completion("a", usage=USAGE), Reply(["a"], ["stop"], 3)),
-    "chat in a list": ("chat", [_completion("a", usage=USAGE)], Reply(["a"], ["stop"], 3, is_object=False)),
+    "chat": ("chat", _completion("a", usage=USAGE), Reply(["a"], ["stop"], 3, True, 2)),
+    "chat in a list": ("chat", [_completion("a", usage=USAGE)], Reply(["a"], ["stop"], 3, False, 2)),
+    "chat that reused a part of its prompt": (
+        "chat",
+        _completion("a", usage=USAGE | {"prompt_tokens_details": {"cached_tokens": 1}}),
+        Reply(["a"], ["stop"], 3, True, 2, 1),
+    ),
+    "chat with empty details": (
+        "chat",
+        _completion("a", usage=USAGE | {"prompt_tokens_details": None}),
+        Reply(["a"], ["stop"], 3, True, 2),
+    ),
     "chat without token counts": ("chat", _completion("a"), Reply(["a"], ["stop"])),
     "chat with empty token counts": ("chat", _completion("a", usage=None), Reply(["a"], ["stop"])),
     "chat without a reason": ("chat", _completion("a", reasons=[None]), Reply(["a"], [None])),
     "chat with choices": (
         "chat",
         _completion("a", "b", reasons=["stop", "length"], usage=USAGE),
-        Reply(["a", "b"], ["stop", "length"], 3),
+        Reply(["a", "b"], ["stop", "length"], 3, True, 2),
     ),
     "prompt": ("prompt", "a", Reply(["a"])),
     "prompt with choices": ("prompt", ["a", "b"], Reply(["a", "b"])),

@@ -110,6 +110,8 @@ def test_usage_counts_the_tokens_of_the_tokenizer(loaded, mode, checkpoint):
     # The end token counts too.
     completions = [len(tokenizer.encode(choice["message"]["content"])) + 1 for choice in reply["choices"]]
     counts = {"prompt_tokens": len(prompt), "completion_tokens": sum(completions)}
+    reused = reply["usage"].pop("prompt_tokens_details")["cached_tokens"]
+    assert 0 <= reused < len(prompt)
     assert reply["usage"] == counts | {"total_tokens": len(prompt) + sum(completions)}
 
 

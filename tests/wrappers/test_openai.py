@@ -128,6 +128,9 @@ def test_content_parts_and_the_developer_role_mean_text_and_system(server):
     plain = server.chat(messages=[system, USER])
     same = server.chat(messages=[system | {"role": "developer"}, {"role": "user", "content": parts}])
     assert same["choices"] == plain["choices"]
+    # The second one finds the beginning of its prompt computed.
+    for reply in (plain, same):
+        assert 0 <= reply["usage"].pop("prompt_tokens_details")["cached_tokens"] < reply["usage"]["prompt_tokens"]
     assert same["usage"] == plain["usage"]
 
 

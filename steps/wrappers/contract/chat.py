@@ -13,6 +13,7 @@ from ..tool_calls import Call, new_pieces
 from .fields import CHOICE_FIELDS, LOGPROB_FIELDS, is_list, shown_logprob
 from .messages import check_messages
 from .rendering import encode_conversation
+from .usage import usage
 
 SUBJECT = "messages"
 OFFERED: tuple[str, ...] = (*CHOICE_FIELDS, *LOGPROB_FIELDS)
@@ -43,7 +44,7 @@ def encode(row: dict[str, Any], tokenizer: ChatTokenizer) -> list[int]:
 def reply(model: str, choices: list[Sequence]) -> dict[str, Any]:
     """Return the reply to one conversation, with exact token counts."""
     finished = [(message(choice), finish_reason(choice)) for choice in choices]
-    content = _completion(model, finished, len(choices[0].prompt), sum(len(choice.tokens) for choice in choices))
+    content = _completion(model, finished, choices)
     for entry, choice in zip(content["choices"], choices, strict=True):
         if choice.settings.logprobs is not None:
             entry["logprobs"] = {"content": logprobs(choice.tokenizer, choice.scores)}
@@ -120,11 +121,11 @@ def _shown_token(tokenizer: ChatTokenizer, token: int, logprob: float) -> dict[s
 
 def error_reply(model: str, error: str) -> dict[str, Any]:
     """Return a reply with the finish reason "error" and the error as its text."""
-    return _completion(model, [({"role": "assistant", "content": error}, "error")], 0, 0)
+    return _completion(model, [({"role": "assistant", "content": error}, "error")], [])
 
 
 def _completion(
-    model: str, choices: list[tuple[dict[str, Any], str | None]], prompt_tokens: int, completion_tokens: int
+    model: str, choices: list[tuple[dict[str, Any], str | None]], sequences: list[Sequence]
 ) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -135,11 +136,7 @@ def _completion(
             {"index": index, "message": content, "finish_reason": reason}
             for index, (content, reason) in enumerate(choices)
         ],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-        },
+        "usage": usage(sequences),
     }
 
 

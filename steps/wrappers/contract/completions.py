@@ -11,6 +11,7 @@ from ..engines.sequence import Sequence
 from ..tokenizer import ChatTokenizer
 from .errors import RequestError
 from .fields import CHOICE_FIELDS, LOGPROB_FIELDS, check_text, is_list, short, shown_logprob
+from .usage import usage
 
 SUBJECT = "prompt"
 OFFERED: tuple[str, ...] = (*CHOICE_FIELDS, *LOGPROB_FIELDS, "echo")
@@ -56,9 +57,7 @@ def reply(model: str, choices: list[Sequence]) -> dict[str, Any]:
 
 def completion(model: str, prompts: list[list[Sequence]]) -> dict[str, Any]:
     """Return the completions of several prompts, with exact token counts."""
-    prompt_tokens = sum(len(choices[0].prompt) for choices in prompts)
     sequences = [sequence for choices in prompts for sequence in choices]
-    completion_tokens = sum(len(sequence.tokens) for sequence in sequences)
     return {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
@@ -73,11 +72,7 @@ def completion(model: str, prompts: list[list[Sequence]]) -> dict[str, Any]:
             }
             for index, sequence in enumerate(sequences)
         ],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-        },
+        "usage": usage(sequences),
     }
 
 

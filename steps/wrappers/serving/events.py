@@ -127,10 +127,3 @@ async def events(
                 open_ones -= {index} if last else set()
     except RequestError as error:
         yield event(error_object(error))
-
-
-def usage(sequences: list[Sequence]) -> dict[str, int]:
-    """Return the token counts of a stream; choices of the same prompt count it once."""
-    prompts = {id(sequence.prompt): len(sequence.prompt) for sequence in sequences}
-    prompt_tokens, tokens = sum(prompts.values()), sum(len(sequence.tokens) for sequence in sequences)
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}

@@ -29,6 +29,7 @@ from ..contract.openai import (
 )
 from ..contract.requests import Contract
 from ..contract.size import check_size
+from ..contract.usage import usage
 from ..engines.scheduler import Scheduler
 from ..engines.sequence import Sequence
 from .completing import complete, submitted
@@ -43,7 +44,6 @@ from .events import (
     completion_head,
     event,
     events,
-    usage,
 )
 from .identity import Identity
 from .messages import CONTENT_TYPE, Receive, Scope, Send, read_body
