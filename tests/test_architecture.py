@@ -12,6 +12,8 @@ from tests.conftest import PROJECT
 STEPS = PROJECT / "steps"
 # From the top down: a room imports from rooms below it.
 LAYERS = (
+    ("benchmark",),
+    ("benchmarking",),
     ("build", "evaluate", "register", "main", "score", "serve"),
     ("command_line",),
     ("batch", "service"),
@@ -24,7 +26,6 @@ LAYERS = (
     ("config", "digests", "errors", "interrupts", "output", "redaction"),
 )
 LAYER = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
-STEP_NAMES = set(LAYERS[0])
 # The only files that may hold a mode's or an interface's name as a value.
 MODE_FILES = {"steps/modes/__init__.py", *(f"{module.replace('.', '/')}.py" for module in MODES.values())}
 INTERFACE_FILES = {

@@ -14,8 +14,9 @@ def key(default: Any = MISSING, *, free_text: bool = False, is_path: bool = Fals
         default: The value if no file and no override gives one; MISSING if conf/ must give it.
         free_text: Take the value exactly as the user typed it, commas and quotes included.
         is_path: A file or folder. A relative path starts where the user stands.
-        bounds: What `validation.py` checks: at_least, at_most, above (numbers), one_of (a tuple), needed (True),
-            plain_name (True: the value is a part of names that MLflow restricts).
+        bounds: What `validation.py` checks: at_least, at_most, above (numbers), one_of (a tuple), all_of (a tuple: each
+            entry of a list is one of it), needed (True), plain_name (True: the value is a part of names that MLflow
+            restricts).
     """
     metadata = {"free_text": free_text, "is_path": is_path, **bounds}
     if isinstance(default, list | dict):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from steps.config.benchmark import BenchmarkConfig as BenchmarkConfig
 from steps.config.keys import MISSING as MISSING
 from steps.config.keys import key as key
 from steps.config.launch import LaunchConfig
@@ -244,6 +245,7 @@ STEPS: dict[str, type] = {
     "main": MainConfig,
     "score": ScoreConfig,
     "serve": ServeConfig,
+    "benchmark": BenchmarkConfig,
     # Not a step: where the jobs of steps run.
     "launch": LaunchConfig,
 }

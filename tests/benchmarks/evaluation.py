@@ -45,7 +45,7 @@ from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
 from steps.wrappers.engines.torch_engine import TorchEngine
 from steps.wrappers.tokenizer import ChatTokenizer
-from tests.benchmarks.wrappers import random_phi3
+from tests.benchmarks.random_model import random_phi3
 
 PROMPTS, SLICES, NEW_TOKENS, BATCH = 1000, 4, 16, 16
 ROWS = 100_000

@@ -45,8 +45,8 @@ from steps.wrappers.contract.requests import Contract
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
 from steps.wrappers.tokenizer import ChatTokenizer
+from tests.benchmarks.random_model import mixed_prompts, random_phi3, served, wait_for
 from tests.benchmarks.random_requests import BASES, is_valid, random_body, random_schema
-from tests.benchmarks.wrappers import mixed_prompts, random_phi3, served, wait_for
 from tests.support import free_port
 
 CHAT = "/v1/chat/completions"

@@ -1,6 +1,6 @@
 """Measure what the first to fifth variant of one random checkpoint add to a store, on this machine and on a server.
 
-    python -m tests.benchmarks.sharing 154m                       # about two minutes
+    python -m tests.benchmarks.sharing small                      # about two minutes
     python -m tests.benchmarks.sharing 1b mode=onnx precision=int4
 
 Prints for each variant the bytes that the artifacts grew by (a file with two names counts once), the wall time of the
@@ -21,7 +21,7 @@ from time import perf_counter
 
 import mlflow
 
-from tests.benchmarks.checkpoint import SHAPES, write_checkpoint
+from steps.benchmarking.checkpoint import SHAPES, write_checkpoint
 from tests.mlflow_server import running
 
 VARIANTS = (

@@ -1,0 +1,83 @@
+"""Compare this project with what it is built on, on this machine, side by side.
+
+    mlflow run . -e benchmark
+    mlflow run . -e benchmark -P size=medium -P sections=[engines,serving]
+    python -m steps.benchmark rounds=9 sections=[startup]
+
+Reads conf/benchmark.yaml. Makes a random Phi-3 and its variants in a folder that is deleted at the end; your store gets
+one run, with a table, a plot of each section, and facts about the machine. docs/benchmarks.md says what each section
+compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from steps import command_line
+from steps.benchmarking import report
+from steps.benchmarking.comparison import Result, compare
+from steps.benchmarking.control import control
+from steps.benchmarking.place import SIZES, Place
+from steps.benchmarking.sections import get_section
+from steps.config.benchmark import BenchmarkConfig
+from steps.evaluation import machine
+from steps.output import activity, echo
+from steps.store import runs
+
+
+def benchmark(config: BenchmarkConfig) -> list[Result]:
+    """Measure the sections, print and log every result, and return them.
+
+    Raises:
+        StepError: A command that was measured failed.
+    """
+    import mlflow
+
+    size = SIZES[config.size]
+    with runs.start(f"benchmark-{size.name}"), TemporaryDirectory(prefix="phi3-benchmark-") as folder:
+        with activity("measuring this machine"):
+            facts = machine.facts()
+        mlflow.log_params({"size": size.name, "sections": ",".join(config.sections), "rounds": config.rounds})
+        mlflow.log_params({name: facts[name] for name in ("processor", "cores")})
+        where = f"{facts['cores']} cores of {facts['processor']}"
+        echo(f"Benchmark {size.name}: a random Phi-3 with {size.words}, on {where}")
+        results: list[Result] = []
+        try:
+            for device in _devices():
+                for result in _measure(config, Place(Path(folder) / device, size, device)):
+                    report.show(result)
+                    results.append(result)
+        finally:
+            # Also what was measured before a failure, or before Ctrl-C.
+            if results:
+                report.log(results, facts)
+    noisy = sum(result.ratio is None for result in results)
+    echo(f"{len(results)} comparisons, {noisy} without a ratio because the machine was too noisy")
+    return results
+
+
+def _measure(config: BenchmarkConfig, place: Place) -> Iterator[Result]:
+    check = control(place.device)
+    for section in config.sections:
+        for comparison in get_section(section)(place):
+            with activity(f"comparing {comparison.ours.name} with {comparison.theirs.name}"):
+                result = compare(section, comparison, config.rounds, check)
+            yield result
+
+
+def _devices() -> list[str]:
+    """Return the devices to measure: the processor, and a GPU that torch can use."""
+    import torch
+
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def main() -> None:
+    """Run the step from the command line."""
+    command_line.run("benchmark", benchmark)
+
+
+if __name__ == "__main__":
+    main()

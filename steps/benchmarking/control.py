@@ -1,0 +1,39 @@
+"""The control measurement: the same work every time, so that its seconds change only with the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WIDTH, PRODUCTS, READS = 768, 8, 5
+READ_NUMBERS = 8 * 2**20
+
+
+def control(device: str) -> Callable[[], float]:
+    """Return a measurement of the seconds that a fixed piece of work takes on a device: the best of READS times.
+
+    The work is what engines do: products of matrices, and reading memory.
+    """
+    import torch
+
+    torch.manual_seed(0)
+    matrix = torch.randn(WIDTH, WIDTH, device=device)
+    numbers = torch.ones(READ_NUMBERS, device=device)
+    once = partial(_seconds, matrix, numbers)
+    once()
+    return lambda: min(once() for _ in range(READS))
+
+
+def _seconds(matrix: Tensor, numbers: Tensor) -> float:
+    started = perf_counter()
+    product = matrix
+    for _ in range(PRODUCTS):
+        product = product @ matrix / WIDTH
+    # A number that is read waits for all of the work, also on a GPU.
+    float(product[0, 0] + numbers.sum())
+    return perf_counter() - started

@@ -1,0 +1,139 @@
+"""Our engines against the shortest loop over the library that each is built on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from steps.benchmarking.comparison import Comparison, Measurement, Side
+from steps.benchmarking.place import Place
+from steps.output import suppress_output
+from steps.wrappers.engines.scheduler import Scheduler
+from steps.wrappers.engines.sequence import Sequence, Settings
+
+BATCH = 16
+PADDING = 3
+
+
+def comparisons(place: Place) -> Iterator[Comparison]:
+    """Yield torch against `generate`, ONNX Runtime against GenAI's own engine, and both at once against in turn."""
+    yield from _torch(place)
+    if place.device == "cpu":
+        yield from _onnx(place)
+        yield from _both(place)
+
+
+def answer(place: Place, scheduler: Scheduler, count: int, tokens: int = 0, temperature: float = 0.0) -> float:
+    """Return the tokens/s of our engine for new prompts, handed over together."""
+    settings = Settings(temperature=temperature, top_p=1.0, top_k=0, max_tokens=tokens or place.size.tokens)
+    sequences = [Sequence(prompt, settings, place.tokenizer) for prompt in place.prompts(count)]
+    started = perf_counter()
+    scheduler.run(sequences)
+    return sum(len(sequence.tokens) for sequence in sequences) / (perf_counter() - started)
+
+
+def _torch(place: Place) -> Iterator[Comparison]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtypes = (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    for precision, dtype in [pair for pair in dtypes if pair[0] in place.size.precisions]:
+        with suppress_output():
+            model: Any = AutoModelForCausalLM.from_pretrained(place.checkpoint, dtype=dtype)
+        model.to(place.device)
+        theirs = Side(f"generate, {precision}", partial(_generate, place, model))
+        with place.loaded("mode=pyfunc", f"precision={precision}", f"mode.device={place.device}") as loaded:
+            yield Comparison(_ours(place, f"torch engine, {precision}", loaded), theirs)
+    if place.device == "cpu":
+        with place.loaded("mode=pyfunc", "precision=int8") as loaded:
+            yield Comparison(_ours(place, "torch engine, int8", loaded), theirs)
+
+
+def _onnx(place: Place) -> Iterator[Comparison]:
+    for precision in ("fp32", "int4"):
+        if precision == "fp32" and precision not in place.size.precisions:
+            continue
+        # GenAI's engine needs the logits of all tokens, and our exports compute those of the last one.
+        whole = ["precision.prune_lm_head=false"] if precision == "int4" else []
+        unpruned = place.model("mode=onnx", f"precision={precision}", *whole)
+        with place.loaded("mode=onnx", f"precision={precision}") as loaded:
+            theirs = Side(f"og.Engine, {precision}", _genai(place, unpruned / "artifacts" / "checkpoint"))
+            yield Comparison(_ours(place, f"onnx engine, {precision}", loaded), theirs)
+
+
+def _both(place: Place) -> Iterator[Comparison]:
+    """Yield two engines in one process, which share the cores: the seconds of both."""
+    first, second = place.variants
+    with place.loaded(*first) as one, place.loaded(*second) as other:
+        asks = [_ours(place, "", loaded).measure for loaded in (one, other)]
+
+        def at_once() -> float:
+            started = perf_counter()
+            with ThreadPoolExecutor(len(asks)) as pool:
+                for future in [pool.submit(ask) for ask in asks]:
+                    future.result()
+            return perf_counter() - started
+
+        def in_turn() -> float:
+            started = perf_counter()
+            for ask in asks:
+                ask()
+            return perf_counter() - started
+
+        yield Comparison(Side("two engines at once", at_once), Side("one after the other", in_turn), "s")
+
+
+def _ours(place: Place, name: str, loaded: Any) -> Side:
+    scheduler = loaded.unwrap_python_model().scheduler
+    return Side(name, partial(answer, place, scheduler, place.size.prompts))
+
+
+def _generate(place: Place, model: Any) -> float:
+    """Return tokens/s of transformers' `generate`, with left-padded batches of prompts sorted by length."""
+    import torch
+
+    ordered = sorted(place.prompts(place.size.prompts), key=len)
+    started, tokens = perf_counter(), 0
+    for start in range(0, len(ordered), BATCH):
+        batch = ordered[start : start + BATCH]
+        width = max(map(len, batch))
+        ids = torch.tensor([[PADDING] * (width - len(row)) + row for row in batch], device=place.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=place.device)
+        with torch.inference_mode():
+            out = model.generate(ids, attention_mask=mask, max_new_tokens=place.size.tokens, do_sample=False)
+        tokens += out[:, width:].numel()
+    return tokens / (perf_counter() - started)
+
+
+def _genai(place: Place, directory: Path) -> Measurement:
+    """Return a measurement of the shortest loop over og.Engine, with the same batch size."""
+    import numpy as np
+    import onnxruntime_genai as og
+
+    config = og.Config(str(directory))
+    config.overlay(json.dumps({"engine": {"static_batching": {"max_batch_size": BATCH}}}))
+    engine = og.Engine(og.Model(config))
+    events = engine.create_event_buffer(64)
+
+    def measure() -> float:
+        started, tokens, requests = perf_counter(), 0, []
+        for prompt in sorted(place.prompts(place.size.prompts), key=len):
+            request = engine.create_request()
+            options = og.TurnOptions(request)
+            options.set_do_sample(False)
+            options.set_max_generated_tokens(place.size.tokens)
+            request.begin_turn(np.array(prompt, dtype=np.int32), options)
+            requests.append(request)
+        while engine.has_pending_requests():
+            tokens += sum(bool(event.flags & og.EngineEventFlags.TOKEN) for event in engine.run(events))
+        seconds = perf_counter() - started
+        for request in requests:
+            request.close()
+        return tokens / seconds
+
+    return measure

@@ -1,0 +1,17 @@
+"""The keys of the step `benchmark`."""
+
+from dataclasses import dataclass
+
+from steps.config.keys import key
+
+SIZES = ("small", "medium", "phi3_mini")
+SECTIONS = ("scoring", "engines", "limits", "serving", "evaluation", "storage", "startup")
+
+
+@dataclass
+class BenchmarkConfig:
+    """What to measure: a random Phi-3 of which `size`, which `sections`, and in how many `rounds`."""
+
+    size: str = key("small", one_of=SIZES)
+    sections: list[str] = key(list(SECTIONS), all_of=SECTIONS)
+    rounds: int = key(3, at_least=1, at_most=100)

@@ -1,0 +1,78 @@
+"""The step as it is typed, with a Phi-3 that is too small to measure anything."""
+
+import mlflow
+import pandas as pd
+import pytest
+
+from steps.benchmarking.checkpoint import SHAPES
+from steps.benchmarking.place import SIZES, Place, Size
+from steps.config.benchmark import SECTIONS
+from steps.errors import StepError
+from steps.store.names import NOTE
+
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY |= {"num_key_value_heads": 4, "vocab_size": 1500}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Make `small` tiny."""
+    monkeypatch.setitem(SHAPES, "small", SHAPES["small"] | TINY)
+    monkeypatch.setitem(SIZES, "small", Size("small", "few parameters", 4, 4, ("bf16",)))
+    # A model of this size is done before the clock has moved much: whether the machine is quiet does not matter.
+    monkeypatch.setattr("steps.benchmarking.comparison.DRIFT", 1e9)
+
+
+@pytest.mark.slow
+def test_every_section_compares_and_is_logged(typed, tiny):
+    done = typed("benchmark", "rounds=1")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line for line in done.stdout.splitlines() if " against " in line]
+    assert list(dict.fromkeys(line.partition(":")[0] for line in lines)) == list(SECTIONS)
+    assert not [line for line in lines if "no ratio" in line]
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.run_name == "benchmark-small"
+    assert run.info.status == "FINISHED"
+    assert len(run.data.metrics) == len(lines) == run.data.tags[NOTE].count("\n| ") - 1
+    table = pd.DataFrame(**mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/benchmark.json"))
+    assert (table["ratio"] > 0).all()
+    names = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+    assert names == {"benchmark.json", "rounds.json", "machine.json", *(f"{section}.png" for section in SECTIONS)}
+    assert mlflow.search_logged_models(output_format="list") == []
+
+
+@pytest.mark.slow
+def test_what_was_measured_before_a_failure_is_logged(typed, tiny, monkeypatch):
+    run_command, commands = Place.run, []
+
+    def fails_at_the_second(self, *words):
+        commands.append(words)
+        if len(commands) == 2:
+            raise StepError("steps.build failed: out of luck")
+        return run_command(self, *words)
+
+    monkeypatch.setattr(Place, "run", fails_at_the_second)
+    done = typed("benchmark", "rounds=1", "sections=[limits]")
+    assert (done.returncode, done.stderr) == (1, "error: steps.build failed: out of luck\n")
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == "FAILED"
+    table = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/benchmark.json")
+    assert [row[0] for row in table["data"]] == ["limits"]
+
+
+@pytest.mark.parametrize(
+    ("word", "fault"),
+    [
+        ("size=huge", "size must be one of small, medium, phi3_mini, got 'huge'."),
+        (
+            "sections=[engines,speed]",
+            "sections must be of scoring, engines, limits, serving, ",
+        ),
+        ("rounds=0", "rounds must be at least 1 and at most 100, got 0."),
+    ],
+)
+def test_a_wrong_key_is_one_sentence(typed, word, fault):
+    done = typed("benchmark", word)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert fault in line
