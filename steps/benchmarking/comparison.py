@@ -146,10 +146,10 @@ def compare(section: str, comparison: Comparison, rounds: int, control: Measurem
 
 
 def _round(comparison: Comparison, control: Measurement, ours_first: bool) -> Round:
-    sides = [comparison.ours, comparison.theirs] if ours_first else [comparison.theirs, comparison.ours]
-    controls, values = [control()], {}
+    sides = (comparison.ours, comparison.theirs) if ours_first else (comparison.theirs, comparison.ours)
+    controls, values = [control()], []
     for side in sides:
-        values[side.name] = side.measure()
+        values.append(side.measure())
         controls.append(control())
-    drift = (max(controls) - min(controls)) / median(controls)
-    return Round(values[comparison.ours.name], values[comparison.theirs.name], drift)
+    ours, theirs = values if ours_first else reversed(values)
+    return Round(ours, theirs, (max(controls) - min(controls)) / median(controls))

@@ -121,7 +121,7 @@ class Place:
             StepError: It failed.
         """
         store.mkdir(exist_ok=True)
-        with activity(f"running {module} {' '.join(words[3:])}"):
+        with activity(f"running {module}"):
             command = [sys.executable, "-W", "ignore", "-m", module, *words]
             done = subprocess.run(command, cwd=store, env=self.environment(store), capture_output=True, text=True)
         if done.returncode:

@@ -13,5 +13,5 @@ class BenchmarkConfig:
     """What to measure: a random Phi-3 of which `size`, which `sections`, and in how many `rounds`."""
 
     size: str = key("small", one_of=SIZES)
-    sections: list[str] = key(list(SECTIONS), all_of=SECTIONS)
+    sections: list[str] = key(list(SECTIONS), needed=True, all_of=SECTIONS)
     rounds: int = key(3, at_least=1, at_most=100)

@@ -9,6 +9,7 @@ import yaml
 from steps import command_line
 from steps.command_line.hydra_schemas import option_schemas
 from steps.config import schema, validation
+from steps.config.benchmark import BenchmarkConfig
 from steps.config.serve import ServeConfig
 from steps.errors import StepError
 from steps.evaluation import prompt_set
@@ -101,7 +102,7 @@ def test_every_key_is_read_somewhere():
         if file.name not in ("schema.py", "validation.py"):
             tree = ast.parse(file.read_text())
             read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    kinds = (schema.MainConfig, schema.ScoreConfig, ServeConfig, *_option_schemas())
+    kinds = (schema.MainConfig, schema.ScoreConfig, ServeConfig, BenchmarkConfig, *_option_schemas())
     keys = [key for kind in kinds for key in _keys(kind)]
     unread = {key for key in keys if key.rpartition(".")[2] not in read}
     # The columns are read together, by `asdict`.
@@ -112,7 +113,13 @@ def test_every_number_has_bounds():
     """A number without bounds is a number that nobody thought about."""
     numbers = [
         f"{kind.__name__}.{entry.name}"
-        for kind in (*_dataclasses(schema.MainConfig), schema.ScoreConfig, ServeConfig, *_option_schemas())
+        for kind in (
+            *_dataclasses(schema.MainConfig),
+            schema.ScoreConfig,
+            ServeConfig,
+            BenchmarkConfig,
+            *_option_schemas(),
+        )
         for entry in fields(kind)
         if entry.type in (int, float, int | None) and not entry.metadata.keys() & BOUNDS
     ]
