@@ -107,8 +107,8 @@ def build_all(client: MlflowClient, variants: list[BuildConfig]) -> tuple[list[s
                 ready[identity] = reusable.model_id if reusable else build(config, checkpoint)
         except Exception as error:  # whatever a library raises: the others go on
             connection.check_server("went away and has not come back")
-            said = sentences_of(connection.in_plain_words(error))
-            faults[f"{command_line.variant_name(config)} could not be built: {said}"] = said
+            why = sentences_of(connection.in_plain_words(error))
+            faults[f"{command_line.variant_name(config)} could not be built: {why}"] = why
     if not ready:
         raise StepError(*dict.fromkeys(faults.values()))
     model_ids = list(dict.fromkeys(ready.values()))

@@ -50,5 +50,5 @@ class Outcome:
             yield
         except Exception as error:
             connection.check_server("went away and has not come back")
-            said = sentences_of(connection.in_plain_words(error))
-            self.faults.append(f"{variant.name} ({variant.uri}) {what}: {said}")
+            why = sentences_of(connection.in_plain_words(error))
+            self.faults.append(f"{variant.name} ({variant.uri}) {what}: {why}")

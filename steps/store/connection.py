@@ -75,6 +75,8 @@ def connect() -> "MlflowClient":
     except (StepError, MlflowException):
         raise
     except Exception as error:  # whatever SQLAlchemy, Alembic or the driver of a database raises
+        if "database is locked" in str(error):
+            raise StepError(LOCKED.format(safe_tracking_uri(), SQLITE_WAIT)) from None
         raise StepError(
             f"The store {safe_tracking_uri()} cannot be opened: {str(error).strip().splitlines()[0]}. "
             "Set MLFLOW_TRACKING_URI to a store that can be opened, or unset it to use ./mlflow.db. If a process was "

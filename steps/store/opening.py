@@ -64,11 +64,17 @@ def open_store() -> "MlflowClient":
 
 
 def _wait_longer_for_locks() -> None:
-    """Have every connection to a SQLite file wait SQLITE_WAIT seconds for its lock."""
+    """Have every connection of MLflow to a SQLite file wait SQLITE_WAIT seconds for its lock."""
     from sqlalchemy import Engine, event
 
-    if not event.contains(Engine, "before_cursor_execute", _with_longer_wait):
+    if not event.contains(Engine, "connect", _wait_for_lock):
+        event.listen(Engine, "connect", _wait_for_lock)
         event.listen(Engine, "before_cursor_execute", _with_longer_wait, retval=True)
+
+
+def _wait_for_lock(connection: object, _record: object) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute(f"PRAGMA busy_timeout = {SQLITE_WAIT * 1000}")
 
 
 def _with_longer_wait(
@@ -114,7 +120,7 @@ def _is_complete(file: Path) -> bool:
     if not os.access(file, os.F_OK):
         return False
     try:
-        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as store:
+        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", SQLITE_WAIT, uri=True)) as store:
             tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.DatabaseError as error:
         # Another process is making it, or was killed before it had made it and has left a journal to roll back.

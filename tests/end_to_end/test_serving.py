@@ -142,6 +142,7 @@ def test_concurrent_clients_get_their_own_answers_and_memory_stays_flat(served):
     def ask(body):
         status, reply = served.post(body)
         assert status == 200, reply
+        del reply["usage"]["prompt_tokens_details"]  # an earlier request may have computed a part of the prompt
         return reply["choices"], reply["usage"]
 
     # If two questions have the same short answer, keep one of them.

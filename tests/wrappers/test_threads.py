@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from steps.wrappers.engines import container, onnx_engine, threads, torch_engine
+from steps.wrappers.engines import container, onnx_session, threads, torch_engine
 from steps.wrappers.engines.torch_engine import TorchEngine
 
 V2, V1 = {"cpu.max": "150000 100000\n"}, {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}
@@ -50,8 +50,8 @@ def test_the_limit_is_the_users_or_the_containers(monkeypatch, tmp_path, asked, 
     ("configured", "limit", "expected"), [({}, None, 0), ({}, 1, 1), ({"intra_op_num_threads": 3}, 1, 3)]
 )
 def test_onnx_sessions_have_as_many_threads(monkeypatch, configured, limit, expected):
-    monkeypatch.setattr(onnx_engine, "thread_limit", lambda: limit)
-    assert onnx_engine._session_options(configured).intra_op_num_threads == expected
+    monkeypatch.setattr(onnx_session, "thread_limit", lambda: limit)
+    assert onnx_session.session_options(configured).intra_op_num_threads == expected
 
 
 def test_the_torch_engine_lowers_torchs_number_and_never_raises_it(monkeypatch, checkpoint):

@@ -12,9 +12,10 @@ def usage(sequences: List[Sequence]) -> dict[str, Any]:
     `cached_tokens` are those of the prompts that the engine had computed before, for another one.
     """
     prompts = {id(sequence.prompt): len(sequence.prompt) for sequence in sequences}
-    cached: dict[int, int] = {}
+    cached = dict(prompts)
     for sequence in sequences:
-        cached[id(sequence.prompt)] = max(cached.get(id(sequence.prompt), 0), sequence.reused)
+        # The other choices of a new prompt find what the first one has computed.
+        cached[id(sequence.prompt)] = min(cached[id(sequence.prompt)], sequence.reused)
     prompt_tokens, tokens = sum(prompts.values()), sum(len(sequence.tokens) for sequence in sequences)
     return {
         "prompt_tokens": prompt_tokens,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from .admission import Admission, Passes
-from .prefix_cache import Extend, Prefix, PrefixCache
+from .prefix_cache import Extend, Found, Prefix, PrefixCache
 from .sampling import FloatArray
 from .sequence import Sequence
 
@@ -17,10 +17,14 @@ State = TypeVar("State")
 
 @dataclass(frozen=True)
 class Arrival(Generic[State]):
-    """A new sequence, and the beginning of its prompt if that is computed already."""
+    """A new sequence, and the beginning of its prompt if that is computed already.
+
+    `computed` tokens of the beginning were computed for this sequence.
+    """
 
     sequence: Sequence
     prefix: Prefix[State] | None = None
+    computed: int = 0
 
     @property
     def missing(self) -> int:
@@ -38,7 +42,8 @@ def look_up(
     unscored = [sequence for sequence in sequences if not sequence.settings.scores_prompt]
     found = yield from prefixes.lookup([sequence.prompt for sequence in unscored], extend)
     known = dict(zip(unscored, found, strict=True))
-    return [Arrival(sequence, known.get(sequence)) for sequence in sequences]
+    entries = [(sequence, known.get(sequence, Found())) for sequence in sequences]
+    return [Arrival(sequence, entry.prefix, entry.computed) for sequence, entry in entries]
 
 
 def groups_in_turn(

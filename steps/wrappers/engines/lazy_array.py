@@ -8,6 +8,9 @@ import numpy as np
 
 from .sampling import FloatArray
 
+# Linux's own number; Python has a name for it since 3.13.
+NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+
 
 def lazy_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:
     """Return an array that takes memory only where it is written, if the system can do so.
@@ -18,7 +21,8 @@ def lazy_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:
     size = int(np.prod(shape)) * dtype.itemsize
     if size == 0 or not hasattr(mmap, "MADV_NOHUGEPAGE"):
         return np.empty(shape, dtype=dtype)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # Room for rows that may never be written is not counted, or a system without swap would refuse it.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
     with contextlib.suppress(OSError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, dtype=dtype).reshape(shape)

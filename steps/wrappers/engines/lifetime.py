@@ -1,4 +1,4 @@
-"""What becomes of schedulers when their process is forked, and when it ends."""
+"""Restart schedulers in a forked process, and stop them at exit."""
 
 import atexit
 import os

@@ -8,27 +8,21 @@ The last row replaces a finished one, so the rows in use stay adjacent.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-# It would start a thread that sends events, for which a forked process would wait at its end.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
-import onnxruntime
 
 from .admission import Admission, Pass, Passes
 from .batching import PADDING, Arrival, choose_tokens, groups_in_turn, look_up
 from .lazy_array import lazy_array
 from .memory import cache_tokens
+from .onnx_session import has_few_bits, open_session
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sampling import FloatArray
 from .sequence import Sequence
 from .speculation import Speculation, accepted_tokens
-from .threads import thread_limit
 
 # Tokens of one prefill, padding included. Unless its head is pruned, the graph returns logits for each: 4 bytes x
 # vocabulary.
@@ -54,11 +48,8 @@ class OnnxEngine:
         self.max_batch_size = max_batch_size
         model = json.loads((Path(directory) / "genai_config.json").read_text(encoding="utf-8"))["model"]
         decoder = model["decoder"]
-        self._session = onnxruntime.InferenceSession(
-            Path(directory) / decoder["filename"],
-            _session_options(decoder.get("session_options", {})),
-            providers=["CPUExecutionProvider"],
-        )
+        graph = Path(directory) / decoder["filename"]
+        self._session = open_session(graph, decoder.get("session_options", {}))
         self._inputs, self._outputs = decoder["inputs"], decoder["outputs"]
         inputs = {entry.name: entry for entry in self._session.get_inputs()}
         self._has_positions = self._inputs.get("position_ids") in inputs
@@ -69,6 +60,7 @@ class OnnxEngine:
         logits = next(entry for entry in self._session.get_outputs() if entry.name == self._outputs["logits"])
         self._is_pruned = logits.shape[1] == 1
         self._float = FLOATS[inputs[self._inputs["past_key_names"] % 0].type]
+        self._is_exact = self._float == np.float32 and not self._is_pruned and not has_few_bits(graph)
         bytes_per_token = 2 * self._layers * int(np.prod(self._row_shape)) * np.dtype(self._float).itemsize
         self.cache_tokens = cache_tokens(bytes_per_token)
         self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, bytes_per_token)
@@ -84,6 +76,7 @@ class OnnxEngine:
     def reset(self) -> None:
         """Forget every sequence."""
         self.admission.clear()
+        self._prefixes.reset()
         self._empty()
 
     def step(self, arriving: list[Sequence]) -> list[tuple[Sequence, int]]:
@@ -137,9 +130,9 @@ class OnnxEngine:
             cache = self._cache[:, :, len(self._rows) : len(self._rows) + len(group)]
         else:
             cache = self.empty_cache(len(group), lengths.max())
-        first = sequences[0]
-        first.reused = _load(group[0].prefix, cache)
-        logits, tokens = yield from self._run(ids, lengths, first.reused, cache, first)
+        start = _load(group[0].prefix, cache)
+        sequences[0].reused = start - group[0].computed if start else 0
+        logits, tokens = yield from self._run(ids, lengths, start, cache, sequences[0])
         chosen = _choose(sequences, logits)
         self._join(sequences, cache)
         # Those that were cancelled in the meantime, and are removed already.
@@ -200,8 +193,7 @@ class OnnxEngine:
 
         A pruned head says it of the last token only.
         """
-        is_exact = self._float == np.float32 and not self._is_pruned
-        return is_exact and not self.admission.is_busy and len(self._rows) == 1 and self._rows[0].is_awaited
+        return self._is_exact and not self.admission.is_busy and len(self._rows) == 1 and self._rows[0].is_awaited
 
     def _advance(self) -> list[tuple[Sequence, int]]:
         """Decode the next token of every row."""
@@ -281,17 +273,6 @@ def _load(prefix: Prefix[State] | None, cache: FloatArray) -> int:
         return 0
     cache[:, :, 0, :, : len(prefix.tokens)] = prefix.state
     return len(prefix.tokens)
-
-
-def _session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
-    """Return session options with as many threads as the model's configuration asks for, or as there may be."""
-    options = onnxruntime.SessionOptions()
-    # Only what is fatal: everything else that it prints, it raises too.
-    options.log_severity_level = 4
-    options.intra_op_num_threads = config.get("intra_op_num_threads", 0) or thread_limit() or 0
-    # Threads that spin between two tokens would slow down the threads that serve requests.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options
 
 
 def _choose(sequences: list[Sequence], logits: FloatArray) -> list[tuple[Sequence, int]]:

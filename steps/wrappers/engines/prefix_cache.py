@@ -31,6 +31,14 @@ class Prefix(Generic[State]):
     state: State
 
 
+@dataclass(frozen=True)
+class Found(Generic[State]):
+    """The longest known beginning of a prompt, if any, and how many of its tokens were computed for this prompt."""
+
+    prefix: Prefix[State] | None = None
+    computed: int = 0
+
+
 Extend = Callable[[Prefix[State] | None, IntArray], Passes[Prefix[State]]]
 
 
@@ -49,8 +57,12 @@ class PrefixCache(Generic[State]):
         """Return the number of tokens in all entries."""
         return sum(len(entry.tokens) for entry in self._entries.values())
 
-    def lookup(self, prompts: Iterable[list[int]], extend: Extend[State]) -> Passes[list[Prefix[State] | None]]:
-        """Return the longest known beginning of each prompt, or None. Each leaves at least one token of its prompt.
+    def reset(self) -> None:
+        """Forget that a beginning is being computed; what has computed it is gone."""
+        self._is_extending = False
+
+    def lookup(self, prompts: Iterable[list[int]], extend: Extend[State]) -> Passes[list[Found[State]]]:
+        """Return the longest known beginning of each prompt. Each leaves at least one token of its prompt.
 
         Args:
             prompts: Tokens of prompts that arrive together.
@@ -58,22 +70,23 @@ class PrefixCache(Generic[State]):
         """
         arrays = [np.array(prompt, dtype=np.int64) for prompt in prompts]
         if self._max_tokens < BLOCK:
-            return [None] * len(arrays)
+            return [Found() for _ in arrays]
         known = [*self._remembered, *arrays]
         self._remembered.extend(arrays)
+        computed = {}
         # The long ones first: what the short ones share may be a part of that.
         for array in sorted(arrays, key=len, reverse=True):
             shared = max((_shared(array, other) for other in known if other is not array), default=0)
-            yield from self._keep(array, min(shared, len(array) - 1) // BLOCK * BLOCK, extend)
-        return [self._longest(array) for array in arrays]
+            computed[id(array)] = yield from self._keep(array, min(shared, len(array) - 1) // BLOCK * BLOCK, extend)
+        return [Found(self._longest(array), computed[id(array)]) for array in arrays]
 
-    def _keep(self, prompt: IntArray, length: int, extend: Extend[State]) -> Passes[None]:
-        """Compute and keep the first `length` tokens of a prompt, unless a longer beginning is known."""
+    def _keep(self, prompt: IntArray, length: int, extend: Extend[State]) -> Passes[int]:
+        """Keep the first `length` tokens of a prompt, unless more are known; return how many were computed."""
         length = min(length, self._max_tokens // BLOCK * BLOCK)
         while self._is_missing(prompt, length) and self._is_extending:
             yield Pass(0)  # what is being computed for prompts that arrived before may be this one's beginning too
         if not self._is_missing(prompt, length):
-            return
+            return 0
         # Before it is computed, so that there is room for it.
         entry = self._longest(prompt)
         while self.kept_tokens + length > self._max_tokens:
@@ -83,6 +96,7 @@ class PrefixCache(Generic[State]):
             self._entries[prompt[:length].tobytes()] = yield from extend(entry, prompt[:length])
         finally:
             self._is_extending = False
+        return length - (len(entry.tokens) if entry else 0)
 
     def _is_missing(self, prompt: IntArray, length: int) -> bool:
         """Return True unless the first `length` tokens of a prompt are known."""

@@ -85,6 +85,7 @@ class TorchEngine:
     def reset(self) -> None:
         """Forget every sequence."""
         self.admission.clear()
+        self._prefixes.reset()
         self._batches = []
 
     @torch.inference_mode()
@@ -122,8 +123,8 @@ class TorchEngine:
         sequences, prompts = [arrival.sequence for arrival in group], [arrival.sequence.prompt for arrival in group]
         missing = max(arrival.missing for arrival in group)
         reused = [max(0, len(prompt) - missing) for prompt in prompts]
-        for sequence, length in zip(sequences, reused, strict=True):
-            sequence.reused = length
+        for arrival, length in zip(group, reused, strict=True):
+            arrival.sequence.reused = max(0, length - arrival.computed)
         first, width = max(reused), max(reused) + missing
         ids = torch.tensor(
             [[0] * (missing - len(prompt)) + prompt[-missing:] for prompt in prompts], device=self._device
