@@ -61,9 +61,10 @@ def benchmark(config: BenchmarkConfig) -> list[Result]:
 def _measure(config: BenchmarkConfig, place: Place) -> Iterator[Result]:
     check = control(place.device)
     for section in config.sections:
+        name = section if place.device == "cpu" else f"{section}-{place.device}"
         for comparison in get_section(section)(place):
             with activity(f"comparing {comparison.ours.name} with {comparison.theirs.name}"):
-                result = compare(section, comparison, config.rounds, check)
+                result = compare(name, comparison, config.rounds, check)
             yield result
 
 

@@ -93,7 +93,7 @@ class Result:
     @property
     def is_quiet(self) -> bool:
         """Return whether enough rounds count."""
-        return len(self._counted) >= self.wanted
+        return len(self._counted) >= self.wanted or self.comparison.unit == "bytes"
 
     @property
     def ours(self) -> Quartiles:
@@ -120,7 +120,7 @@ class Result:
 
     @property
     def _counted(self) -> list[Round]:
-        return [each for each in self.rounds if each.counts]
+        return [each for each in self.rounds if each.counts or self.comparison.unit == "bytes"]
 
     @property
     def _shown(self) -> list[Round]:
@@ -140,7 +140,8 @@ def compare(section: str, comparison: Comparison, rounds: int, control: Measurem
         comparison.ours.measure()
         comparison.theirs.measure()
     done: list[Round] = []
-    while sum(each.counts for each in done) < wanted and len(done) < TRIES * wanted:
+    tries = wanted if comparison.unit == "bytes" else TRIES * wanted
+    while sum(each.counts for each in done) < wanted and len(done) < tries:
         done.append(_round(comparison, control, ours_first=len(done) % 2 == 0))
     return Result(section, comparison, tuple(done), wanted)
 

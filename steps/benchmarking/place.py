@@ -67,12 +67,15 @@ class Place:
         self._numbers = itertools.count()
         write_checkpoint(SHAPES[size.name], self.checkpoint)
 
+    def pyfunc(self, precision: str) -> tuple[str, ...]:
+        """Return the overrides of a variant on torch that runs on this place's device."""
+        return "mode=pyfunc", f"precision={precision}", f"mode.device={self.device}"
+
     @property
     def variants(self) -> tuple[tuple[str, ...], ...]:
         """Return the overrides of the variants that most sections measure on this device."""
-        if self.device != "cpu":
-            return (("mode=pyfunc", "precision=bf16", f"mode.device={self.device}"),)
-        return (("mode=pyfunc", "precision=bf16"), ("mode=onnx", "precision=int4"))
+        on_torch = self.pyfunc("bf16")
+        return (on_torch, ("mode=onnx", "precision=int4")) if self.device == "cpu" else (on_torch,)
 
     @cached_property
     def tokenizer(self) -> ChatTokenizer:

@@ -77,7 +77,7 @@ def markdown(results: list[Result], facts: dict[str, Any]) -> str:
 
 
 def plot(results: list[Result]) -> Figure:
-    """Plot the ratios of a section with their quartiles; what was too noisy has a grey name and no bar."""
+    """Plot the ratios of a section with their quartiles; what was too noisy has no bar."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1.2 + 0.5 * len(results)), layout="constrained")

@@ -36,7 +36,7 @@ def _bound_faults(config: Any, prefix: str = "") -> Iterator[str]:
         elif "one_of" in entry.metadata and value not in entry.metadata["one_of"]:
             yield f"{key} must be one of {', '.join(map(str, entry.metadata['one_of']))}, got {value!r}."
         elif "all_of" in entry.metadata and (unknown := [one for one in value if one not in entry.metadata["all_of"]]):
-            yield f"{key} must be of {', '.join(entry.metadata['all_of'])}, got {unknown[0]!r}."
+            yield f"each entry of {key} must be one of {', '.join(entry.metadata['all_of'])}, got {unknown[0]!r}."
         elif entry.metadata.get("plain_name") and not PLAIN_NAME.fullmatch(value):
             yield f"{key} must be at most 100 letters from a to z, digits, '_' and '-', got {value!r}."
         elif isinstance(value, int | float) and not _within(value, entry.metadata):

@@ -66,7 +66,7 @@ def test_what_was_measured_before_a_failure_is_logged(typed, tiny, monkeypatch):
         ("size=huge", "size must be one of small, medium, phi3_mini, got 'huge'."),
         (
             "sections=[engines,speed]",
-            "sections must be of scoring, engines, limits, serving, ",
+            "each entry of sections must be one of scoring, engines, limits, serving, ",
         ),
         ("sections=[]", "sections is needed: give -P sections=…"),
         ("rounds=0", "rounds must be at least 1 and at most 100, got 0."),

@@ -47,10 +47,10 @@ def _torch(place: Place) -> Iterator[Comparison]:
             model: Any = AutoModelForCausalLM.from_pretrained(place.checkpoint, dtype=dtype)
         model.to(place.device)
         theirs = Side(f"generate, {precision}", partial(_generate, place, model))
-        with place.loaded("mode=pyfunc", f"precision={precision}", f"mode.device={place.device}") as loaded:
+        with place.loaded(*place.pyfunc(precision)) as loaded:
             yield Comparison(_ours(place, f"torch engine, {precision}", loaded), theirs)
     if place.device == "cpu":
-        with place.loaded("mode=pyfunc", "precision=int8") as loaded:
+        with place.loaded(*place.pyfunc("int8")) as loaded:
             yield Comparison(_ours(place, "torch engine, int8", loaded), theirs)
 
 
@@ -123,7 +123,10 @@ def _genai(place: Place, directory: Path) -> Measurement:
     def measure() -> float:
         started, tokens, requests = perf_counter(), 0, []
         for prompt in sorted(place.prompts(place.size.prompts), key=len):
-            request = engine.create_request()
+            # Otherwise each row has memory for the whole context.
+            session = og.RequestOptions()
+            session.set_max_session_tokens(len(prompt) + place.size.tokens)
+            request = engine.create_request(options=session)
             options = og.TurnOptions(request)
             options.set_do_sample(False)
             options.set_max_generated_tokens(place.size.tokens)

@@ -6,6 +6,8 @@ ONNX Runtime GenAI's generator, here without the wrapper.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,19 +22,19 @@ from steps.interfaces.interface import Question
 from steps.modes import get_mode
 from steps.output import suppress_output
 
-# Of as many of our prompts the sample's way answers one: it is slow, and each call takes the same time.
+# The sample answers one prompt for SHARE of ours: it is slow, and each call takes the same time.
 SHARE = 8
+DEVICE = "MLFLOW_DEFAULT_PREDICTION_DEVICE"
 
 
 def comparisons(place: Place) -> Iterator[Comparison]:
     """Yield each of our best variants against each way that its library has in the sample."""
     with suppress_output():
         flavour = _sample_flavour(place)
-    with loaded(str(flavour)) as stock:
+    with _flavour_on(place.device), loaded(str(flavour)) as stock:
         theirs = Side("the flavour, one prompt a call", partial(_ask_flavour, place, stock))
         for precision in ("bf16", "int8") if place.device == "cpu" else ("bf16",):
-            device = f"mode.device={place.device}"
-            with place.loaded("mode=pyfunc", f"precision={precision}", device) as model:
+            with place.loaded(*place.pyfunc(precision)) as model:
                 yield Comparison(_ours(place, "pyfunc", precision, model), theirs)
     if place.device == "cpu":
         exported = place.model("mode=onnx", "precision=int4") / "artifacts" / "checkpoint"
@@ -72,6 +74,19 @@ def _sample_flavour(place: Place) -> Path:
         pip_requirements=[],
     )
     return folder
+
+
+@contextlib.contextmanager
+def _flavour_on(device: str) -> Iterator[None]:
+    """Have MLflow load its flavour on a device; by itself it takes a GPU if there is one."""
+    before = os.environ.get(DEVICE)
+    os.environ[DEVICE] = device if device == "cpu" else "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(DEVICE)
+        if before is not None:
+            os.environ[DEVICE] = before
 
 
 def _ask_flavour(place: Place, model: Any) -> float:

@@ -28,6 +28,7 @@ REQUESTS = 2
 ROUTE = "/v1/chat/completions"
 # Reading the weights of the largest model takes a minute.
 START_SECONDS = 300
+REPLY_SECONDS = 600
 
 
 def comparisons(place: Place) -> Iterator[Comparison]:
@@ -58,9 +59,12 @@ def _rate(place: Place, ask: Callable[[], object], clients: int) -> float:
     """Return tokens/s of all clients together. Each sends one request after the other."""
     requests = clients * REQUESTS
     started = perf_counter()
-    with ThreadPoolExecutor(clients) as pool:
+    pool = ThreadPoolExecutor(clients)
+    try:
         for future in [pool.submit(ask) for _ in range(requests)]:
             future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
     return requests * place.size.tokens / (perf_counter() - started)
 
 
@@ -70,8 +74,11 @@ def _ask(place: Place, port: int) -> None:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{ROUTE}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=600) as reply:
-        tokens = json.load(reply)["usage"]["completion_tokens"]
+    try:
+        with urllib.request.urlopen(request, timeout=REPLY_SECONDS) as reply:
+            tokens = json.load(reply)["usage"]["completion_tokens"]
+    except OSError as error:
+        raise StepError(f"the server has not answered: {error}") from error
     if tokens != place.size.tokens:
         raise StepError(f"a reply has {tokens} tokens instead of {place.size.tokens}")
 
@@ -87,7 +94,8 @@ def served(place: Place, model: Path) -> Iterator[int]:
     with log.open("w") as output:
         server = subprocess.Popen(
             [*command, "-p", str(port)],
-            env=place.environment(place.folder / "store"),
+            env=place.environment(place.folder / "store")
+            | {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(REPLY_SECONDS)},
             stdout=output,
             stderr=output,
             start_new_session=True,

@@ -14,6 +14,8 @@ from steps.benchmarking.place import Place
 
 def comparisons(place: Place) -> Iterator[Comparison]:
     """Yield a build of a variant that exists, and the history of a name that has none."""
+    if place.device != "cpu":
+        return
     store, overrides = place.folder / "store", place.variants[0]
     place.model(*overrides)
     commands = (
