@@ -40,7 +40,9 @@ def test_every_metric_has_its_interval_and_belongs_to_its_prompt_set(store, eval
 
 def test_the_beginning_that_rows_share_is_computed_once_and_counted(store, evaluate, write):
     beginning = "Spain and France are countries, and each has a capital. " * 5
-    words, sha256 = write([make_row(name, beginning + name) for name in ("Spain?", "France?", "Rome?", "Italy?", "Japan?")])
+    words, sha256 = write(
+        [make_row(name, beginning + name) for name in ("Spain?", "France?", "Rome?", "Italy?", "Japan?")]
+    )
     assert evaluate(words, f"run_id={store.greedy.run_id}").returncode == 0
     metrics = scorecard.metrics_of(store.greedy, sha256)
     # The second row computes what it shares with the first one, and the other three find it.
