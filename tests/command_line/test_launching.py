@@ -172,7 +172,7 @@ MAIN += ["evaluate.speed=false", "promotion.smoke=false"]
 def check_main_job(output):
     """Check that `main` built and evaluated three variants as jobs, and registered once."""
     assert "Launching 3 jobs" in output
-    assert output.count("Ready already: ") == 3
+    assert output.count("Ready already: ") == 3, output
     assert output.count("Promoted ") == 1
     client = mlflow.MlflowClient()
     assert str(client.get_model_version_by_alias("phi3", "champion").version) == "1"
