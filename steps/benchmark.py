@@ -47,7 +47,7 @@ def benchmark(config: BenchmarkConfig) -> list[Result]:
         try:
             for device in _devices():
                 for result in _measure(config, Place(Path(folder) / device, size, device)):
-                    report.show(result)
+                    echo(report.sentence(result))
                     results.append(result)
         finally:
             # Also what was measured before a failure, or before Ctrl-C.

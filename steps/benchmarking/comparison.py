@@ -93,7 +93,7 @@ class Result:
     @property
     def is_quiet(self) -> bool:
         """Return whether enough rounds count."""
-        return len(self._counted) >= self.wanted or self.comparison.unit == "bytes"
+        return len(self._counted) >= self.wanted
 
     @property
     def ours(self) -> Quartiles:
@@ -114,13 +114,8 @@ class Result:
         return quartiles([1 / ratio for ratio in ratios] if self.comparison.less_is_better else ratios)
 
     @property
-    def drift(self) -> float:
-        """Return the median of the rounds' drifts."""
-        return median(each.drift for each in self.rounds)
-
-    @property
     def _counted(self) -> list[Round]:
-        return [each for each in self.rounds if each.counts or self.comparison.unit == "bytes"]
+        return [each for each in self.rounds if each.counts]
 
     @property
     def _shown(self) -> list[Round]:
@@ -140,10 +135,16 @@ def compare(section: str, comparison: Comparison, rounds: int, control: Measurem
         comparison.ours.measure()
         comparison.theirs.measure()
     done: list[Round] = []
-    tries = wanted if comparison.unit == "bytes" else TRIES * wanted
-    while sum(each.counts for each in done) < wanted and len(done) < tries:
+    if comparison.unit == "bytes":
+        control = _steady
+    while sum(each.counts for each in done) < wanted and len(done) < TRIES * wanted:
         done.append(_round(comparison, control, ours_first=len(done) % 2 == 0))
     return Result(section, comparison, tuple(done), wanted)
+
+
+def _steady() -> float:
+    """Stand in for the control measurement: bytes do not depend on the speed of the machine."""
+    return 1.0
 
 
 def _round(comparison: Comparison, control: Measurement, ours_first: bool) -> Round:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import re
 import subprocess
 import sys
@@ -82,20 +81,14 @@ class Place:
         """Return the checkpoint's tokenizer."""
         return ChatTokenizer(self.checkpoint)
 
-    def texts(self, count: int, words: int = 0) -> list[str]:
-        """Return questions that were never asked before, so that no cache knows their beginning.
-
-        Args:
-            count: How many.
-            words: How many words each has; 0 for a mixture of 2 to 36.
-        """
+    def texts(self, count: int) -> list[str]:
+        """Return questions of 2 to 36 words that were never asked before, so that no cache knows their beginning."""
         numbers = itertools.islice(self._numbers, count)
-        return [f"{number} {_sentence(words or 1 + number % 7 * (1 + number % 5))}" for number in numbers]
+        return [f"{number} {_sentence(1 + number % 7 * (1 + number % 5))}" for number in numbers]
 
-    def prompts(self, count: int, words: int = 0) -> list[list[int]]:
-        """Return the same as token ids."""
-        texts = self.texts(count, words)
-        return [self.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
+    def prompts(self, count: int) -> list[list[int]]:
+        """Return such questions as token ids."""
+        return [self.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in self.texts(count)]
 
     def model(self, *overrides: str) -> Path:
         """Return the folder of the model of a variant. It is built when it is asked for first."""
@@ -133,9 +126,13 @@ class Place:
 
     def environment(self, store: Path) -> dict[str, str]:
         """Return the environment of a process that uses a store and the cache of this place."""
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         own = {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db", "PHI3_CACHE_DIR": str(self.folder / "cache")}
-        return storeless_environment() | own | {"PATH": path, "PYTHONPATH": str(PROJECT)}
+        return storeless_environment() | own | {"PYTHONPATH": str(PROJECT)}
+
+
+def short_name(overrides: tuple[str, ...]) -> str:
+    """Return mode and precision of a variant."""
+    return " ".join(word.partition("=")[2] for word in overrides[:2])
 
 
 def _sentence(words: int) -> str:

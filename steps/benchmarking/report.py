@@ -1,4 +1,4 @@
-"""Print what was measured, and log it to the active run: a table, a plot of each section, all rounds."""
+"""Say what was measured, and log it to the active run: a table, a plot of each section, all rounds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from steps.benchmarking.comparison import DRIFT, Quartiles, Result
-from steps.output import echo, suppress_output
+from steps.output import suppress_output
 from steps.store.names import NOTE
 
 if TYPE_CHECKING:
@@ -93,11 +93,6 @@ def plot(results: list[Result]) -> Figure:
     axes.set_xlabel("ratio: above 1 ours is faster or smaller (bars: quartiles of the rounds)")
     axes.set_title(results[0].section)
     return figure
-
-
-def show(result: Result) -> None:
-    """Print a result."""
-    echo(sentence(result))
 
 
 def _row(result: Result) -> tuple[Any, ...]:

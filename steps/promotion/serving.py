@@ -32,6 +32,10 @@ class NotServed(Exception):
     """The machine could not serve the model; the message says why. It says nothing about the model."""
 
 
+class NotUp(NotServed):
+    """The server has not answered in time."""
+
+
 class NotLoaded(Exception):
     """The model cannot be loaded; the message has the server's last line."""
 
@@ -40,7 +44,7 @@ class Served:
     """A client of a served model, with the `predict` of a loaded one.
 
     Args:
-        port: The server's port on this machine.
+        port: The server's port on this machine. `address` has it too.
         interface: What requests and replies look like.
         session: Sends the requests; by default one that ignores proxies.
     """
@@ -48,7 +52,7 @@ class Served:
     def __init__(self, port: int, interface: Interface, session: "Session | None" = None) -> None:
         import requests
 
-        self._address, self._interface = f"http://127.0.0.1:{port}", interface
+        self.address, self._interface = f"http://127.0.0.1:{port}", interface
         self._session = session or requests.Session()
         # A proxy cannot reach this machine's own address.
         self._session.trust_env = False
@@ -58,7 +62,7 @@ class Served:
         import requests
 
         with contextlib.suppress(requests.RequestException):
-            return self._session.get(f"{self._address}/ping", timeout=5).status_code == 200
+            return self._session.get(f"{self.address}/ping", timeout=5).status_code == 200
         return False
 
     def close(self) -> None:
@@ -82,7 +86,7 @@ class Served:
             data = {"inputs": data}
         body = data | ({"params": params} if params else {})
         try:
-            reply = self._session.post(f"{self._address}/invocations", json=body, timeout=REQUEST_SECONDS)
+            reply = self._session.post(f"{self.address}/invocations", json=body, timeout=REQUEST_SECONDS)
         except requests.RequestException as error:
             raise NotServed(f"the served model stopped answering ({type(error).__name__})") from error
         if reply.status_code == 400:
@@ -94,16 +98,16 @@ class Served:
 
 @contextlib.contextmanager
 def served(uri: str, interface: Interface, seconds: float) -> Iterator[Served]:
-    """Serve a version during the block.
+    """Serve a model during the block.
 
     Args:
-        uri: The version's address in the registry.
+        uri: The model's address in the registry, or its folder.
         interface: The interface of its variant.
         seconds: How long to wait until the server answers.
 
     Raises:
         NotLoaded: The model cannot be loaded.
-        NotServed: The machine could not serve it in time.
+        NotServed: The machine could not serve it; NotUp, if it was not up in time.
     """
     with TemporaryDirectory(prefix="phi3-smoke-", ignore_cleanup_errors=True) as name:
         folder, port = Path(name), _free_port()
@@ -147,7 +151,7 @@ def _wait_until_up(server: Served, watcher: "subprocess.Popen[bytes]", log: Path
             error = NotServed if MACHINE_FAULT.search(last_line) else NotLoaded
             raise error(f"it could not be served: {last_line}")
         if time.monotonic() > deadline:
-            raise NotServed(f"it was not up within promotion.smoke_seconds={seconds:g}")
+            raise NotUp(f"it was not up within {seconds:g} seconds")
         time.sleep(0.2)
 
 

@@ -14,7 +14,7 @@ from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.prompt_set.row import Row
 from steps.evaluation.scorecard import Scorecard
 from steps.interfaces.interface import Question
-from steps.promotion.serving import NotLoaded, NotServed, Served, served
+from steps.promotion.serving import NotLoaded, NotServed, NotUp, Served, served
 from steps.store.variants import Variant
 
 
@@ -37,6 +37,8 @@ def find_fault(uri: str, variant: Variant, rows: PromptSet, card: Scorecard, pro
         with served(uri, variant.interface, promotion.smoke_seconds) as server:
             asker = Asker(server, variant.mode, variant.interface)
             return _answer_fault(asker, variant, sample) or _contract_fault(asker, server, variant)
+    except NotUp:
+        raise NotServed(f"it was not up within promotion.smoke_seconds={promotion.smoke_seconds:g}") from None
     except NotLoaded as error:
         return str(error)
 

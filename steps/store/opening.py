@@ -29,7 +29,7 @@ DATABASE_WAIT = 300.0
 ATTEMPTS = 5
 # How often MLflow tries to reach a database: 3 seconds in all. Its own setting is 10 times, 100 seconds.
 CONNECTIONS = 5
-# Seconds to wait while another process changes a SQLite file. MLflow waits for 20, which was too short on a busy disk.
+# Seconds to wait while another process changes a SQLite file. MLflow waits for 20, once too short in a test.
 SQLITE_WAIT = 120
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from steps.benchmarking.checkpoint import SHAPES
 from steps.benchmarking.place import SIZES, Place, Size
+from steps.config import benchmark
 from steps.config.benchmark import SECTIONS
 from steps.errors import StepError
 from steps.store.names import NOTE
@@ -21,6 +22,10 @@ def tiny(monkeypatch):
     monkeypatch.setitem(SIZES, "small", Size("small", "few parameters", 4, 4, ("bf16",)))
     # A model of this size is done before the clock has moved much: whether the machine is quiet does not matter.
     monkeypatch.setattr("steps.benchmarking.comparison.DRIFT", 1e9)
+
+
+def test_every_size_can_be_named():
+    assert tuple(SIZES) == benchmark.SIZES
 
 
 @pytest.mark.slow

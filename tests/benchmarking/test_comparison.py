@@ -71,6 +71,11 @@ def test_a_machine_that_stays_noisy_gets_no_ratio():
     assert list(report.plot([result]).axes[0].patches) == []
 
 
+def test_bytes_do_not_depend_on_the_machines_speed():
+    result, order = _compared([10], [1000], "bytes", rounds=1, controls=itertools.cycle([1, 2]), warm_up=False)
+    assert (result.ratio.median, len(order)) == (pytest.approx(100), 2)
+
+
 def test_a_comparison_can_do_with_fewer_rounds():
     fewer = Comparison(Side("ours", lambda: 2.0), Side("theirs", lambda: 1.0), warm_up=False, rounds=1)
     assert len(compare("storage", fewer, 5, lambda: 1.0).rounds) == 1

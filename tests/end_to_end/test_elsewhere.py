@@ -68,7 +68,7 @@ def test_a_full_disk_is_one_sentence(error):
 @pytest.mark.parametrize("lock", ["IMMEDIATE", "EXCLUSIVE"])
 @pytest.mark.parametrize("words", [("build", "mode=onnx"), ("main", "mode=onnx")], ids=lambda w: w[0])
 def test_a_store_that_stays_locked_is_one_sentence(typed, tmp_path, monkeypatch, words, lock):
-    """Beside the first kind of lock, the store can be read; beside the second one, not even opened."""
+    """With an IMMEDIATE lock the store can still be read. With an EXCLUSIVE one it cannot be opened."""
     monkeypatch.setattr(opening, "QUIET", 0)
     monkeypatch.setattr(opening, "SQLITE_WAIT", 0)
     with contextlib.closing(sqlite3.connect(tmp_path / "store" / "mlflow.db", isolation_level=None)) as other:

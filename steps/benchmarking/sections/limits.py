@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.benchmarking.comparison import Comparison, Side
-from steps.benchmarking.place import Place
+from steps.benchmarking.place import Place, short_name
 from steps.benchmarking.sections.engines import answer
 from steps.evaluation.machine import read_bandwidth
 
@@ -28,7 +28,7 @@ def comparisons(place: Place) -> Iterator[Comparison]:
             # The answer is drawn: a random model repeats itself, so speculation would look faster than on real text.
             tokens = TOKENS * place.size.tokens
             size = weights_bytes(place.model(*overrides))
-            name = " ".join(word.partition("=")[2] for word in overrides[:2])
+            name = short_name(overrides)
             yield Comparison(
                 Side(f"{name}, one stream", lambda: answer(place, scheduler, 1, tokens, temperature=1.0)),  # noqa: B023
                 Side("reading its weights from memory", lambda: read_bandwidth() / size),  # noqa: B023

@@ -80,7 +80,7 @@ def _sample_flavour(place: Place) -> Path:
 def _flavour_on(device: str) -> Iterator[None]:
     """Have MLflow load its flavour on a device; by itself it takes a GPU if there is one."""
     before = os.environ.get(DEVICE)
-    os.environ[DEVICE] = device if device == "cpu" else "0"
+    os.environ[DEVICE] = "-1" if device == "cpu" else "0"
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 
 from steps.benchmarking.comparison import Comparison, Side
-from steps.benchmarking.place import Place
+from steps.benchmarking.place import Place, short_name
 
 # Each is a setting that no variant had before, or a new folder.
 NUMBERS = itertools.count(1)
@@ -20,7 +20,7 @@ def comparisons(place: Place) -> Iterator[Comparison]:
     """Yield seconds of the whole command, then the bytes that it added. The cache has the export to ONNX already."""
     for overrides in place.variants if place.device == "cpu" else ():
         place.model(*overrides)
-        name = " ".join(word.partition("=")[2] for word in overrides[:2])
+        name = short_name(overrides)
         further, first = Build(partial(_further, place, overrides)), Build(partial(_first, place, overrides))
         sides = Side(f"building a further {name}", further.seconds), Side("the first", first.seconds)
         yield Comparison(*sides, "s", warm_up=False)

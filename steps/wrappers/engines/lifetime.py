@@ -21,7 +21,7 @@ _KNOWN: "WeakSet[Lasting]" = WeakSet()
 
 
 def look_after(scheduler: Lasting) -> None:
-    """Have a scheduler begin anew in a forked process."""
+    """Have a scheduler begin anew in a forked process, and stop at exit if its thread was started."""
     _KNOWN.add(scheduler)
 
 

@@ -33,6 +33,6 @@ def session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
 
 
 def has_few_bits(file: Path) -> bool:
-    """Return True if products of a graph are of few bits: their last digits differ for several tokens and for one."""
+    """Return True if a graph has weights of few bits. Its results depend on how many tokens a pass has."""
     with file.open("rb") as graph, mmap.mmap(graph.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(QUANTIZED) >= 0

@@ -235,7 +235,7 @@ class Scheduler:
         return admitted
 
     def _has_room(self, admitted: list[Sequence]) -> bool:
-        """Return True if the cache has memory for the next sequence beside the others. Alone, it is always tried."""
+        """Return True if the next sequence fits into the cache, or if the batch is empty."""
         rows, limit = [*self._running, *admitted, self._waiting[0]], self._engine.cache_tokens
         return limit is None or len(rows) == 1 or len(rows) * max(row.longest for row in rows) <= limit
 

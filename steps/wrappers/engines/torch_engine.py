@@ -62,9 +62,9 @@ class TorchEngine:
         if self._model.dtype == torch.float32 and self._device.type == "cpu":
             pack(self._model)
         on_gpu = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
-        self.cache_tokens = cache_tokens(_bytes_per_token(self._model), on_gpu)
         self._is_exact = precision != "int8" and self._model.dtype == torch.float32
         self._bytes_per_token = _bytes_per_token(self._model)
+        self.cache_tokens = cache_tokens(self._bytes_per_token, on_gpu)
         weights = sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
         self._most_padding = max(weights, SHORTEST_PASS) // self._bytes_per_token
         self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, self._bytes_per_token)
