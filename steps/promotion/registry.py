@@ -14,6 +14,7 @@ from steps.output import suppress_output
 from steps.promotion.candidate import Candidate
 from steps.store import prompts
 from steps.store.names import CHALLENGER, CHAMPION, FINGERPRINT, MODEL_ID, REJECTED, VARIANT
+from steps.store.upsert import upsert
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -119,29 +120,20 @@ def describe(
     """Update the tags and the description of a version, writing only what differs."""
     for key, value in tags.items():
         if version.tags.get(key) != value:
-            client.set_model_version_tag(registry.name, version.number, key, value)
+            upsert(client.set_model_version_tag, registry.name, version.number, key, value)
     if version.description != description:
         client.update_model_version(registry.name, version.number, description=description)
 
 
 def set_alias(client: MlflowClient, registry: Registry, alias: str, version: Version | None) -> bool:
     """Let an alias name a version, or delete the alias for None; returns whether that was a change."""
-    from mlflow.exceptions import MlflowException
-
     number = version.number if version else None
     if registry.aliases.get(alias) == number:
         return False
     if number is None:
         client.delete_registered_model_alias(registry.name, alias)
         return True
-    try:
-        client.set_registered_model_alias(registry.name, alias, number)
-    except MlflowException as error:
-        # MLflow's store inserts an alias that it did not find. If another process inserts the same alias at the same
-        # moment, the slower of the two violates the table's key. The second attempt updates it.
-        if "UNIQUE constraint" not in str(error) and "duplicate key" not in str(error):
-            raise
-        client.set_registered_model_alias(registry.name, alias, number)
+    upsert(client.set_registered_model_alias, registry.name, alias, number)
     return True
 
 

@@ -16,6 +16,7 @@ from steps.output import activity
 from steps.redaction import without_secrets
 from steps.store import address, integrity, names, processes
 from steps.store.opening import SQLITE_WAIT, is_writable, open_store
+from steps.store.upsert import upsert
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -97,7 +98,7 @@ def _claim_project_run(client: "MlflowClient", run_id: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.set_tag(run_id, names.PROCESS, processes.identity())
+        upsert(client.set_tag, run_id, names.PROCESS, processes.identity())
         os.environ["MLFLOW_EXPERIMENT_ID"] = client.get_run(run_id).info.experiment_id
         os.environ.pop("MLFLOW_EXPERIMENT_NAME", None)
     except MlflowException as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from steps.output import echo
 from steps.redaction import redacted
 from steps.store import address, connection, names, processes
+from steps.store.upsert import upsert
 
 if TYPE_CHECKING:
     from mlflow import ActiveRun
@@ -78,7 +79,7 @@ def describe_failure(step_name: str, sentences: Iterable[str]) -> None:
         if run_id not in _named_here:
             name_project_run(f"{step_name}-failed")
         text = "\n\n".join(f"**error**: {redacted(sentence)}" for sentence in sentences)
-        client.set_tag(run_id, names.NOTE, text)
+        upsert(client.set_tag, run_id, names.NOTE, text)
 
 
 def _name_from_user() -> str | None:
@@ -109,9 +110,9 @@ def reopen(run_id: str) -> Iterator[None]:
     run = client.get_run(run_id)
     ended = run.data.tags.get(names.ENDED) or run.info.end_time
     # Before it is RUNNING again: the process that built it is gone, and another step would end its run.
-    client.set_tag(run_id, names.PROCESS, processes.identity())
+    upsert(client.set_tag, run_id, names.PROCESS, processes.identity())
     if ended and names.ENDED not in run.data.tags:
-        client.set_tag(run_id, names.ENDED, str(ended))
+        upsert(client.set_tag, run_id, names.ENDED, str(ended))
     with mlflow.start_run(run_id=run_id, nested=active is not None):
         yield
     if ended:

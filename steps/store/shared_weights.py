@@ -23,6 +23,7 @@ from steps.output import suppress_output
 from steps.redaction import redacted
 from steps.store import names, processes
 from steps.store.pickles import holds_pickle, is_named_as_pickle
+from steps.store.upsert import upsert
 from steps.store.variants import logged_models, run_artifacts_by_id
 from steps.wrappers.manifest import DamagedCheckpoint, FileEntry
 from steps.wrappers.shared_weights import download, stored_bytes, write_pointer
@@ -276,7 +277,7 @@ def _mark_damaged(client: MlflowClient, run_id: str, path: str) -> None:
     from mlflow.exceptions import MlflowException
 
     with contextlib.suppress(MlflowException):
-        client.set_tag(run_id, names.DAMAGED, path)
+        upsert(client.set_tag, run_id, names.DAMAGED, path)
 
 
 def _damaged_file(client: MlflowClient, run_id: str) -> str | None:
