@@ -11,11 +11,15 @@ from steps.checkpoints.prompting import example_messages, system_messages
 from steps.config.schema import PROMPT_PREFIX, Prompting
 from steps.errors import StepError
 from steps.output import suppress_output
+from steps.store.upsert import is_duplicate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import PromptVersion
+    from mlflow.exceptions import MlflowException
 
+# How often to try while other builds write the same prompt.
+ATTEMPTS = 5
 QUESTION = {"role": "user", "content": "{{question}}"}
 
 
@@ -63,9 +67,31 @@ def prompt_name(prompting: Prompting) -> str:
     return f"{PROMPT_PREFIX}{prompting.name}"
 
 
-def _registered_version(client: "MlflowClient", name: str, messages: list[dict[str, str]]) -> "PromptVersion":
-    """Return the first version with exactly these messages; register a new one if there is none."""
+def _registered_version(
+    client: "MlflowClient", name: str, messages: list[dict[str, str]], attempts: int = ATTEMPTS
+) -> "PromptVersion":
+    """Return the first version with exactly these messages; register a new one if there is none.
+
+    Builds that do this at the same moment may register it more than once. All of them get the first, and the others
+    stay: MLflow cannot list the versions of a prompt while one of them is deleted.
+    """
     import mlflow
+    from mlflow.exceptions import MlflowException
+
+    if prompt := _first_version(client, name, messages):
+        return prompt
+    try:
+        with suppress_output():  # with a server, MLflow logs that it waits
+            added = mlflow.genai.register_prompt(name, messages)
+    except MlflowException as error:
+        if attempts == 1 or not _is_collision(error):
+            raise
+        return _registered_version(client, name, messages, attempts - 1)
+    return _first_version(client, name, messages) or added
+
+
+def _first_version(client: "MlflowClient", name: str, messages: list[dict[str, str]]) -> "PromptVersion | None":
+    """Return the first version with exactly these messages; None if there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -73,10 +99,15 @@ def _registered_version(client: "MlflowClient", name: str, messages: list[dict[s
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        versions = []
-    for prompt in sorted(versions, key=lambda prompt: int(prompt.version)):
-        if prompt.template == messages:
-            return prompt
-    with suppress_output():  # with a server, MLflow logs that it waits
-        added: PromptVersion = mlflow.genai.register_prompt(name, messages)
-    return added
+        return None
+    same = (prompt for prompt in versions if prompt.template == messages)
+    return min(same, key=lambda prompt: int(prompt.version), default=None)
+
+
+def _is_collision(error: "MlflowException") -> bool:
+    """Return True if another process wrote the prompt, a version or a tag of it first."""
+    return (
+        error.error_code == "RESOURCE_ALREADY_EXISTS"
+        or is_duplicate(error)
+        or "Model Version creation error" in str(error)
+    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-# What SQLite, PostgreSQL, MySQL and SQL Server say of a row that is there already.
+# What SQLite, PostgreSQL and SQL Server, and MySQL say of a row that is there already.
 DUPLICATE = ("UNIQUE constraint", "duplicate key", "Duplicate entry")
 
 
@@ -20,6 +20,11 @@ def upsert(write: Callable[..., object], *arguments: object) -> None:
     try:
         write(*arguments)
     except MlflowException as error:
-        if not any(words in str(error) for words in DUPLICATE):
+        if not is_duplicate(error):
             raise
         write(*arguments)
+
+
+def is_duplicate(error: Exception) -> bool:
+    """Return True if a database refused a row because it is there already."""
+    return any(words in str(error) for words in DUPLICATE)

@@ -1,5 +1,9 @@
 """Prompts and registered models share one table of names in MLflow, and do not meet in it."""
 
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import mlflow
 import pytest
 
@@ -46,3 +50,33 @@ def test_a_build_is_refused_at_once_if_a_model_has_the_name_of_its_prompt(typed)
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: The prompt phi3.prompting.plain cannot be registered, because there is a registered")
     assert not mlflow.MlflowClient().search_runs(["0"])
+
+
+BUILDS = 4
+
+
+def test_builds_that_register_a_prompt_at_the_same_moment_get_the_same_version(monkeypatch):
+    """All of them see that there is none, and then register it."""
+    client = mlflow.MlflowClient()
+    barrier, waited = threading.Barrier(BUILDS), threading.local()
+    look = prompts._first_version
+
+    def look_together(*arguments):
+        found = look(*arguments)
+        if not hasattr(waited, "once"):
+            waited.once = barrier.wait(60)
+        return found
+
+    monkeypatch.setattr(prompts, "_first_version", look_together)
+    # It redirects the output of the process, and these are threads.
+    monkeypatch.setattr(prompts, "suppress_output", contextlib.nullcontext)
+    with ThreadPoolExecutor(BUILDS) as pool:
+        found = list(pool.map(lambda _: prompts._registered_version(client, "text", [prompts.QUESTION]), range(BUILDS)))
+    assert [prompt.version for prompt in found] == [1] * BUILDS
+    templates = {tuple(prompt.template[0].items()) for prompt in client.search_prompt_versions("text")}
+    assert templates == {tuple(prompts.QUESTION.items())}
+
+
+def test_a_fault_that_is_no_collision_is_raised():
+    with pytest.raises(mlflow.MlflowException, match="Invalid model name"):
+        prompts._registered_version(mlflow.MlflowClient(), "no/name", [prompts.QUESTION])
