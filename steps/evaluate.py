@@ -43,6 +43,7 @@ from steps.output import activity, echo
 from steps.promotion import early_stopping
 from steps.promotion.missing_scorecard import evaluate_command
 from steps.store import integrity, runs, shared_weights
+from steps.store.collisions import retried
 from steps.store.commands import step_command
 from steps.store.names import ERRORS
 from steps.store.variants import Variant, elsewhere, find_variants, read_variant, variant_of_run
@@ -235,7 +236,7 @@ def _evaluate(
         mlflow.log_params(
             {"prompt_set.rows": len(rows.rows), "prompt_set.sha256": rows.sha256, "evaluated": len(plan.chosen)}
         )
-        mlflow.log_input(scores_log.dataset(rows), context="evaluation")
+        retried(mlflow.log_input, scores_log.dataset(rows), context="evaluation")
         for place, variant in enumerate(plan.chosen, 1):
             words = f"scoring {variant.name}, {place} of {len(plan.chosen)}"
             with activity(words), outcome.recorded(variant, NOT_SCORED):

@@ -219,8 +219,8 @@ def plan(overrides: list[str]) -> tuple[list[str], list[list[str]]]:
 def fan_out(own: list[str], points: list[list[str]], launcher: Launcher) -> None:
     """Build and evaluate by a launcher what is missing.
 
-    Each checkpoint is made or fetched here first: once, not once a job. What a job cannot do is tried again here
-    afterwards, and reported as without a launcher.
+    Each checkpoint is made or fetched here first: once, not once a job. What a job cannot do is printed, tried again
+    here afterwards, and reported as without a launcher.
     """
     import mlflow
 
@@ -232,11 +232,17 @@ def fan_out(own: list[str], points: list[list[str]], launcher: Launcher) -> None
         with contextlib.suppress(StepError):
             if not config.device_fault and (identity := fingerprint(config, resolve_once(config.model))) not in known:
                 missing.setdefault(identity, point)
-    launching.launch("build", list(missing.values()), launcher)
+    _launch("build", list(missing.values()), launcher)
     keys = {entry.name for entry in fields(EvaluateConfig)}
     words = [override for override in own if command_line.key_of(override).partition(".")[0] in keys]
     jobs = evaluate_jobs(command_line.compose("evaluate", words))
-    launching.launch("evaluate", [[*words, *job] for job in jobs], launcher)
+    _launch("evaluate", [[*words, *job] for job in jobs], launcher)
+
+
+def _launch(step_name: str, points: list[list[str]], launcher: Launcher) -> None:
+    for outcome in launching.launch(step_name, points, launcher):
+        for fault in outcome.faults:
+            echo(f"A job of {step_name} failed: {fault} It is tried again here.")
 
 
 def main() -> None:

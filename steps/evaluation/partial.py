@@ -17,8 +17,8 @@ from steps.evaluation.answers import Answer, Course
 from steps.evaluation.journal import Journal
 from steps.evaluation.prompt_set import PromptSet
 from steps.store import runs
+from steps.store.collisions import retried
 from steps.store.names import PARTIAL, of_prompt_set
-from steps.store.upsert import upsert
 from steps.store.variants import Variant, load_artifact
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def log(
 def tag(client: MlflowClient, variant: Variant, rows: PromptSet, mark: dict[str, Any]) -> None:
     """Write the tag to the run and the LoggedModel; an empty one says that nothing is left to ask."""
     name, value = of_prompt_set(PARTIAL, rows.sha256), json.dumps(mark)
-    upsert(client.set_tag, variant.run_id, name, value)
+    retried(client.set_tag, variant.run_id, name, value)
     client.set_logged_model_tags(variant.model_id, {name: value})
 
 

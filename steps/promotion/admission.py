@@ -15,8 +15,8 @@ from steps.promotion.self_contained import make_self_contained
 from steps.promotion.serving import NotServed
 from steps.promotion.version_tags import version_description, version_tags
 from steps.store import runs
+from steps.store.collisions import retried
 from steps.store.names import CHAMPION, REJECTED, SMOKE
-from steps.store.upsert import upsert
 from steps.store.variants import Variant, read_variant
 
 
@@ -58,13 +58,13 @@ def ensure_smoke_tested(job: Job, version: Version, variant: Variant) -> None:
             ) from error
         if fault:
             reason = f"smoke test: {fault}"
-            upsert(job.client.set_model_version_tag, job.name, number, REJECTED, reason)
+            retried(job.client.set_model_version_tag, job.name, number, REJECTED, reason)
             raise Rejected(
                 f"{variant.name} (version {number} of {job.name}) is rejected: {reason}. "
                 "The next register leaves it out; promotion.retry_rejected=true gives it another chance.",
                 reason,
             )
-        upsert(job.client.set_model_version_tag, job.name, number, SMOKE, f"passed {job.rows.sha256[:16]}")
+        retried(job.client.set_model_version_tag, job.name, number, SMOKE, f"passed {job.rows.sha256[:16]}")
     if version.rejected:
         job.client.delete_model_version_tag(job.name, number, REJECTED)
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from steps.config.schema import Promotion
 from steps.promotion.candidate import Candidate, score
 from steps.promotion.gate import Decision
+from steps.store.collisions import retried
 from steps.store.names import metric_key, row_metric
-from steps.store.upsert import upsert
 from steps.store.variants import Variant, lost_run
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def log(
         if candidate and not lost_run(client, variants[candidate.model_id])
     }
     for variant in present.values():
-        upsert(client.set_tag, variant.run_id, CRITERIA, value)
+        retried(client.set_tag, variant.run_id, CRITERIA, value)
     if champion and best.model_id in present:
         rows = len(best.rows[row_metric(policy.metric)])
         _log_comparison(

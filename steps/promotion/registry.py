@@ -13,8 +13,8 @@ from steps.errors import StepError
 from steps.output import suppress_output
 from steps.promotion.candidate import Candidate
 from steps.store import prompts
+from steps.store.collisions import retried
 from steps.store.names import CHALLENGER, CHAMPION, FINGERPRINT, MODEL_ID, REJECTED, VARIANT
-from steps.store.upsert import upsert
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -104,7 +104,7 @@ def create(
 
     origin = {FINGERPRINT: candidate.fingerprint, MODEL_ID: candidate.model_id, VARIANT: candidate.name}
     with suppress_output():
-        mlflow.register_model(f"models:/{candidate.model_id}", registry.name, tags=origin | tags)
+        retried(mlflow.register_model, f"models:/{candidate.model_id}", registry.name, tags=origin | tags)
     version = remove_duplicates(client, read(client, registry.name), candidate.model_id)
     if version is None:
         raise StepError(
@@ -120,7 +120,7 @@ def describe(
     """Update the tags and the description of a version, writing only what differs."""
     for key, value in tags.items():
         if version.tags.get(key) != value:
-            upsert(client.set_model_version_tag, registry.name, version.number, key, value)
+            retried(client.set_model_version_tag, registry.name, version.number, key, value)
     if version.description != description:
         client.update_model_version(registry.name, version.number, description=description)
 
@@ -133,7 +133,7 @@ def set_alias(client: MlflowClient, registry: Registry, alias: str, version: Ver
     if number is None:
         client.delete_registered_model_alias(registry.name, alias)
         return True
-    upsert(client.set_registered_model_alias, registry.name, alias, number)
+    retried(client.set_registered_model_alias, registry.name, alias, number)
     return True
 
 

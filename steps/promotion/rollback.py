@@ -23,10 +23,10 @@ from steps.promotion.registry import Registry, Version
 from steps.promotion.self_contained import make_self_contained
 from steps.promotion.verdicts import against_one
 from steps.store import runs
+from steps.store.collisions import retried
 from steps.store.commands import step_command
 from steps.store.connection import safe_tracking_uri
 from steps.store.names import CHALLENGER, FINISHED_BY, REJECTED
-from steps.store.upsert import upsert
 from steps.store.variants import Variant, find_variants, lost_run, read_variant
 
 
@@ -62,7 +62,7 @@ def _roll_back(job: Job, current: Registry, target: Version) -> None:
     ensure_smoke_tested(job, target, variant)
     reason = f"rolled back from version {replaced.number} on request"
     # Before the alias moves: after a kill in between, the same command continues.
-    upsert(
+    retried(
         job.client.set_model_version_tag, job.name, replaced.number, REJECTED, f"rolled back to version {target.number}"
     )
     set_champion(job, target, candidate, reason)
@@ -86,7 +86,7 @@ def _finish(job: Job, current: Registry, change: Change) -> None:
         raise StepError(f"Version {change.version} of {job.name} was deleted after the rollback to it.")
     variant = _variant_of(job, current, target)
     _report(job, target, _comparable(job, variant, target), current.version(change.replaced), change.reason)
-    upsert(job.client.set_tag, change.run_id, FINISHED_BY, runs.active_run_id())
+    retried(job.client.set_tag, change.run_id, FINISHED_BY, runs.active_run_id())
     echo(
         f"The rollback to version {target.number} ({variant.name}) was killed after it was made. "
         "Its report is finished now."

@@ -9,8 +9,8 @@ from steps.promotion.rank import Ranking
 from steps.promotion.registry import Registry
 from steps.promotion.verdicts import INFERIOR
 from steps.store import runs
+from steps.store.collisions import retried
 from steps.store.names import STANDING, VARIANT, row_metric
-from steps.store.upsert import upsert
 from steps.store.variants import find_variants
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def mark(
         if variant.model_id == champion:
             text = f"★ champion of {current.name}" + (f", {text}" if text and text != others else "")
         if text:
-            upsert(client.set_tag, variant.run_id, STANDING, text)
+            retried(client.set_tag, variant.run_id, STANDING, text)
 
 
 def describe(client: MlflowClient, current: Registry, reason: str) -> None:

@@ -15,8 +15,8 @@ from steps.errors import StepError
 from steps.output import activity
 from steps.redaction import without_secrets
 from steps.store import address, integrity, names, processes
+from steps.store.collisions import retried
 from steps.store.opening import SQLITE_WAIT, is_writable, open_store
-from steps.store.upsert import upsert
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -98,7 +98,7 @@ def _claim_project_run(client: "MlflowClient", run_id: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        upsert(client.set_tag, run_id, names.PROCESS, processes.identity())
+        retried(client.set_tag, run_id, names.PROCESS, processes.identity())
         os.environ["MLFLOW_EXPERIMENT_ID"] = client.get_run(run_id).info.experiment_id
         os.environ.pop("MLFLOW_EXPERIMENT_NAME", None)
     except MlflowException as error:

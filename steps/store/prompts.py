@@ -11,15 +11,12 @@ from steps.checkpoints.prompting import example_messages, system_messages
 from steps.config.schema import PROMPT_PREFIX, Prompting
 from steps.errors import StepError
 from steps.output import suppress_output
-from steps.store.upsert import is_duplicate
+from steps.store.collisions import retried
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import PromptVersion
-    from mlflow.exceptions import MlflowException
 
-# How often to try while other builds write the same prompt.
-ATTEMPTS = 5
 QUESTION = {"role": "user", "content": "{{question}}"}
 
 
@@ -28,7 +25,7 @@ def link(prompting: Prompting, model_id: str, run_id: str) -> str:
     import mlflow
 
     client = mlflow.MlflowClient()
-    prompt = _registered_version(client, prompt_name(prompting), template(prompting))
+    prompt = retried(_find_or_register, client, prompt_name(prompting), template(prompting))
     client.link_prompt_version_to_model(prompt.name, str(prompt.version), model_id)
     client.link_prompt_version_to_run(run_id, prompt)
     return f"prompts:/{prompt.name}/{prompt.version}"
@@ -67,26 +64,18 @@ def prompt_name(prompting: Prompting) -> str:
     return f"{PROMPT_PREFIX}{prompting.name}"
 
 
-def _registered_version(
-    client: "MlflowClient", name: str, messages: list[dict[str, str]], attempts: int = ATTEMPTS
-) -> "PromptVersion":
+def _find_or_register(client: "MlflowClient", name: str, messages: list[dict[str, str]]) -> "PromptVersion":
     """Return the first version with exactly these messages; register a new one if there is none.
 
     Builds that do this at the same moment may register it more than once. All of them get the first, and the others
     stay: MLflow cannot list the versions of a prompt while one of them is deleted.
     """
     import mlflow
-    from mlflow.exceptions import MlflowException
 
     if prompt := _first_version(client, name, messages):
         return prompt
-    try:
-        with suppress_output():  # with a server, MLflow logs that it waits
-            added = mlflow.genai.register_prompt(name, messages)
-    except MlflowException as error:
-        if attempts == 1 or not _is_collision(error):
-            raise
-        return _registered_version(client, name, messages, attempts - 1)
+    with suppress_output():  # with a server, MLflow logs that it waits
+        added = mlflow.genai.register_prompt(name, messages)
     return _first_version(client, name, messages) or added
 
 
@@ -102,12 +91,3 @@ def _first_version(client: "MlflowClient", name: str, messages: list[dict[str, s
         return None
     same = (prompt for prompt in versions if prompt.template == messages)
     return min(same, key=lambda prompt: int(prompt.version), default=None)
-
-
-def _is_collision(error: "MlflowException") -> bool:
-    """Return True if another process wrote the prompt, a version or a tag of it first."""
-    return (
-        error.error_code == "RESOURCE_ALREADY_EXISTS"
-        or is_duplicate(error)
-        or "Model Version creation error" in str(error)
-    )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from steps.output import echo
 from steps.redaction import redacted
 from steps.store import address, connection, names, processes
-from steps.store.upsert import upsert
+from steps.store.collisions import retried
 
 if TYPE_CHECKING:
     from mlflow import ActiveRun
@@ -32,7 +32,7 @@ def experiment_id() -> str:
     """Return the experiment that `mlflow run` or MLFLOW_EXPERIMENT_NAME names, or the default one."""
     from mlflow.tracking.fluent import _get_experiment_id
 
-    return str(_get_experiment_id())
+    return str(retried(_get_experiment_id))
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ def describe_failure(step_name: str, sentences: Iterable[str]) -> None:
         if run_id not in _named_here:
             name_project_run(f"{step_name}-failed")
         text = "\n\n".join(f"**error**: {redacted(sentence)}" for sentence in sentences)
-        upsert(client.set_tag, run_id, names.NOTE, text)
+        retried(client.set_tag, run_id, names.NOTE, text)
 
 
 def _name_from_user() -> str | None:
@@ -110,9 +110,9 @@ def reopen(run_id: str) -> Iterator[None]:
     run = client.get_run(run_id)
     ended = run.data.tags.get(names.ENDED) or run.info.end_time
     # Before it is RUNNING again: the process that built it is gone, and another step would end its run.
-    upsert(client.set_tag, run_id, names.PROCESS, processes.identity())
+    retried(client.set_tag, run_id, names.PROCESS, processes.identity())
     if ended and names.ENDED not in run.data.tags:
-        upsert(client.set_tag, run_id, names.ENDED, str(ended))
+        retried(client.set_tag, run_id, names.ENDED, str(ended))
     with mlflow.start_run(run_id=run_id, nested=active is not None):
         yield
     if ended:

@@ -22,8 +22,8 @@ from steps.digests import digest
 from steps.output import suppress_output
 from steps.redaction import redacted
 from steps.store import names, processes
+from steps.store.collisions import retried
 from steps.store.pickles import holds_pickle, is_named_as_pickle
-from steps.store.upsert import upsert
 from steps.store.variants import logged_models, run_artifacts_by_id
 from steps.wrappers.manifest import DamagedCheckpoint, FileEntry
 from steps.wrappers.shared_weights import download, stored_bytes, write_pointer
@@ -185,7 +185,7 @@ def own_and_shared(
 def _provide(client: MlflowClient, experiment: str, files: Mapping[str, Path], entries: Mapping[str, FileEntry]) -> Run:
     """Return a run that has the files: a complete one, whose lost files are uploaded again, or a new one."""
     identity = digest({name: entry["sha256"] for name, entry in entries.items()})
-    place = _experiment(client, experiment)
+    place = retried(_experiment, client, experiment)
     condition = f"tags.`{names.WEIGHTS_SHA256}` = '{identity}'"
     # One that is not finished belongs to another build, which may be killed yet.
     complete = [run for run in _runs(client, place, condition) if run.info.status == "FINISHED"]
@@ -221,20 +221,13 @@ def _upload(client: MlflowClient, run: Run, files: Mapping[str, Path], entries: 
 
 def _experiment(client: MlflowClient, experiment: str) -> str:
     """Return the experiment of an experiment's shared weights, making it next to its artifacts if it is not there."""
-    from mlflow.exceptions import MlflowException
     from mlflow.utils.uri import append_to_uri_path
 
     name = _name(client, experiment)
     location = append_to_uri_path(client.get_experiment(experiment).artifact_location, "weights")  # type: ignore[no-untyped-call]
     known = client.get_experiment_by_name(name)
     if known is None:
-        try:
-            return str(client.create_experiment(name, location, {names.NOTE: DESCRIPTION}))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            # Another build has just made it.
-            return _experiment(client, experiment)
+        return str(client.create_experiment(name, location, {names.NOTE: DESCRIPTION}))
     if known.lifecycle_stage != "active":
         client.restore_experiment(known.experiment_id)
     return str(known.experiment_id)
@@ -277,7 +270,7 @@ def _mark_damaged(client: MlflowClient, run_id: str, path: str) -> None:
     from mlflow.exceptions import MlflowException
 
     with contextlib.suppress(MlflowException):
-        upsert(client.set_tag, run_id, names.DAMAGED, path)
+        retried(client.set_tag, run_id, names.DAMAGED, path)
 
 
 def _damaged_file(client: MlflowClient, run_id: str) -> str | None:

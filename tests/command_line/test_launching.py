@@ -172,6 +172,7 @@ MAIN += ["evaluate.speed=false", "promotion.smoke=false"]
 def check_main_job(output):
     """Check that `main` built and evaluated three variants as jobs, and registered once."""
     assert "Launching 3 jobs" in output
+    assert "failed" not in output, output
     assert output.count("Ready already: ") == 3, output
     assert output.count("Promoted ") == 1
     client = mlflow.MlflowClient()

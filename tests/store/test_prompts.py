@@ -58,6 +58,8 @@ BUILDS = 4
 def test_builds_that_register_a_prompt_at_the_same_moment_get_the_same_version(monkeypatch):
     """All of them see that there is none, and then register it."""
     client = mlflow.MlflowClient()
+    runs = [client.create_run("0").info.run_id for _ in range(BUILDS)]
+    models = [client.create_logged_model("0", source_run_id=run).model_id for run in runs]
     barrier, waited = threading.Barrier(BUILDS), threading.local()
     look = prompts._first_version
 
@@ -71,12 +73,6 @@ def test_builds_that_register_a_prompt_at_the_same_moment_get_the_same_version(m
     # It redirects the output of the process, and these are threads.
     monkeypatch.setattr(prompts, "suppress_output", contextlib.nullcontext)
     with ThreadPoolExecutor(BUILDS) as pool:
-        found = list(pool.map(lambda _: prompts._registered_version(client, "text", [prompts.QUESTION]), range(BUILDS)))
-    assert [prompt.version for prompt in found] == [1] * BUILDS
-    templates = {tuple(prompt.template[0].items()) for prompt in client.search_prompt_versions("text")}
-    assert templates == {tuple(prompts.QUESTION.items())}
-
-
-def test_a_fault_that_is_no_collision_is_raised():
-    with pytest.raises(mlflow.MlflowException, match="Invalid model name"):
-        prompts._registered_version(mlflow.MlflowClient(), "no/name", [prompts.QUESTION])
+        linked = list(pool.map(lambda *build: prompts.link(Prompting("text"), *build), models, runs))
+    assert linked == ["prompts:/phi3.prompting.text/1"] * BUILDS
+    assert mlflow.genai.load_prompt(linked[0]).template == [prompts.QUESTION]

@@ -15,7 +15,7 @@ from steps.evaluation import scores_log
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
 from steps.store import names, runs
-from steps.store.upsert import upsert
+from steps.store.collisions import retried
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +32,7 @@ def label(client: MlflowClient, rows: PromptSet) -> str:
     tag, digest = names.SET + name, rows.sha256[:16]
     owner = client.get_experiment(experiment).tags.get(tag)
     if owner is None:
-        upsert(client.set_experiment_tag, experiment, tag, digest)
+        retried(client.set_experiment_tag, experiment, tag, digest)
     return name if owner in (None, digest) else f"{name}-{digest[:4]}"
 
 
@@ -61,4 +61,4 @@ def log(client: MlflowClient, label: str, rows: PromptSet, card: Scorecard, valu
     tables = json.loads(client.get_run(run_id).data.tags.get(LOGGED, "[]"))
     entry = {"path": table, "type": "table"}
     if entry not in tables:
-        upsert(client.set_tag, run_id, LOGGED, json.dumps([*tables, entry]))
+        retried(client.set_tag, run_id, LOGGED, json.dumps([*tables, entry]))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from steps.store import address, names, runs
+from steps.store.collisions import retried
 from steps.store.names import BYTES, CONTRACT_PASSED
-from steps.store.upsert import upsert
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -64,7 +64,7 @@ def prepare(client: MlflowClient, label: str, metric: str, lower: bool = False) 
         tags[names.NOTE] = ABOUT
     for key, value in tags.items():
         if experiment.tags.get(key) != value:
-            upsert(client.set_experiment_tag, experiment.experiment_id, key, value)
+            retried(client.set_experiment_tag, experiment.experiment_id, key, value)
     share = f"workflowType=machine_learning&viewStateShareKey={quote(label)}"
     return f"#/experiments/{experiment.experiment_id}/runs?{share}"
 
