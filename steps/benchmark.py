@@ -20,7 +20,7 @@ from steps.benchmarking import report
 from steps.benchmarking.comparison import Result, compare
 from steps.benchmarking.control import control
 from steps.benchmarking.place import SIZES, Place
-from steps.benchmarking.sections import get_section
+from steps.benchmarking.sections import check_installed, get_section
 from steps.config.benchmark import BenchmarkConfig
 from steps.evaluation import machine
 from steps.output import activity, echo
@@ -31,10 +31,11 @@ def benchmark(config: BenchmarkConfig) -> list[Result]:
     """Measure the sections, print and log every result, and return them.
 
     Raises:
-        StepError: A command that was measured failed.
+        StepError: A command that was measured failed, or a section needs a package that is not installed.
     """
     import mlflow
 
+    check_installed(config.sections)
     size = SIZES[config.size]
     with runs.start(f"benchmark-{size.name}"), TemporaryDirectory(prefix="phi3-benchmark-") as folder:
         with activity("measuring this machine"):

@@ -1,0 +1,162 @@
+"""Our variants against llama.cpp with the same weights in four bits (Q4_0): one stream, a batch, a long prompt.
+
+Needs the packages llama-cpp-python and gguf, which this project does not install.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from steps.benchmarking.comparison import Comparison, Side
+from steps.benchmarking.gguf_file import write_gguf
+from steps.benchmarking.place import Place, short_name
+from steps.benchmarking.sections.engines import BATCH, answer
+from steps.output import suppress_output
+from steps.wrappers.engines.scheduler import Scheduler
+from steps.wrappers.engines.sequence import Sequence, Settings
+from steps.wrappers.engines.threads import thread_limit
+
+PROMPT = 1024
+
+
+def comparisons(place: Place) -> Iterator[Comparison]:
+    """Yield each variant against llama.cpp. On a GPU there is nothing to compare yet."""
+    if place.device != "cpu":
+        return
+    file = place.folder / "model.gguf"
+    write_gguf(place.checkpoint, file)
+    long_answer = 4 * place.size.tokens
+    for overrides in (place.pyfunc("bf16"), place.pyfunc("int8"), ("mode=onnx", "precision=int4")):
+        with place.loaded(*overrides) as loaded, Llama.loaded(file, BATCH, PROMPT) as llama:
+            scheduler, name = loaded.unwrap_python_model().scheduler, short_name(overrides)
+            yield Comparison(
+                # Drawn, so that speculation does not profit from a random model that repeats itself.
+                Side(f"{name}, one stream", partial(answer, place, scheduler, 1, long_answer, temperature=1.0)),
+                Side("llama.cpp Q4_0, one stream", partial(_answer, place, llama, 1, long_answer)),
+            )
+            yield Comparison(
+                Side(f"{name}, {BATCH} at once", partial(answer, place, scheduler, BATCH, temperature=1.0)),
+                Side(f"llama.cpp Q4_0, {BATCH} at once", partial(_answer, place, llama, BATCH, place.size.tokens)),
+            )
+            yield Comparison(
+                Side(f"{name}, a prompt of {PROMPT}", partial(_read, place, scheduler)),
+                Side(f"llama.cpp Q4_0, a prompt of {PROMPT}", partial(_read_by_llama, place, llama)),
+            )
+
+
+class Llama:
+    """A GGUF file in llama.cpp, with the shortest greedy loop over its C interface.
+
+    Args:
+        file: The weights.
+        rows: How many prompts at once.
+        tokens: How many tokens a row has at most, prompt and answer.
+    """
+
+    def __init__(self, file: Path, rows: int, tokens: int) -> None:
+        import llama_cpp
+
+        self._api = llama_cpp
+        llama_cpp.llama_backend_init()
+        self._model: Any = llama_cpp.llama_model_load_from_file(
+            str(file).encode(), llama_cpp.llama_model_default_params()
+        )
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = rows * tokens
+        settings.n_seq_max, settings.kv_unified = rows, True
+        settings.n_threads = settings.n_threads_batch = thread_limit() or len(os.sched_getaffinity(0))
+        self._context: Any = llama_cpp.llama_init_from_model(self._model, settings)
+        self._batch = llama_cpp.llama_batch_init(rows * tokens, 0, 1)
+        self._words = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+
+    @staticmethod
+    @contextlib.contextmanager
+    def loaded(file: Path, rows: int, tokens: int) -> Iterator[Llama]:
+        """Load a file for the block."""
+        with suppress_output():
+            llama = Llama(file, rows, tokens)
+        try:
+            yield llama
+        finally:
+            with suppress_output():
+                llama._free()
+
+    def answer(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+        """Return the likeliest tokens for each prompt, as many as are asked for."""
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
+        answers: list[list[int]] = [[] for _ in prompts]
+        ends = list(itertools.accumulate(map(len, prompts)))
+        entries = [
+            (token, place, row, place == len(prompt) - 1)
+            for row, prompt in enumerate(prompts)
+            for place, token in enumerate(prompt)
+        ]
+        last = [end - 1 for end in ends]
+        for step in range(tokens):
+            for row, token in enumerate(self._likeliest(entries, last)):
+                answers[row].append(token)
+            entries = [(answers[row][-1], len(prompt) + step, row, True) for row, prompt in enumerate(prompts)]
+            last = list(range(len(prompts)))
+        return answers
+
+    def _likeliest(self, entries: list[tuple[int, int, int, bool]], places: list[int]) -> list[int]:
+        """Compute tokens, and return the likeliest ones after those at `places`.
+
+        Args:
+            entries: For each token its id, its position, its row, and whether its logits are wanted.
+            places: Indexes of tokens whose logits are wanted.
+        """
+        import numpy as np
+
+        batch = self._batch
+        batch.n_tokens = len(entries)
+        for index, (token, place, row, wanted) in enumerate(entries):
+            batch.token[index], batch.pos[index] = token, place
+            batch.n_seq_id[index], batch.seq_id[index][0] = 1, row
+            batch.logits[index] = wanted
+        if code := self._api.llama_decode(self._context, batch):
+            raise RuntimeError(f"llama_decode returned {code}")
+        logits = (self._api.llama_get_logits_ith(self._context, place) for place in places)
+        return [int(np.ctypeslib.as_array(row, (self._words,)).argmax()) for row in logits]
+
+    def _free(self) -> None:
+        self._api.llama_batch_free(self._batch)
+        self._api.llama_free(self._context)
+        self._api.llama_model_free(self._model)
+
+
+def _answer(place: Place, llama: Llama, count: int, tokens: int) -> float:
+    """Return the tokens/s of llama.cpp for new prompts."""
+    prompts = place.prompts(count)
+    started = perf_counter()
+    answers = llama.answer(prompts, tokens)
+    return sum(map(len, answers)) / (perf_counter() - started)
+
+
+def _long_prompt(place: Place) -> list[int]:
+    """Return a prompt of PROMPT tokens, less one for the answer, that was never asked before."""
+    prompt = place.prompts(1)[0]
+    return [*prompt, *itertools.islice(itertools.cycle(prompt), PROMPT - 1 - len(prompt))]
+
+
+def _read(place: Place, scheduler: Scheduler) -> float:
+    """Return the tokens/s at which our engine reads a long prompt, with the first token of the answer."""
+    settings = Settings(temperature=0.0, top_p=1.0, top_k=0, max_tokens=1)
+    sequence = Sequence(_long_prompt(place), settings, place.tokenizer)
+    started = perf_counter()
+    scheduler.run([sequence])
+    return PROMPT / (perf_counter() - started)
+
+
+def _read_by_llama(place: Place, llama: Llama) -> float:
+    prompt = _long_prompt(place)
+    started = perf_counter()
+    llama.answer([prompt], 1)
+    return PROMPT / (perf_counter() - started)
