@@ -111,7 +111,9 @@ def openvino_int4(weights: torch.Tensor, group: int) -> Product:
     integers, scales = group_integers(weights, group)
     outputs, inputs = weights.shape
     form = [outputs, inputs // group, group]
-    packed = openvino.op.Constant(openvino.Tensor(halves(integers).numpy().reshape(-1), form, openvino.Type.u4))
+    packed = openvino.op.Constant(
+        openvino.Tensor(halves(integers).numpy().reshape(-1), form, openvino.Type.u4), shared_memory=False
+    )
     eights = ops.convert(ops.constant(np.array(8, dtype=np.uint8)), "f16")
     whole = ops.subtract(ops.convert(packed, "f16"), eights)
     scaled = ops.multiply(whole, ops.constant(scales.half().numpy()[..., None]))

@@ -17,7 +17,8 @@ QUESTIONS = ["What is the capital of Spain?", "What is the opposite of hot?", "N
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch):
     """Shorter pieces than those of real prompts, so that short prompts have several."""
-    for name, value in {"FIRST_PIECE": FIRST, "SHORTEST_PIECE": SHORTEST, "PIECE_SECONDS": SECONDS}.items():
+    lengths = {"FIRST_PIECE": FIRST, "SHORTEST_PIECE": SHORTEST}
+    for name, value in (lengths | {"GAP_SECONDS": SECONDS, "LEAST_SECONDS": SECONDS / 4}).items():
         monkeypatch.setattr(admission_module, name, value)
 
 
@@ -74,6 +75,17 @@ def test_pieces_fit_the_time_that_rows_may_wait(monkeypatch, seconds_per_token, 
     assert [tokens for _, tokens in prompts.passes][:4] == sizes
 
 
+@pytest.mark.parametrize(("turn", "sizes"), [(0.0, [64, 64]), (0.05, [32, 32]), (0.5, [16, 16])])
+def test_passes_leave_time_for_the_tokens_of_the_rows(monkeypatch, turn, sizes):
+    """A client waits for both. Passes have at least a quarter of the time, however long the rows take."""
+    prompts = Prompts(monkeypatch, seconds_per_token=0.00125)
+    prompts.step([prompt("long", 1000)])
+    while len(prompts.passes) < 6:
+        if prompts.step() is None:
+            prompts.clock.now += turn
+    assert [tokens for _, tokens in prompts.passes][-2:] == sizes
+
+
 def test_a_machine_that_becomes_slow_gets_short_pieces_again(monkeypatch):
     prompts = Prompts(monkeypatch, seconds_per_token=1e-5)
     prompts.step([prompt("fast", 128)])
@@ -116,7 +128,9 @@ def test_cancelled_prompts_and_those_before_a_reset_are_not_computed_on(monkeypa
 def scheduler(request, monkeypatch):
     """An engine so slow, by its clock, that all pieces are short, and that keeps no beginnings."""
     scheduler = request.getfixturevalue(request.param)
-    monkeypatch.setattr(admission_module, "PIECE_SECONDS", 1e-9)
+    for name in ("GAP_SECONDS", "LEAST_SECONDS"):
+        monkeypatch.setattr(admission_module, name, 1e-9)
+    monkeypatch.setattr(scheduler.engine.admission, "_budget", 1e-9)
     monkeypatch.setattr(scheduler.engine.admission, "_piece", SHORTEST)
     monkeypatch.setattr(scheduler.engine, "_prefixes", PrefixCache(0, 1))
     return scheduler

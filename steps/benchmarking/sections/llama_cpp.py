@@ -18,7 +18,7 @@ from steps.benchmarking.comparison import Comparison, Side
 from steps.benchmarking.gguf_file import write_gguf
 from steps.benchmarking.place import Place, short_name
 from steps.benchmarking.sections.engines import BATCH, answer
-from steps.output import suppress_output
+from steps.output import activity, suppress_output
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
 from steps.wrappers.engines.threads import thread_limit
@@ -31,7 +31,8 @@ def comparisons(place: Place) -> Iterator[Comparison]:
     if place.device != "cpu":
         return
     file = place.folder / "model.gguf"
-    write_gguf(place.checkpoint, file)
+    with activity("writing the weights for llama.cpp"):
+        write_gguf(place.checkpoint, file)
     long_answer = 4 * place.size.tokens
     for overrides in (place.pyfunc("bf16"), place.pyfunc("int8"), ("mode=onnx", "precision=int4")):
         with place.loaded(*overrides) as loaded, Llama.loaded(file, BATCH, PROMPT) as llama:

@@ -1,9 +1,9 @@
 """Prefill prompts in pieces, so that a long one does not stop the tokens of the rows that are running.
 
 A prompt is computed in passes. While tokens of running rows are awaited by a client, passes and the rows' tokens take
-turns, and a pass takes about `PIECE_SECONDS`. Prompts that arrived at different times take turns too, so a short one
-does not wait for a long one. Rows of a batch job are not awaited token by token: there passes are as long as they can
-be, and how they are cut does not depend on the time.
+turns, and both turns together take about `GAP_SECONDS`. Prompts that arrived at different times take turns too, so a
+short one does not wait for a long one. Rows of a batch job are not awaited token by token: there passes are as long as
+they can be, and how they are cut does not depend on the time.
 """
 
 import time
@@ -14,10 +14,11 @@ from typing import TypeVar
 
 from .sequence import Sequence
 
-# How long the running rows may wait for a pass.
-PIECE_SECONDS = 0.2
-# Tokens of the first pass, and of the shortest: in a burst of clients, shorter ones cost a fifth of the speed.
-FIRST_PIECE, SHORTEST_PIECE = 256, 128
+# How long a client may wait from one token to the next, and what passes have of it however long the rows take. In a
+# burst of clients on a slow machine this costs a tenth of the speed, in fp32 a fifth.
+GAP_SECONDS, LEAST_SECONDS = 0.25, 0.1
+# Tokens of the first pass, and of the shortest.
+FIRST_PIECE, SHORTEST_PIECE = 64, 32
 # How long sequences that arrive together may take to begin together, if no row is awaited.
 BURST_SECONDS = 1.0
 
@@ -45,6 +46,9 @@ class Admission:
         self._entering: deque[tuple[list[Sequence], Passes[None]]] = deque()
         self._piece = min(FIRST_PIECE, longest)
         self._is_awaited = self._was_last = False
+        # When the rows' turn began, and how long passes may take between two turns.
+        self._turn: float | None = None
+        self._budget = GAP_SECONDS
 
     @property
     def piece(self) -> int:
@@ -71,19 +75,25 @@ class Admission:
 
     def step(self, arriving: list[Sequence], rows: list[Sequence]) -> list[tuple[Sequence, int]] | None:
         """Run some passes, and return the first tokens of new rows; None if it is the running rows' turn."""
+        if self._turn is not None:
+            taken, self._turn = time.perf_counter() - self._turn, None
+            self._budget = max(GAP_SECONDS - taken, LEAST_SECONDS)
         if arriving:
             self._entering.append((arriving, self._enter(arriving)))
         self._is_awaited = any(sequence.is_awaited for sequence in rows)
         chosen: list[tuple[Sequence, int]] = []
         computed = 0 if self._is_awaited and self._was_last else self._run(chosen)
         self._was_last = computed > 0
-        return chosen if computed or not rows else None
+        if computed or not rows:
+            return chosen
+        self._turn = time.perf_counter() if self._entering else None
+        return None
 
     def _run(self, chosen: list[tuple[Sequence, int]]) -> int:
         """Run passes until the time is over; add to the first tokens and return how many tokens were computed."""
         started, computed = time.perf_counter(), 0
         # A pass is not shortened by what ran before it, so none begins after half of the time.
-        limit = PIECE_SECONDS / 2 if self._is_awaited else BURST_SECONDS
+        limit = self._budget / 2 if self._is_awaited else BURST_SECONDS
         while self._entering and (not computed or time.perf_counter() - started < limit):
             done = self._next()
             computed += done.tokens
@@ -107,9 +117,9 @@ class Admission:
         return done
 
     def _fit(self, tokens: int, seconds: float) -> None:
-        """Let the next pieces take `PIECE_SECONDS`, by the time that the last one took."""
-        fitting = tokens * PIECE_SECONDS / seconds
+        """Let the next pieces take what the rows' turn leaves of `GAP_SECONDS`, by the time that the last one took."""
+        fitting = tokens * self._budget / seconds
         # A short pass takes longer for each of its tokens, so if it was in time it says only whether more of them fit.
-        if seconds > PIECE_SECONDS or tokens >= self._piece or fitting > self._piece:
+        if seconds > self._budget or tokens >= self._piece or fitting > self._piece:
             # Powers of two, so that the sizes change seldom.
             self._piece = max(SHORTEST_PIECE, 1 << (int(fitting) | 1).bit_length() - 1)
