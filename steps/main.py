@@ -240,9 +240,7 @@ def fan_out(own: list[str], points: list[list[str]], launcher: Launcher) -> None
 
 
 def _launch(step_name: str, points: list[list[str]], launcher: Launcher) -> None:
-    for outcome in launching.launch(step_name, points, launcher):
-        for fault in outcome.faults:
-            echo(f"A job of {step_name} failed: {fault} It is tried again here.")
+    launching.echo_faults(step_name, launching.launch(step_name, points, launcher))
 
 
 def main() -> None:

@@ -137,6 +137,13 @@ def launch(step_name: str, points: list[list[str]], launcher: Launcher) -> list[
                 orphans.fail_orphans(connection.connect(), runs.experiment_id())
 
 
+def echo_faults(step_name: str, outcomes: list[JobOutcome]) -> None:
+    """Print why jobs failed that are tried again in this process."""
+    for outcome in outcomes:
+        for fault in outcome.faults:
+            echo(f"A job of {step_name} failed: {fault} It is tried again here.")
+
+
 def _is_installed(package: str) -> bool:
     # Without any plugin, the package of all plugins is missing too.
     return find_spec("hydra_plugins") is not None and find_spec(f"hydra_plugins.{package}") is not None

@@ -110,11 +110,13 @@ def _launch(
         connection.connect()
     with connection.plain_errors(), runs.start(f"{step_name}-sweep"):
         points = [[*job, *more] for job in jobs for more in jobs_of(compose(step_name, job))]
-        failed = [outcome for outcome in launching.launch(step_name, points, launcher) if outcome.faults]
-        if points == jobs and failed:
-            raise StepError(*(fault for outcome in failed for fault in outcome.faults))
+        outcomes = launching.launch(step_name, points, launcher)
+        faults = [fault for outcome in outcomes for fault in outcome.faults]
+        if points == jobs and faults:
+            raise StepError(*faults)
         if points != jobs:
             # What a job has not done is done here, and reported as without a launcher.
+            launching.echo_faults(step_name, outcomes)
             for job in jobs:
                 run_with_hydra(step_name, step, job)
 

@@ -99,6 +99,18 @@ def test_a_launchers_error_is_reported_even_if_the_store_is_gone(monkeypatch):
         launching.launch("build", [["mode=onnx"]], Launcher(name="here"))
 
 
+def test_a_job_that_is_done_again_here_says_why(typed, monkeypatch):
+    """There is no variant, so this process has nothing to evaluate either."""
+    outcomes = [launching.JobOutcome(), launching.JobOutcome(("it is broken.",), 1)]
+    monkeypatch.setattr(launching, "_is_installed", lambda package: True)
+    monkeypatch.setattr(launching, "launch", lambda *_: outcomes)
+    monkeypatch.setattr("steps.evaluate.jobs", lambda config: [["run_id=here"]])
+    done = typed("evaluate", "launcher=joblib")
+    assert "A job of evaluate failed: it is broken. It is tried again here.\n" in done.stdout
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: There is no variant to evaluate in this experiment.")
+
+
 def test_a_launcher_is_no_part_of_a_variant(monkeypatch):
     monkeypatch.setattr(launching, "_is_installed", lambda package: True)
     overrides, launcher = launching.split(["mode=onnx", "launcher=slurm", "launcher.partition=big", "launcher.gpus=1"])
