@@ -232,15 +232,12 @@ def fan_out(own: list[str], points: list[list[str]], launcher: Launcher) -> None
         with contextlib.suppress(StepError):
             if not config.device_fault and (identity := fingerprint(config, resolve_once(config.model))) not in known:
                 missing.setdefault(identity, point)
-    _launch("build", list(missing.values()), launcher)
+    launching.echo_faults("build", launching.launch("build", list(missing.values()), launcher))
     keys = {entry.name for entry in fields(EvaluateConfig)}
     words = [override for override in own if command_line.key_of(override).partition(".")[0] in keys]
     jobs = evaluate_jobs(command_line.compose("evaluate", words))
-    _launch("evaluate", [[*words, *job] for job in jobs], launcher)
-
-
-def _launch(step_name: str, points: list[list[str]], launcher: Launcher) -> None:
-    launching.echo_faults(step_name, launching.launch(step_name, points, launcher))
+    outcomes = launching.launch("evaluate", [[*words, *job] for job in jobs], launcher)
+    launching.echo_faults("evaluate", outcomes)
 
 
 def main() -> None:

@@ -1,40 +1,26 @@
 """Write a Phi-3 checkpoint as a GGUF file, the format of llama.cpp, with weights of four bits (Q4_0) or in fp32.
 
-It has no vocabulary: whoever loads it works with token ids. Needs the package `gguf`.
+The file holds no vocabulary, so prompts must be token ids. Needs the package `gguf`.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-# The names of llama.cpp, by those of the checkpoint.
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "self_attn.qkv_proj": "attn_qkv",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-
 
 def write_gguf(checkpoint: Path, target: Path, kind: str = "Q4_0") -> None:
-    """Write the checkpoint of a Phi-3 without LongRoPE to a file, one tensor after the other.
+    """Write the checkpoint of a Phi-3 without LongRoPE to a file. All of its tensors are in memory at once.
 
     Args:
         checkpoint: A folder with config.json and safetensors.
         target: The file to write.
         kind: Of the matrices, by gguf's name. Vectors stay in fp32.
     """
-    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
     from gguf.quants import quantize
     from safetensors import safe_open
     from transformers import AutoConfig
@@ -42,25 +28,18 @@ def write_gguf(checkpoint: Path, target: Path, kind: str = "Q4_0") -> None:
     config = AutoConfig.from_pretrained(checkpoint)
     writer = GGUFWriter(target, "phi3")
     _write_shape(writer, config)
+    names = get_tensor_name_map(MODEL_ARCH.PHI3, config.num_hidden_layers)
     for file in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(file, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118
                 values = weights.get_tensor(name).float().numpy()
                 form = GGMLQuantizationType[kind] if values.ndim > 1 else GGMLQuantizationType.F32
-                writer.add_tensor(llama_name(name), quantize(values, form), raw_dtype=form)
+                theirs = names.get_name(name, try_suffixes=(".weight",))
+                writer.add_tensor(theirs, quantize(values, form), raw_dtype=form)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def llama_name(name: str) -> str:
-    """Return llama.cpp's name of a tensor of the checkpoint.
-
-    `model.layers.3.mlp.down_proj.weight` is `blk.3.ffn_down.weight`.
-    """
-    layer = re.fullmatch(r"model\.layers\.(\d+)\.(.*)\.weight", name)
-    return f"blk.{layer[1]}.{NAMES[layer[2]]}.weight" if layer else f"{NAMES[name.removesuffix('.weight')]}.weight"
 
 
 def _write_shape(writer: GGUFWriter, config: Any) -> None:

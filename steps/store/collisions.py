@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 # How often to try while other processes write the same row.
 ATTEMPTS = 5
-# What SQLite, PostgreSQL and SQL Server, and MySQL say of a row that is there already; and MLflow, when it has tried
-# three times to count up the versions of a name.
+# How SQLite, then PostgreSQL and SQL Server, then MySQL report a duplicate row. The last message is MLflow's own, after
+# three attempts to give a version its number.
 COLLISIONS = ("UNIQUE constraint", "duplicate key", "Duplicate entry", "Model Version creation error")
 
 Arguments = ParamSpec("Arguments")
@@ -21,10 +21,12 @@ Result = TypeVar("Result")
 
 
 def retried(write: Callable[Arguments, Result], *arguments: Arguments.args, **keys: Arguments.kwargs) -> Result:
-    """Call a function of MLflow, again if it collides: `retried(client.set_tag, run_id, key, value)`.
+    """Call a function that writes to MLflow, and call it again if another process writes the same row first.
+
+    For example `retried(client.set_tag, run_id, key, value)`.
 
     Raises:
-        MlflowException: Whatever else is wrong, or it has collided ATTEMPTS times.
+        MlflowException: Anything else is wrong, or the write has collided ATTEMPTS times.
     """
     from mlflow.exceptions import MlflowException
 

@@ -1,10 +1,10 @@
 """Compare the ways to multiply the matrices of Phi-3-mini: torch's, ONNX Runtime's, and OpenVINO's if it is installed.
 
-    python -m tests.benchmarks.kernels --rounds 3
+    python -m tests.benchmarks.kernels --rounds 2
 
 Prints tokens/s by the number of rows in a call: the matrix products of one layer, times 32 layers, and nothing else of
 the model. The kinds take turns. int4 weights have a scale for each group of 32 or 128: `torch int4` is torch's kernel
-for them, `torch int4, unpacked` makes bf16 weights of them in each call. Takes about six minutes on 2 cores.
+for them, `torch int4, unpacked` makes bf16 weights of them in each call. Takes about three minutes on 2 cores.
 """
 
 import argparse

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -63,6 +62,7 @@ class Llama:
 
     def __init__(self, file: Path, rows: int, tokens: int) -> None:
         import llama_cpp
+        import torch
 
         self._api = llama_cpp
         llama_cpp.llama_backend_init()
@@ -72,7 +72,7 @@ class Llama:
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = settings.n_batch = rows * tokens
         settings.n_seq_max, settings.kv_unified = rows, True
-        settings.n_threads = settings.n_threads_batch = thread_limit() or len(os.sched_getaffinity(0))
+        settings.n_threads = settings.n_threads_batch = thread_limit() or torch.get_num_threads()
         self._context: Any = llama_cpp.llama_init_from_model(self._model, settings)
         self._batch = llama_cpp.llama_batch_init(rows * tokens, 0, 1)
         self._words = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))

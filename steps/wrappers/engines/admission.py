@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from .sequence import Sequence
 
-# How long a client may wait from one token to the next, and what passes have of it however long the rows take. In a
-# burst of clients on a slow machine this costs a tenth of the speed, in fp32 a fifth.
+# How long a client should wait from one token to the next, and how much of that time passes get even if the rows are
+# slow. Less time means shorter passes, which cost speed when many clients arrive at once.
 GAP_SECONDS, LEAST_SECONDS = 0.25, 0.1
 # Tokens of the first pass, and of the shortest.
 FIRST_PIECE, SHORTEST_PIECE = 64, 32
