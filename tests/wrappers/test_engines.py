@@ -201,7 +201,7 @@ def test_engine_failure_is_reported_and_the_next_request_is_answered(scheduler, 
     assert scheduler.is_healthy()
 
 
-@pytest.mark.parametrize("place", ["sample", "push"])
+@pytest.mark.parametrize("place", ["choose", "push"])
 def test_failure_of_one_sequence_does_not_stop_the_others(scheduler, complete, contract, tokenizer, monkeypatch, place):
     row = _ask(temperature=1.0, max_tokens=5, n=3, custom_inputs={"seed": 20})
     alone = [choice.tokens for choice in complete(row)[0]]

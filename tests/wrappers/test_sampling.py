@@ -7,6 +7,7 @@ import pytest
 
 from steps.wrappers.contract.interfaces import COMPLETIONS
 from steps.wrappers.contract.requests import Contract
+from steps.wrappers.engines.sampling import draw, highest, score
 from tests.conftest import SPAIN
 from tests.wrappers.conftest import DEFAULTS
 
@@ -35,10 +36,10 @@ def test_log_probabilities_are_those_of_the_model_and_change_no_token(complete, 
     assert scored.tokens == plain.tokens
     assert plain.scores == []
     expected = reference([*scored.prompt, *scored.tokens])[len(scored.prompt) - 1 : -1]
-    for score, token, row in zip(scored.scores, scored.tokens, expected, strict=True):
-        assert score.token == token == score.best[0][0]
-        assert score.logprob == pytest.approx(row[token], abs=2e-3)
-        assert [logprob for _, logprob in score.best] == pytest.approx(sorted(row, reverse=True)[:3], abs=2e-3)
+    for found, token, row in zip(scored.scores, scored.tokens, expected, strict=True):
+        assert found.token == token == found.best[0][0]
+        assert found.logprob == pytest.approx(row[token], abs=2e-3)
+        assert [logprob for _, logprob in found.best] == pytest.approx(sorted(row, reverse=True)[:3], abs=2e-3)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -94,8 +95,68 @@ def test_greedy_text_is_that_of_a_request_without_log_probabilities(complete, sh
 
 
 def test_score_of_a_certain_token():
-    from steps.wrappers.engines.sampling import score
-
     logits = np.array([0.0, -np.inf, 0.0], dtype=np.float32)
     assert score(logits, 0, 2).best == ((0, pytest.approx(-math.log(2))), (2, pytest.approx(-math.log(2))))
     assert score(logits, 1, 0).logprob == -math.inf
+
+
+def _probabilities(logits, temperature, top_p, top_k):
+    """The definition: sort, cut, divide by the sum."""
+    order = np.argsort(-logits.astype(np.float64), kind="stable")[: top_k or None]
+    weights = np.exp((logits[order].astype(np.float64) - logits.max()) / temperature)
+    weights /= weights.sum()
+    kept = np.cumsum(weights) - weights < top_p
+    result = np.zeros(len(logits))
+    result[order[kept]] = weights[kept] / weights[kept].sum()
+    return result
+
+
+# Equal values, forbidden tokens at both ends, and vocabularies larger than what is sorted first: peaked and flat.
+LOGITS = {
+    "equal": [1, 1, 1, 1, 1, 1],
+    "forbidden": [-np.inf, 2, 3, 3, 0.5, -np.inf, -1, 3, -np.inf],
+    "peaked": 4 * np.sin(np.arange(5000) ** 2.0),
+    "flat": 0.1 * np.sin(np.arange(5000) ** 2.0),
+}
+
+
+@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"),
+    [(1.0, 1.0, 0), (0.7, 0.95, 0), (2.0, 0.5, 0), (1.0, 1.0, 3), (0.7, 0.9, 4), (1.0, 1e-9, 0), (1.0, 0.6, 10**6)],
+)
+def test_tokens_are_drawn_by_their_probabilities(name, temperature, top_p, top_k):
+    logits = np.array(LOGITS[name], dtype=np.float32)
+    expected = _probabilities(logits, temperature, top_p, top_k)
+    draws = 20_000
+    numbers = (np.arange(draws) + 0.5) / draws
+    drawn = [draw(logits, temperature, top_p, top_k, number) for number in numbers[:: 1 if len(logits) < 100 else 40]]
+    shares = np.bincount(drawn, minlength=len(logits)) / len(drawn)
+    # Tokens are in the order of their numbers, so a draw is wrong by one token's probability at most.
+    assert np.abs(np.cumsum(shares) - np.cumsum(expected)).max() < 1.5 / len(drawn) + 1e-5
+    assert expected[drawn].min() > 0
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-38, 1e-6])
+def test_a_temperature_close_to_0_draws_the_likeliest(temperature):
+    logits = np.array([1.0, 5.0, 4.999], dtype=np.float32)
+    assert {draw(logits, temperature, 1.0, 0, number) for number in (0.0, 0.5, 0.999)} == {1}
+
+
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_the_last_number_draws_no_forbidden_token(top_k):
+    logits = np.array([0.1, 0.3, 0.7, -np.inf, -np.inf], dtype=np.float32)
+    assert draw(logits, 0.9, 1.0, top_k, np.nextafter(1.0, 0.0)) == 2
+
+
+@pytest.mark.parametrize("bad", [[np.nan, 1.0], [-np.inf, -np.inf], [np.inf, 1.0]])
+def test_nothing_is_drawn_from_logits_that_are_no_numbers(bad):
+    with pytest.raises(FloatingPointError, match="the highest logit is"):
+        draw(np.array(bad, dtype=np.float32), 1.0, 1.0, 0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("count", "places"), [(0, []), (1, [1]), (2, [1, 2]), (3, [1, 2, 4]), (4, [0, 1, 2, 4]), (9, [0, 1, 2, 3, 4])]
+)
+def test_the_first_ones_of_equal_values_are_the_highest(count, places):
+    assert highest(np.array([2.0, 3.0, 3.0, 2.0, 3.0]), count).tolist() == places

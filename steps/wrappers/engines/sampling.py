@@ -11,6 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.int64]
+
+# Below it only the likeliest tokens can be drawn, and 32 bits could not hold much less.
+LOWEST_TEMPERATURE = 1e-30
+# How many weights are sorted before all of them are. A language model mostly has few likely tokens.
+FIRST_SORTED = 2048
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,60 @@ class Mask(Protocol):
 def score(logits: FloatArray, token: int, alternatives: int) -> TokenScore:
     """Return the log-probability of a token under `logits` [vocabulary], and the best alternatives."""
     values = log_softmax(logits)
-    count = min(alternatives, len(values))
+    best = highest(values, alternatives)
     # The stable order of equal values is that of the tokens, as everywhere.
-    best = np.argsort(-values, kind="stable")[:count] if count else ()
+    best = best[np.argsort(-values[best], kind="stable")]
     return TokenScore(token, float(values[token]), tuple((int(index), float(values[index])) for index in best))
+
+
+def highest(values: FloatArray, count: int) -> IntArray:
+    """Return the places of the `count` highest values [any number], in ascending order; the first ones of equal values.
+
+    Sorting the whole vocabulary would take as long as a small model takes for a token.
+    """
+    if count >= len(values):
+        return np.arange(len(values))
+    if count == 0:
+        return np.arange(0)
+    least = np.partition(values, len(values) - count)[len(values) - count]
+    above = np.flatnonzero(values > least)
+    return np.sort(np.concatenate([above, np.flatnonzero(values == least)[: count - len(above)]]))
+
+
+def draw(logits: FloatArray, temperature: float, top_p: float, top_k: int, number: float) -> int:
+    """Return the token that a random number from 0 to 1 means, by temperature, top_k and top_p (nucleus sampling).
+
+    Args:
+        logits: Those of all tokens [vocabulary].
+        temperature: Above 0.
+        top_p: How much probability the tokens that may be drawn have together at least; 1 for all tokens.
+        top_k: How many of the likeliest tokens may be drawn; 0 for all.
+        number: At least 0 and less than 1.
+
+    Raises:
+        FloatingPointError: No token can be drawn.
+    """
+    best = logits.max()
+    if not np.isfinite(best):
+        raise FloatingPointError(f"the highest logit is {best}")
+    # Subtract before dividing: a temperature close to 0 would turn the logits themselves into infinities.
+    with np.errstate(over="ignore"):
+        weights = np.exp((logits - best) / np.float32(max(temperature, LOWEST_TEMPERATURE)))
+    tokens = highest(logits, top_k) if top_k else np.arange(len(logits))
+    if top_p < 1:
+        tokens = tokens[highest(logits[tokens], _nucleus_size(weights[tokens], top_p))]
+    sums = np.cumsum(weights[tokens], dtype=np.float64)
+    # Rounding must not choose what comes after the last token that has a probability.
+    return int(tokens[min(np.searchsorted(sums, number * sums[-1], side="right"), np.searchsorted(sums, sums[-1]))])
+
+
+def _nucleus_size(weights: FloatArray, top_p: float) -> int:
+    """Return how many of the likeliest tokens have a share of `top_p` in the weights of all."""
+    least = top_p * weights.sum(dtype=np.float64)
+    likely = weights[highest(weights, FIRST_SORTED)]
+    descending = np.sort(likely if likely.sum(dtype=np.float64) >= least else weights)[::-1]
+    sums = np.cumsum(descending, dtype=np.float64)
+    return int(np.count_nonzero(sums - descending < least))
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:

@@ -11,7 +11,7 @@ import numpy as np
 from ..contract.errors import engine_failed
 from ..tokenizer import ChatTokenizer
 from ..tool_calls import CallSyntax
-from .sampling import FloatArray, Mask, TokenScore, biased, penalized, score
+from .sampling import FloatArray, Mask, TokenScore, biased, draw, penalized, score
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class Sequence:
         changed = penalized(changed, self.tokens, settings.presence_penalty, settings.frequency_penalty)
         if self._mask:
             changed = self._mask.apply(changed)
-        token = int(changed.argmax()) if self.greedy else self.sample(changed)
+        token = int(changed.argmax()) if self.greedy else self._draw(changed)
         if self._mask:
             self._mask.accept(token)
         if settings.logprobs is not None:
@@ -170,26 +170,6 @@ class Sequence:
                 return
             self.prompt_scores.append(score(row, self.prompt[position], self.settings.logprobs or 0))
 
-    def sample(self, logits: FloatArray) -> int:
-        """Draw a token from `logits` [vocabulary] by temperature, top_k and top_p (nucleus sampling)."""
-        settings = self.settings
-        order = np.argsort(-logits, kind="stable") if settings.top_k or settings.top_p < 1 else np.arange(len(logits))
-        if settings.top_k:
-            order = order[: settings.top_k]
-        highest = logits.max()
-        if not np.isfinite(highest):
-            raise FloatingPointError(f"the highest logit is {highest}")
-        below = logits[order].astype(np.float64) - highest
-        # Subtract before dividing: a temperature close to 0 would turn the logits themselves into infinities.
-        with np.errstate(over="ignore", divide="ignore"):
-            probabilities = np.exp(below / settings.temperature)
-        probabilities /= probabilities.sum()
-        if settings.top_p < 1:
-            keep = np.cumsum(probabilities) - probabilities < settings.top_p
-            order, probabilities = order[keep], probabilities[keep] / probabilities[keep].sum()
-        drawn = int(np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right"))
-        return int(order[min(drawn, len(order) - 1)])
-
     def cancel(self) -> None:
         """Let the scheduler drop this sequence at the next token, because nobody waits for it."""
         self.cancelled = True
@@ -204,6 +184,10 @@ class Sequence:
         """Log an internal error and end with `engine_failed`, which hides its details from the caller."""
         logger.error("A completion failed", exc_info=error)
         self.fail(engine_failed())
+
+    def _draw(self, logits: FloatArray) -> int:
+        settings = self.settings
+        return draw(logits, settings.temperature, settings.top_p, settings.top_k, self._random.random())
 
     @property
     def _held_back(self) -> int:
