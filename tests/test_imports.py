@@ -18,8 +18,11 @@ OWN = {
         "int8_model",
     },
     "onnx": {"onnx_engine", "onnx_session", "genai_engine", "onnx_providers"},
+    "llama_cpp": {"llama_cpp_engine", "llama_context"},
 }
 SERVER = {"fastapi", "starlette"}
+# Modules with another name than their package.
+PACKAGES = {"llama_cpp": "llama-cpp-python"}
 
 
 @pytest.mark.parametrize("module", ["steps.register", "steps.build", "steps.evaluate", "steps.main", "steps.serve"])
@@ -52,7 +55,7 @@ def test_wrappers_import_nothing_of_the_project_outside_themselves():
 def test_a_model_pins_all_that_its_code_imports(mode):
     others = set().union(*OWN.values()) - OWN[mode]
     names = {name for file in WRAPPERS.rglob("*.py") if file.stem not in others for name in _imported(file)}
-    needed = {name.replace("_", "-") for name in names - SERVER - sys.stdlib_module_names}
+    needed = {PACKAGES.get(name, name.replace("_", "-")) for name in names - SERVER - sys.stdlib_module_names}
     assert needed == set(get_mode(mode).packages)
 
 

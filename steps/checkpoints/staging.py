@@ -19,26 +19,29 @@ from steps.wrappers.shared_weights import link_or_copy
 
 
 @contextlib.contextmanager
-def staged(source: Path, prompting: Prompting, known: Mapping[str, FileEntry] | None = None) -> Iterator[Path]:
+def staged(
+    source: Path, prompting: Prompting, known: Mapping[str, FileEntry] | None = None, files: tuple[str, ...] = FILES
+) -> Iterator[Path]:
     """Yield a temporary folder named `checkpoint` with the files of a logged model and their manifest.
 
     Args:
         source: Folder of the checkpoint.
         prompting: What to write into its chat template.
         known: Entries of files of the source that were computed already. Those that are linked keep them.
+        files: Patterns of the files to take.
     """
     with TemporaryDirectory(prefix="phi3-") as temporary:
-        folder = link_checkpoint(source, Path(temporary) / "checkpoint")
+        folder = link_checkpoint(source, Path(temporary) / "checkpoint", files)
         write_prompting(folder, prompting)
         linked = {name for name in known or {} if _is_same_file(source / name, folder / name)}
         write_manifest(folder, {name: entry for name, entry in (known or {}).items() if name in linked})
         yield folder
 
 
-def link_checkpoint(source: Path, target: Path) -> Path:
+def link_checkpoint(source: Path, target: Path, files: tuple[str, ...] = FILES) -> Path:
     """Fill a new folder with links to a checkpoint's files, without any reference to code of the checkpoint's own."""
     target.mkdir()
-    for pattern in FILES:
+    for pattern in files:
         for file in source.glob(pattern):
             # A model's own pointer is written when its weights are stored.
             if file.name != POINTER:

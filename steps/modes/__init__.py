@@ -17,6 +17,7 @@ MODES = {
     "transformers": "steps.modes.transformers",
     "pyfunc": "steps.modes.pyfunc",
     "onnx": "steps.modes.onnx",
+    "llama_cpp": "steps.modes.llama_cpp",
 }
 
 
@@ -29,7 +30,7 @@ def get_mode(name: str) -> Mode:
 
 
 def build_faults(config: BuildConfig) -> Iterator[str]:
-    """Yield what cannot be built: an unknown interface, a precision that the mode does not have."""
+    """Yield what cannot be built: an unknown interface, a precision that the mode does not have, missing packages."""
     if config.interface not in INTERFACES:
         yield f"interface must be one of {', '.join(INTERFACES)}, got {config.interface!r}."
     mode, precision = get_mode(config.mode.name), config.precision.name
@@ -42,6 +43,11 @@ def build_faults(config: BuildConfig) -> Iterator[str]:
     elif isinstance(config.precision, QuantizedPrecision) and not mode.has_blocks:
         yield from _block_faults(config.precision, mode)
     yield from _export_faults(config, mode)
+    if mode.lacking:
+        yield (
+            f"mode={mode.name} needs packages that are not installed here: "
+            f"`pip install {' '.join(mode.lacking)}`, and then `--env-manager local`."
+        )
 
 
 def _block_faults(precision: QuantizedPrecision, mode: Mode) -> Iterator[str]:

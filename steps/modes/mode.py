@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steps.config.schema import BuildConfig, ModeSettings
-from steps.modes.requirements import pin, pin_all
+from steps.modes.requirements import is_installed, pin, pin_all
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -36,6 +36,7 @@ class Mode:
         inexact_precisions: Those in which the other rows of a batch can change an answer.
         packages: What the logged model needs. Each is pinned to the version that it was built with, and so is what they
             depend on.
+        optional_packages: What the mode needs here that this project does not install.
         modules: What a process imports before the mode's speed is measured.
         weights_folder: Where the checkpoint is inside the logged model.
         core_checks: Which core checks of contract_suite.yaml a version must pass before it becomes champion.
@@ -67,10 +68,16 @@ class Mode:
     seed: Callable[[int], None] | None
     stage: Callable[[Checkpoint, BuildConfig], AbstractContextManager[Path]]
     log: Callable[[BuildConfig, Path, dict[str, Any]], ModelInfo]
+    optional_packages: tuple[str, ...] = ()
     takes_exports: bool = False
     has_blocks: bool = False
     shares_weights: bool = False
     score_tokens: ScoreTokens | None = None
+
+    @property
+    def lacking(self) -> list[str]:
+        """Return the optional packages that are not installed."""
+        return [package for package in self.optional_packages if not is_installed(package)]
 
     @property
     def requirements(self) -> list[str]:

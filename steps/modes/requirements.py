@@ -41,18 +41,19 @@ def _dependencies(packages: tuple[str, ...]) -> frozenset[str]:
             if visit not in visited:
                 visited.add(visit)
                 open_requirements += _required(*visit)
-    return frozenset(name for name, _ in visited if _is_installed(name))
+    return frozenset(name for name, _ in visited if is_installed(name))
 
 
 def _required(name: str, extra: str) -> Iterator[Requirement]:
     """Yield what an installed package requires here, with one of its extras or, if that is empty, without."""
-    for line in (requires(name) or []) if _is_installed(name) else []:
+    for line in (requires(name) or []) if is_installed(name) else []:
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
             yield requirement
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Return whether a package is installed."""
     try:
         return bool(version(name))
     except PackageNotFoundError:

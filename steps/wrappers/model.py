@@ -22,7 +22,7 @@ from .contract.forms import read_form
 from .contract.interfaces import INTERFACES
 from .contract.requests import Contract
 from .contract.size import check_size
-from .engines import UnusableDevice, load_engine
+from .engines import MissingPackage, UnusableDevice, load_engine
 from .engines.sampling import FloatArray
 from .engines.scheduler import Scheduler
 from .manifest import DamagedCheckpoint
@@ -65,6 +65,8 @@ class Phi3Model(PythonModel):
                 self._scheduler = Scheduler(load_engine(checkpoint, **config["engine"]))
             except UnusableDevice as error:
                 raise MlflowException(f"model_config.engine.{error}", error_code=INVALID_PARAMETER_VALUE) from error
+            except MissingPackage as error:
+                raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
         self._health = health_check(self._contract, self._scheduler)
         self._service = Service(
             read_identity(Path(directory).parents[1], self._name),

@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from steps import command_line
-from steps.modes import MODES, get_mode
+from steps.modes import get_mode
 from tests.conftest import PROJECT, SPAIN
 from tests.handover.conftest import commands, execute
+from tests.modes.test_seam import INSTALLED_MODES
 
 AZURE = PROJECT / "docs" / "azure"
 FILES = {file.stem: yaml.safe_load(file.read_text()) for file in AZURE.glob("*.yml")}
@@ -175,7 +176,7 @@ def test_the_folder_answers_next_to_azures_package(exported, tmp_path, package):
 @pytest.mark.service
 @needs_uv
 @pytest.mark.parametrize("package", AZURES_PACKAGES)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", INSTALLED_MODES)
 def test_the_pins_of_every_mode_agree_with_azures_package(tmp_path, mode, package):
     pins = get_mode(mode).whole_requirements
     (tmp_path / "champion").mkdir()

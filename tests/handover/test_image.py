@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from steps.modes import MODES, get_mode
+from steps.modes import get_mode
 from tests.conftest import PROJECT, SPAIN
 from tests.handover.conftest import commands, execute
+from tests.modes.test_seam import INSTALLED_MODES
 from tests.support import free_port, wait_until
 
 DOCKERFILE = (PROJECT / "docs" / "docker" / "Dockerfile").read_text()
@@ -171,7 +172,7 @@ def test_the_dockerfiles_install_gives_an_environment_of_the_pins_alone_and_it_s
 @pytest.mark.slow
 @pytest.mark.service
 @needs_uv
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", INSTALLED_MODES)
 def test_nothing_has_to_be_added_to_the_pins_of_a_mode(mode, tmp_path):
     pins = get_mode(mode).whole_requirements
     (tmp_path / "requirements.txt").write_text("\n".join(pins))

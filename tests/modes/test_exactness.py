@@ -162,7 +162,7 @@ def engines(checkpoint, tmp_path):
     return make
 
 
-def _prompts(vocabulary, context):
+def prompts_of(vocabulary, context):
     random = np.random.default_rng(0)
     return [random.integers(3, vocabulary, size=size).tolist() for size in LENGTHS if size + COUNT <= context]
 
@@ -175,7 +175,7 @@ def test_engines_give_what_transformers_gives(engines, logits, monkeypatch, conf
     staged, exported, both = engines(**config)
     context = ChatTokenizer(staged).context_length
     assert ChatTokenizer(exported).context_length == context
-    prompts = _prompts(config.get("vocab_size", 101), context)
+    prompts = prompts_of(config.get("vocab_size", 101), context)
     expected = [reference(staged, prompt, COUNT) for prompt in prompts]
     for engine in both:
         alone = [generate(engine, [prompt], COUNT)[0] for prompt in prompts]
@@ -224,7 +224,7 @@ def test_int4_answers_are_the_same_in_a_batch(checkpoint, tmp_path, config):
     source = random_phi3(tmp_path / "source", checkpoint.directory, **config)
     (tmp_path / "exported").mkdir()
     export_to_onnx(source, tmp_path / "exported", "int4", [*OPTIONS, "block_size=32", "accuracy_level=4"])
-    engine, prompts = OnnxEngine(str(tmp_path / "exported"), 16), _prompts(101, 128)
+    engine, prompts = OnnxEngine(str(tmp_path / "exported"), 16), prompts_of(101, 128)
     alone = [generate(engine, [prompt], COUNT)[0].tokens for prompt in prompts]
     assert [sequence.tokens for sequence in generate(engine, prompts, COUNT)] == alone
     assert [sequence.tokens for sequence in generate(engine, prompts, COUNT, late=4)] == alone
@@ -235,7 +235,7 @@ def test_every_stored_type_is_exported_exactly(engines, dtype):
     import torch
 
     staged, _, both = engines(dtype=getattr(torch, dtype))
-    prompt = _prompts(101, 128)[1]
+    prompt = prompts_of(101, 128)[1]
     tokens, _ = reference(staged, prompt, COUNT)
     assert [generate(engine, [prompt], COUNT)[0].tokens for engine in both] == [tokens, tokens]
 
@@ -257,7 +257,7 @@ def test_tied_embeddings_are_those_that_transformers_takes(checkpoint, tmp_path,
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "exported").mkdir()
     export_to_onnx(source, tmp_path / "exported", "fp32", OPTIONS)
-    prompt = _prompts(101, 128)[1]
+    prompt = prompts_of(101, 128)[1]
     tokens, _ = reference(source, prompt, COUNT)
     assert generate(OnnxEngine(str(tmp_path / "exported"), 4), [prompt], COUNT)[0].tokens == tokens
 

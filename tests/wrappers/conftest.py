@@ -10,6 +10,7 @@ from steps.wrappers.contract.interfaces import INTERFACES
 from steps.wrappers.contract.requests import Contract
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.tokenizer import ChatTokenizer
+from tests.modes.exact_llama import NEEDS_LLAMA_CPP, exact_llama
 
 DEFAULTS = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 64}
 
@@ -78,7 +79,21 @@ def int4_genai_scheduler(checkpoint):
         yield Scheduler(GenaiEngine(str(folder), 16, "cpu"))
 
 
-@pytest.fixture(params=["torch", "onnx", "genai"])
+@pytest.fixture(scope="session")
+def llama_scheduler(checkpoint, tmp_path_factory):
+    """The weights as they are: in few bits, the miniature's answers are others."""
+    from steps.checkpoints.configuration import load_config
+    from steps.modes.gguf_export import FILE, write_gguf
+    from steps.wrappers.engines.llama_cpp_engine import LlamaCppEngine
+
+    folder = tmp_path_factory.mktemp("gguf")
+    write_gguf(checkpoint.directory, load_config(checkpoint.directory), folder / FILE)
+    with exact_llama():
+        yield Scheduler(LlamaCppEngine(str(folder), 16))
+
+
+# By hand, because installing it takes minutes: CONTRIBUTING.md.
+@pytest.fixture(params=["torch", "onnx", "genai", pytest.param("llama", marks=NEEDS_LLAMA_CPP)])
 def scheduler(request):
     return request.getfixturevalue(f"{request.param}_scheduler")
 

@@ -14,8 +14,11 @@ from steps import command_line
 from steps.build import build
 from steps.evaluation import asking
 from steps.modes import wrapper
+from steps.wrappers.engines import MissingPackage, load_engine
 from tests.conftest import SPAIN
+from tests.modes.exact_llama import NEEDS_LLAMA_CPP
 
+OURS = ["pyfunc", "onnx", pytest.param("llama_cpp", marks=NEEDS_LLAMA_CPP)]
 MESSAGES = [{"role": "user", "content": SPAIN}]
 ORDERS = ("AB", "BA", "AAB", "BAB")
 
@@ -111,7 +114,7 @@ print("left")
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["next", "break"])
 @pytest.mark.parametrize("interface", ["chat", "prompt"])
-@pytest.mark.parametrize("mode", ["pyfunc", "onnx"])
+@pytest.mark.parametrize("mode", OURS)
 def test_script_that_leaves_a_stream_ends_normally(uris, mode, interface, way):
     uri, store = uris(mode, interface)
     subject = ("messages", repr(MESSAGES)) if interface == "chat" else ("prompt", repr(SPAIN))
@@ -140,8 +143,17 @@ print(model.predict(request)["choices"][0]["message"]["content"])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["idle", "busy", "freed"])
-@pytest.mark.parametrize("mode", ["pyfunc", "onnx"])
+@pytest.mark.parametrize("mode", OURS)
 def test_a_forked_process_answers_and_ends(uris, mode, moment):
     uri, store = uris(mode, "chat")
     answer = "The capital of Spain is Madrid.\n"
     assert _run(FORK, uri, repr(MESSAGES), moment, MLFLOW_TRACKING_URI=store) == f"{answer}7\n{answer}"
+
+
+def test_an_engine_whose_package_is_missing_says_so(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    for module in ("llama_cpp_engine", "llama_context"):
+        monkeypatch.delitem(sys.modules, f"steps.wrappers.engines.{module}", raising=False)
+    sentence = r"^the model needs llama\.cpp, and this environment has no module 'llama_cpp': install the model's own"
+    with pytest.raises(MissingPackage, match=sentence):
+        load_engine(str(tmp_path), "llama.cpp", max_batch_size=4, prefix_cache_mb=0)

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from importlib.util import find_spec
 
 from steps.benchmarking.comparison import Comparison
 from steps.benchmarking.place import Place
 from steps.errors import StepError
-
-# What a section imports that this project does not install, by the name of the package.
-PACKAGES = {"llama_cpp": {"llama_cpp": "llama-cpp-python", "gguf": "gguf"}}
+from steps.modes.requirements import is_installed
 
 
 def check_installed(sections: list[str]) -> None:
     """Raise StepError if a section needs a package that is not installed."""
     faults = []
     for section in sections:
-        lacking = [package for module, package in PACKAGES.get(section, {}).items() if find_spec(module) is None]
-        if lacking:
+        # The packages that a section needs and this project does not install.
+        needed = getattr(import_module(f"{__name__}.{section}"), "PACKAGES", ())
+        if lacking := [package for package in needed if not is_installed(package)]:
             faults.append(
                 f"The section {section} needs what is not installed here: `pip install {' '.join(lacking)}`, and then "
                 "`--env-manager local`."

@@ -1,6 +1,6 @@
-"""Our variants against llama.cpp with the same weights in four bits (Q4_0): one stream, a batch, a long prompt.
+"""Our variants against a bare loop over llama.cpp with the same weights in four bits (Q4_0).
 
-Needs the packages llama-cpp-python and gguf, which this project does not install.
+What is measured: one stream, a batch, a long prompt.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from time import perf_counter
 from typing import Any
 
 from steps.benchmarking.comparison import Comparison, Side
-from steps.benchmarking.gguf_file import write_gguf
 from steps.benchmarking.place import Place, short_name
 from steps.benchmarking.sections.engines import BATCH, answer
-from steps.output import activity, suppress_output
+from steps.output import suppress_output
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
 from steps.wrappers.engines.threads import thread_limit
 
+# What it needs that this project does not install.
+PACKAGES = ("llama-cpp-python", "gguf")
+OURS = ("mode=llama_cpp", "precision=int4")
 PROMPT = 1024
 
 
@@ -29,11 +31,9 @@ def comparisons(place: Place) -> Iterator[Comparison]:
     """Yield each variant against llama.cpp. On a GPU there is nothing to compare yet."""
     if place.device != "cpu":
         return
-    file = place.folder / "model.gguf"
-    with activity("writing the weights for llama.cpp"):
-        write_gguf(place.checkpoint, file)
+    file = place.model(*OURS) / "artifacts" / "checkpoint" / "model.gguf"
     long_answer = 4 * place.size.tokens
-    for overrides in (place.pyfunc("bf16"), place.pyfunc("int8"), ("mode=onnx", "precision=int4")):
+    for overrides in (OURS, place.pyfunc("bf16"), place.pyfunc("int8"), ("mode=onnx", "precision=int4")):
         with place.loaded(*overrides) as loaded, Llama.loaded(file, BATCH, PROMPT) as llama:
             scheduler, name = loaded.unwrap_python_model().scheduler, short_name(overrides)
             yield Comparison(

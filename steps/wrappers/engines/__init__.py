@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 ENGINES = {
     "torch": ("torch_engine", "TorchEngine"),
     "onnxruntime": ("onnx_providers", "load"),
+    "llama.cpp": ("llama_cpp_engine", "LlamaCppEngine"),
 }
 
 
@@ -20,12 +21,24 @@ class UnusableDevice(ValueError):
     """This machine does not have the device of an engine, or the engine cannot use it."""
 
 
+class MissingPackage(ValueError):
+    """A package that an engine needs is not installed."""
+
+
 def load_engine(directory: str, name: str, **arguments: Any) -> "Engine":
     """Return the engine of that name over the checkpoint in a folder.
 
     Raises:
         UnusableDevice: The engine cannot run on the device that it is given.
+        MissingPackage: A package that the engine needs is not installed.
     """
     module, attribute = ENGINES[name]
-    engine: Engine = getattr(import_module(f".{module}", __name__), attribute)(directory, **arguments)
+    try:
+        make = getattr(import_module(f".{module}", __name__), attribute)
+    except ModuleNotFoundError as error:
+        raise MissingPackage(
+            f"the model needs {name}, and this environment has no module {error.name!r}: install the model's own "
+            "requirements.txt, or let MLflow make its environment"
+        ) from error
+    engine: Engine = make(directory, **arguments)
     return engine
