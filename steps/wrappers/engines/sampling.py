@@ -84,12 +84,19 @@ def draw(logits: FloatArray, temperature: float, top_p: float, top_k: int, numbe
     # Subtract before dividing: a temperature close to 0 would turn the logits themselves into infinities.
     with np.errstate(over="ignore"):
         weights = np.exp((logits - best) / np.float32(max(temperature, LOWEST_TEMPERATURE)))
-    tokens = highest(logits, top_k) if top_k else np.arange(len(logits))
+    tokens = highest(logits, top_k) if top_k else None
     if top_p < 1:
-        tokens = tokens[highest(logits[tokens], _nucleus_size(weights[tokens], top_p))]
-    sums = np.cumsum(weights[tokens], dtype=np.float64)
+        kept = highest(_at(logits, tokens), _nucleus_size(_at(weights, tokens), top_p))
+        tokens = kept if tokens is None else tokens[kept]
+    sums = np.cumsum(_at(weights, tokens), dtype=np.float64)
     # Rounding must not choose what comes after the last token that has a probability.
-    return int(tokens[min(np.searchsorted(sums, number * sums[-1], side="right"), np.searchsorted(sums, sums[-1]))])
+    place = min(np.searchsorted(sums, number * sums[-1], side="right"), np.searchsorted(sums, sums[-1]))
+    return int(place if tokens is None else tokens[place])
+
+
+def _at(values: FloatArray, tokens: IntArray | None) -> FloatArray:
+    """Return the values of some tokens, or of all: a copy of these would cost as much as drawing."""
+    return values if tokens is None else values[tokens]
 
 
 def _nucleus_size(weights: FloatArray, top_p: float) -> int:
