@@ -66,9 +66,9 @@ def test_other_variants_are_refused_with_an_example(text):
 
 
 GLOBS = {
-    "all options": ("mode=glob(*)", ["mode=onnx", "mode=pyfunc", "mode=transformers"]),
+    "all options": ("mode=glob(*)", ["mode=llama_cpp", "mode=onnx", "mode=pyfunc", "mode=transformers"]),
     "some": ("mode=glob([o*,p*])", ["mode=onnx", "mode=pyfunc"]),
-    "all but one": ("mode=glob(*,exclude=p*)", ["mode=onnx", "mode=transformers"]),
+    "all but one": ("mode=glob(*,exclude=p*)", ["mode=llama_cpp", "mode=onnx", "mode=transformers"]),
     "one": ("mode=glob(t*)", ["mode=transformers"]),
 }
 
@@ -174,7 +174,11 @@ REFUSED = {
         ["promotion.limits.chrf must be numbers, got 'x'."],
     ),
     "typo in a group": ("build", ["mod=onnx"], ["Unknown key 'mod'. Did you mean 'mode'?"]),
-    "unknown mode": ("build", ["mode=onx"], ["Unknown mode 'onx'. Did you mean 'onnx'? Available: onnx, pyfunc"]),
+    "unknown mode": (
+        "build",
+        ["mode=onx"],
+        ["Unknown mode 'onx'. Did you mean 'onnx'? Available: llama_cpp, onnx, pyfunc"],
+    ),
     "unknown model": ("build", ["model=minature"], ["Unknown model 'minature'. Did you mean 'miniature'?"]),
     "unknown prompt set": ("evaluate", ["prompt_set=fact"], ["Unknown prompt_set 'fact'. Did you mean 'facts'?"]),
     "not a number": ("build", ["generation.temperature=warm"], ["generation.temperature: Value 'warm' of type 'str'"]),
@@ -188,7 +192,10 @@ REFUSED = {
     "int4 where it is not offered": (
         "build",
         ["mode=pyfunc", "precision=int4"],
-        ["precision=int4 is not offered by mode=pyfunc, which has fp32, bf16, int8. Modes that have int4: onnx."],
+        [
+            "precision=int4 is not offered by mode=pyfunc, which has fp32, bf16, int8. "
+            "Modes that have int4: onnx, llama_cpp."
+        ],
     ),
     "one point of a sweep": (
         "build",
