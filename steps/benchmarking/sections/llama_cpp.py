@@ -16,13 +16,14 @@ from typing import Any
 from steps.benchmarking.comparison import Comparison, Side
 from steps.benchmarking.place import Place, short_name
 from steps.benchmarking.sections.engines import BATCH, answer
+from steps.modes.llama_cpp import MODE
 from steps.output import suppress_output
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
 from steps.wrappers.engines.threads import thread_limit
 
 # What it needs that this project does not install.
-PACKAGES = ("llama-cpp-python", "gguf")
+PACKAGES = MODE.optional_packages
 OURS = ("mode=llama_cpp", "precision=int4")
 PROMPT = 1024
 
