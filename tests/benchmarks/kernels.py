@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from steps.wrappers.engines.int8_linear import Int8Linear, quantize
+from steps.wrappers.engines.int8_linear import int8_linear, quantize
 
 # Outputs and inputs of the matrices of a layer: qkv, attention output, gate and up, down.
 SHAPES = ((9216, 3072), (3072, 3072), (16384, 3072), (3072, 8192))
@@ -38,7 +38,7 @@ def products(weights: torch.Tensor) -> dict[str, tuple[torch.dtype, Product]]:
     kinds = {
         "torch fp32": (torch.float32, lambda rows: rows @ weights.T),
         "torch bf16": (torch.bfloat16, lambda rows: rows @ whole.T),
-        "torch int8": (torch.float32, Int8Linear(*quantize(weights), None)),
+        "torch int8": (torch.float32, int8_linear(*quantize(weights), None)),
         "torch int4": (torch.bfloat16, torch_int4(weights)),
         "torch int4, unpacked": (torch.bfloat16, torch_int4_unpacked(weights)),
         "ONNX Runtime int4": (torch.float32, onnx_runtime_int4(weights, 32)),
@@ -144,15 +144,16 @@ def seconds(product: Product, rows: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def main(rounds: int) -> None:
-    """Measure every kind at every number of rows; print the table."""
+def main(rounds: int, beginning: str) -> None:
+    """Measure every kind whose name has this beginning, at every number of rows; print the table."""
     check(torch.randn(256, 512) * 0.02)
     table = Table(title=f"tokens/s of {LAYERS} layers' matrix products, medians of {rounds} rounds")
     for column in ("kind", *(f"{rows} rows" for rows in ROWS)):
         table.add_column(column, justify="left" if column == "kind" else "right")
     times: dict[tuple[str, int], list[float]] = {}
     for shape in SHAPES:
-        kinds = products(torch.randn(shape) * 0.02)
+        whole = products(torch.randn(shape) * 0.02)
+        kinds = {name: kind for name, kind in whole.items() if name.startswith(beginning)}
         for count in ROWS:
             inputs = torch.randn(count, shape[1])
             for place in range(rounds + 1):
@@ -169,4 +170,6 @@ def main(rounds: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    main(parser.parse_args().rounds)
+    parser.add_argument("--kinds", default="", help="only those whose name begins so")
+    arguments = parser.parse_args()
+    main(arguments.rounds, arguments.kinds)

@@ -1,6 +1,9 @@
 """int8 weights: each row is exact for itself, and the model is close to the one that it was made from."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from steps.checkpoints import int8 as saving
 from steps.checkpoints.int8 import save_as_int8
+from steps.config.paths import PROJECT
 from steps.output import suppress_output
 from steps.wrappers.engines import int8_linear as layers
 from steps.wrappers.engines.int8_linear import int8_linear, quantize
@@ -61,6 +65,23 @@ def test_a_layer_is_close_to_the_original(kernel, shape, bias):
         expected, outputs = original(rows), layer(rows)
     assert outputs.shape == expected.shape
     assert (outputs - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE", "AVX512_CORE_VNNI", "ALL"])
+def test_a_layer_is_right_whatever_instructions_a_variable_forbids(instructions):
+    """Rows and weights of the largest values: sums of two products saturate where an instruction is missing."""
+    program = """if True:
+        import torch
+        from steps.wrappers.engines.int8_linear import int8_linear
+
+        layer = int8_linear(torch.full((64, 256), 127, dtype=torch.int8), torch.ones(64), None)
+        with torch.inference_mode():
+            print([layer(torch.ones(rows, 256)).unique().tolist() for rows in (1, 4, 16, 64)])
+        """
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([[256.0 * 127]] * 4)
 
 
 def test_a_row_does_not_depend_on_the_others_of_its_batch():

@@ -5,6 +5,7 @@ weights on oneDNN (AMX or VNNI), and scaled back. Sums of integers are exact, so
 rows of its batch.
 """
 
+import functools
 import logging
 
 import torch
@@ -75,11 +76,17 @@ def int8_linear(
     return linear
 
 
+@functools.cache
 def multiplies_int8() -> bool:
-    """Return True if the processor multiplies int8 in one instruction, without saturating."""
+    """Return True if torch multiplies int8 here in one instruction, without saturating."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    return any(torch.cpu.get_capabilities().get(name) for name in EXACT_INSTRUCTIONS)
+    if not any(torch.cpu.get_capabilities().get(name) for name in EXACT_INSTRUCTIONS):
+        return False
+    # The variable ONEDNN_MAX_CPU_ISA may forbid an instruction that the processor has, so try it.
+    inputs = 256
+    layer = Int8Linear(torch.full((32, inputs), LARGEST, dtype=torch.int8), torch.ones(32), None)
+    return bool(torch.allclose(layer(torch.ones(4, inputs)), torch.tensor(float(inputs * LARGEST))))
 
 
 def report_kernel(dtype: torch.dtype) -> None:
