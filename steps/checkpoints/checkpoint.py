@@ -75,6 +75,11 @@ class Checkpoint:
         """Size of all files together."""
         return sum(entry["bytes"] for entry in self.manifest.values())
 
+    def refuse_export(self, mode: str) -> None:
+        """Raise StepError if the checkpoint has ONNX GenAI layout, which a mode does not take."""
+        if self.layout == "genai":
+            raise StepError(f"'{self.directory}' has ONNX GenAI layout, which is for mode=onnx, got mode={mode}.")
+
 
 def resolve(model: Model) -> Checkpoint:
     """Return the checkpoint that the configuration names, training or downloading it first if necessary.

@@ -17,7 +17,6 @@ from steps.checkpoints.staging import link_checkpoint, staged
 from steps.checkpoints.vocabulary import check_vocabulary
 from steps.config.schema import BuildConfig, key
 from steps.digests import digest, digest_files
-from steps.errors import StepError
 from steps.modes import gguf_export
 from steps.modes.mode import Mode
 from steps.modes.wrapper import MODULES, PACKAGES, WEIGHTS_FOLDER, WrapperSettings, log_wrapper, score_tokens
@@ -43,10 +42,7 @@ class LlamaCppSettings(WrapperSettings):
 @contextlib.contextmanager
 def _stage(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Path]:
     """Stage the cached GGUF file of a checkpoint with its tokenizer."""
-    if checkpoint.layout != "huggingface":
-        raise StepError(
-            f"'{checkpoint.directory}' has ONNX GenAI layout, which is for mode=onnx, got mode={config.mode.name}."
-        )
+    checkpoint.refuse_export(config.mode.name)
     # Before the export, which takes minutes.
     check_vocabulary(checkpoint.directory)
     refuse_lost_settings(checkpoint.directory)

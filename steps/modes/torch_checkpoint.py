@@ -11,7 +11,6 @@ from steps.checkpoints.staging import staged
 from steps.checkpoints.vocabulary import check_vocabulary
 from steps.checkpoints.weights import check_weights
 from steps.config.schema import BuildConfig
-from steps.errors import StepError
 
 # Imported before a measurement, so that loading a model does not time the import of its libraries.
 TORCH_MODULES = (
@@ -30,10 +29,7 @@ CONVERSIONS = {"bf16": as_bf16, "int8": as_int8}
 @contextlib.contextmanager
 def stage_for_torch(checkpoint: Checkpoint, config: BuildConfig) -> Iterator[Path]:
     """Stage a checkpoint in Hugging Face layout; raises StepError for any other layout, or weights that do not fit."""
-    if checkpoint.layout != "huggingface":
-        raise StepError(
-            f"'{checkpoint.directory}' has ONNX GenAI layout, which is for mode=onnx, got mode={config.mode.name}."
-        )
+    checkpoint.refuse_export(config.mode.name)
     check_weights(checkpoint.directory)
     check_vocabulary(checkpoint.directory)
     convert = CONVERSIONS.get(config.precision.name)
