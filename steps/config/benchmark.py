@@ -6,8 +6,8 @@ from steps.config.keys import key
 
 SIZES = ("small", "medium", "phi3_mini")
 SECTIONS = ("scoring", "engines", "limits", "serving", "evaluation", "storage", "startup")
-# What needs packages that this project does not install is measured only if it is asked for.
-OPTIONAL = ("llama_cpp",)
+# What needs packages or programs that this project does not install is measured only if it is asked for.
+OPTIONAL = ("llama_cpp", "openvino")
 
 
 @dataclass

@@ -5,6 +5,7 @@ A comparison holds what it needs (models, servers) until the next one is asked f
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from importlib import import_module
 
@@ -15,16 +16,18 @@ from steps.modes.requirements import is_installed
 
 
 def check_installed(sections: list[str]) -> None:
-    """Raise StepError if a section needs a package that is not installed."""
+    """Raise StepError if a section needs a package or a program that is not installed."""
     faults = []
     for section in sections:
-        # The packages that a section needs and this project does not install.
-        needed = getattr(import_module(f"{__name__}.{section}"), "PACKAGES", ())
-        if lacking := [package for package in needed if not is_installed(package)]:
+        # What a section needs and this project does not install.
+        module = import_module(f"{__name__}.{section}")
+        if lacking := [package for package in getattr(module, "PACKAGES", ()) if not is_installed(package)]:
             faults.append(
                 f"The section {section} needs what is not installed here: `pip install {' '.join(lacking)}`, and then "
                 "`--env-manager local`."
             )
+        if lacking := [program for program in getattr(module, "PROGRAMS", ()) if shutil.which(program) is None]:
+            faults.append(f"The section {section} needs the program {lacking[0]}: `pip install {lacking[0]}`.")
     if faults:
         raise StepError(*faults)
 

@@ -1,31 +1,24 @@
-"""Our variants against a bare loop over llama.cpp with the same weights in four bits (Q4_0).
-
-What is measured: one stream, a batch, a long prompt.
-"""
+"""Our variants against a bare loop over llama.cpp with the same weights in four bits (Q4_0)."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-from steps.benchmarking.comparison import Comparison, Side
-from steps.benchmarking.place import Place, short_name
-from steps.benchmarking.sections.engines import BATCH, answer
+from steps.benchmarking.comparison import Comparison
+from steps.benchmarking.other_engine import PROMPT, against
+from steps.benchmarking.place import Place
+from steps.benchmarking.sections.engines import BATCH
 from steps.modes.llama_cpp import MODE
 from steps.output import suppress_output
-from steps.wrappers.engines.scheduler import Scheduler
-from steps.wrappers.engines.sequence import Sequence, Settings
 from steps.wrappers.engines.threads import thread_limit
 
 # What it needs that this project does not install.
 PACKAGES = MODE.optional_packages
 OURS = ("mode=llama_cpp", "precision=int4")
-PROMPT = 1024
 
 
 def comparisons(place: Place) -> Iterator[Comparison]:
@@ -33,23 +26,9 @@ def comparisons(place: Place) -> Iterator[Comparison]:
     if place.device != "cpu":
         return
     file = place.model(*OURS) / "artifacts" / "checkpoint" / "model.gguf"
-    long_answer = 4 * place.size.tokens
     for overrides in (OURS, place.pyfunc("bf16"), place.pyfunc("int8"), ("mode=onnx", "precision=int4")):
-        with place.loaded(*overrides) as loaded, Llama.loaded(file, BATCH, PROMPT) as llama:
-            scheduler, name = loaded.unwrap_python_model().scheduler, short_name(overrides)
-            yield Comparison(
-                # Drawn, so that speculation does not profit from a random model that repeats itself.
-                Side(f"{name}, one stream", partial(answer, place, scheduler, 1, long_answer, temperature=1.0)),
-                Side("llama.cpp Q4_0, one stream", partial(_answer, place, llama, 1, long_answer)),
-            )
-            yield Comparison(
-                Side(f"{name}, {BATCH} at once", partial(answer, place, scheduler, BATCH, temperature=1.0)),
-                Side(f"llama.cpp Q4_0, {BATCH} at once", partial(_answer, place, llama, BATCH, place.size.tokens)),
-            )
-            yield Comparison(
-                Side(f"{name}, a prompt of {PROMPT}", partial(_read, place, scheduler)),
-                Side(f"llama.cpp Q4_0, a prompt of {PROMPT}", partial(_read_by_llama, place, llama)),
-            )
+        with Llama.loaded(file, BATCH, PROMPT) as llama:
+            yield from against(place, overrides, "llama.cpp Q4_0", llama.answer)
 
 
 class Llama:
@@ -132,33 +111,3 @@ class Llama:
         self._api.llama_batch_free(self._batch)
         self._api.llama_free(self._context)
         self._api.llama_model_free(self._model)
-
-
-def _answer(place: Place, llama: Llama, count: int, tokens: int) -> float:
-    """Return the tokens/s of llama.cpp for new prompts."""
-    prompts = place.prompts(count)
-    started = perf_counter()
-    answers = llama.answer(prompts, tokens)
-    return sum(map(len, answers)) / (perf_counter() - started)
-
-
-def _long_prompt(place: Place) -> list[int]:
-    """Return a prompt of PROMPT tokens, less one for the answer, that was never asked before."""
-    prompt = place.prompts(1)[0]
-    return [*prompt, *itertools.islice(itertools.cycle(prompt), PROMPT - 1 - len(prompt))]
-
-
-def _read(place: Place, scheduler: Scheduler) -> float:
-    """Return the tokens/s at which our engine reads a long prompt, with the first token of the answer."""
-    settings = Settings(temperature=0.0, top_p=1.0, top_k=0, max_tokens=1)
-    sequence = Sequence(_long_prompt(place), settings, place.tokenizer)
-    started = perf_counter()
-    scheduler.run([sequence])
-    return PROMPT / (perf_counter() - started)
-
-
-def _read_by_llama(place: Place, llama: Llama) -> float:
-    prompt = _long_prompt(place)
-    started = perf_counter()
-    llama.answer([prompt], 1)
-    return PROMPT / (perf_counter() - started)

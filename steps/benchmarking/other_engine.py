@@ -1,0 +1,69 @@
+"""A variant against another engine that takes the same prompts: one stream, a batch, a long prompt."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from time import perf_counter
+
+from steps.benchmarking.comparison import Comparison, Side
+from steps.benchmarking.place import Place, short_name
+from steps.benchmarking.sections.engines import BATCH, answer
+from steps.wrappers.engines.scheduler import Scheduler
+from steps.wrappers.engines.sequence import Sequence, Settings
+
+PROMPT = 1024
+
+# Takes prompts and how many tokens to answer to each of them, and returns these.
+Answer = Callable[[list[list[int]], int], list[list[int]]]
+
+
+def against(place: Place, overrides: tuple[str, ...], name: str, other: Answer) -> Iterator[Comparison]:
+    """Yield the comparisons of one variant with an engine of that name."""
+    long_answer, ours = 4 * place.size.tokens, short_name(overrides)
+    with place.loaded(*overrides) as loaded:
+        scheduler = loaded.unwrap_python_model().scheduler
+        yield Comparison(
+            # Drawn, so that speculation does not profit from a random model that repeats itself.
+            Side(f"{ours}, one stream", partial(answer, place, scheduler, 1, long_answer, temperature=1.0)),
+            Side(f"{name}, one stream", partial(_answer, place, other, 1, long_answer)),
+        )
+        yield Comparison(
+            Side(f"{ours}, {BATCH} at once", partial(answer, place, scheduler, BATCH, temperature=1.0)),
+            Side(f"{name}, {BATCH} at once", partial(_answer, place, other, BATCH, place.size.tokens)),
+        )
+        yield Comparison(
+            Side(f"{ours}, a prompt of {PROMPT}", partial(_read, place, scheduler)),
+            Side(f"{name}, a prompt of {PROMPT}", partial(_read_by, place, other)),
+        )
+
+
+def _answer(place: Place, other: Answer, count: int, tokens: int) -> float:
+    """Return the tokens/s of the other engine for new prompts."""
+    prompts = place.prompts(count)
+    started = perf_counter()
+    answers = other(prompts, tokens)
+    return sum(map(len, answers)) / (perf_counter() - started)
+
+
+def _long_prompt(place: Place) -> list[int]:
+    """Return a prompt of PROMPT tokens, less one for the answer, that was never asked before."""
+    prompt = place.prompts(1)[0]
+    return [*prompt, *itertools.islice(itertools.cycle(prompt), PROMPT - 1 - len(prompt))]
+
+
+def _read(place: Place, scheduler: Scheduler) -> float:
+    """Return the tokens/s at which our engine reads a long prompt, with the first token of the answer."""
+    settings = Settings(temperature=0.0, top_p=1.0, top_k=0, max_tokens=1)
+    sequence = Sequence(_long_prompt(place), settings, place.tokenizer)
+    started = perf_counter()
+    scheduler.run([sequence])
+    return PROMPT / (perf_counter() - started)
+
+
+def _read_by(place: Place, other: Answer) -> float:
+    prompt = _long_prompt(place)
+    started = perf_counter()
+    other([prompt], 1)
+    return PROMPT / (perf_counter() - started)
