@@ -17,7 +17,7 @@ QUESTIONS = ["What is the capital of Spain?", "What is the opposite of hot?", "N
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch):
     """Shorter pieces than those of real prompts, so that short prompts have several."""
-    lengths = {"FIRST_PIECE": FIRST, "SHORTEST_PIECE": SHORTEST}
+    lengths = {"FIRST_PIECE": FIRST, "SHORTEST_PIECE": SHORTEST, "LONG_COPY": SHORTEST}
     for name, value in (lengths | {"GAP_SECONDS": SECONDS, "LEAST_SECONDS": SECONDS / 4}).items():
         monkeypatch.setattr(admission_module, name, value)
 
@@ -104,6 +104,21 @@ def test_a_short_prompt_does_not_wait_for_a_long_one_that_came_before(monkeypatc
     assert [name for name, _ in prompts.passes] == ["long", "long", "short"]
 
 
+@pytest.mark.parametrize(("awaited", "turns"), [(True, [None, [], None, []]), (False, [[], [], [], []])])
+def test_copying_what_a_long_prompt_has_is_a_turn_for_those_who_wait(monkeypatch, awaited, turns):
+    prompts = Prompts(monkeypatch)
+
+    def copy(_):
+        while True:
+            prompts.clock.now += SECONDS
+            yield Pass(0, copied=1)
+
+    prompts.admission = Admission(copy, LONGEST)
+    assert prompts.step([prompt("copied", 100)], awaited) == []
+    assert [prompts.step(awaited=awaited) for _ in turns] == turns
+    assert [prompts.admission.divides(tokens) for tokens in (SHORTEST - 1, SHORTEST)] == [False, awaited]
+
+
 def test_rows_of_a_batch_job_wait_for_all_prompts_in_passes_of_full_length(monkeypatch):
     prompts, new = Prompts(monkeypatch, seconds_per_token=1.0), [prompt("first", 100), prompt("second", 70)]
     tokens = prompts.step(new, awaited=False)
@@ -171,6 +186,31 @@ def test_long_prompts_do_not_stop_the_running_rows_and_answer_the_same(scheduler
     waits = [before == after for before, after in pairwise(lengths)]
     assert sum(waits) >= (len(late[0].prompt) + len(late[1].prompt)) / (2 * SHORTEST)
     assert not any(first and second for first, second in pairwise(waits))
+
+
+@pytest.mark.parametrize("kept", [0, 2**20])
+def test_a_long_prompt_is_copied_in_turns_without_a_pass(scheduler, tokenizer, monkeypatch, kept):
+    """What is known of it, and the whole when it joins the rows."""
+    monkeypatch.setattr(tokenizer, "end_tokens", frozenset())
+    engine, text = scheduler.engine, "please " * 90
+    monkeypatch.setattr(engine, "_prefixes", PrefixCache(kept, 1))
+    for question in QUESTIONS[:2]:
+        scheduler.run([make(tokenizer, text + question, 1)])
+    name = "forward" if hasattr(engine, "forward") else "_forward"
+    forward, step, passes, turns = getattr(engine, name), engine.step, [], []
+    monkeypatch.setattr(engine, name, lambda *arguments: passes.append(1) or forward(*arguments))
+
+    def recorded(arriving):
+        before, chosen = len(passes), step(arriving)
+        turns.append((len(passes) - before, late in [sequence for sequence, _ in chosen]))
+        return chosen
+
+    running, late = make(tokenizer, QUESTIONS[0], 60), make(tokenizer, text + QUESTIONS[2], 4)
+    monkeypatch.setattr(engine, "step", recorded)
+    arrive_late(scheduler, monkeypatch, [running], [late])
+    assert (late.reused > SHORTEST) == bool(kept)
+    assert turns[[chosen for _, chosen in turns].index(True)] == (0, True)
+    assert [did for did, _ in turns].count(0) == (2 if kept else 1)
 
 
 def test_a_prompt_that_is_cancelled_between_two_pieces_leaves_the_others(scheduler, tokenizer, monkeypatch):

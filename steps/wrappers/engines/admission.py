@@ -19,6 +19,8 @@ from .sequence import Sequence
 GAP_SECONDS, LEAST_SECONDS = 0.25, 0.1
 # Tokens of the first pass, and of the shortest.
 FIRST_PIECE, SHORTEST_PIECE = 64, 32
+# To copy the keys and values of as many tokens takes a turn of its own.
+LONG_COPY = 512
 # How long sequences that arrive together may take to begin together, if no row is awaited.
 BURST_SECONDS = 1.0
 
@@ -27,10 +29,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass did: how many tokens it computed, and the first tokens of the sequences that are complete."""
+    """What one pass did.
+
+    `tokens` is how many it computed, `copied` of how many it copied the keys and values, and `chosen` has the first
+    tokens of the sequences that are complete.
+    """
 
     tokens: int
     chosen: tuple[tuple[Sequence, int], ...] = ()
+    copied: int = 0
 
 
 # Runs one pass after the other, and ends with a result.
@@ -60,6 +67,10 @@ class Admission:
         """Return True if there are prompts that are not complete."""
         return bool(self._entering)
 
+    def divides(self, tokens: int) -> bool:
+        """Return True if a client waits for a row, and copying so many tokens would make it wait longer."""
+        return self._is_awaited and tokens >= LONG_COPY
+
     def columns(self, count: int, rows: int) -> Iterator[tuple[int, int]]:
         """Split columns of as many rows into pieces; yield the first column of each and the one after its last."""
         start = 0
@@ -82,25 +93,25 @@ class Admission:
             self._entering.append((arriving, self._enter(arriving)))
         self._is_awaited = any(sequence.is_awaited for sequence in rows)
         chosen: list[tuple[Sequence, int]] = []
-        computed = 0 if self._is_awaited and self._was_last else self._run(chosen)
-        self._was_last = computed > 0
-        if computed or not rows:
+        worked = 0 if self._is_awaited and self._was_last else self._run(chosen)
+        self._was_last = worked > 0
+        if worked or not rows:
             return chosen
         self._turn = time.perf_counter() if self._entering else None
         return None
 
     def _run(self, chosen: list[tuple[Sequence, int]]) -> int:
-        """Run passes until the time is over; add to the first tokens and return how many tokens were computed."""
-        started, computed = time.perf_counter(), 0
+        """Run passes until the time is over; add to the first tokens, and return how many tokens were worked on."""
+        started, worked = time.perf_counter(), 0
         # A pass is not shortened by what ran before it, so none begins after half of the time.
         limit = self._budget / 2 if self._is_awaited else BURST_SECONDS
-        while self._entering and (not computed or time.perf_counter() - started < limit):
+        while self._entering and (not worked or time.perf_counter() - started < limit):
             done = self._next()
-            computed += done.tokens
+            worked += done.tokens + done.copied
             chosen += done.chosen
             if done.tokens and not chosen and not self._is_awaited:
                 break  # nobody has begun, so others may arrive
-        return computed
+        return worked
 
     def _next(self) -> Pass:
         """Run the next pass of the sequences whose turn it is."""

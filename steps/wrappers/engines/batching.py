@@ -27,9 +27,14 @@ class Arrival(Generic[State]):
     computed: int = 0
 
     @property
+    def known(self) -> int:
+        """Return how many tokens of the prompt are computed already."""
+        return len(self.prefix.tokens) if self.prefix else 0
+
+    @property
     def missing(self) -> int:
         """Return how many tokens of the prompt have to be computed."""
-        return len(self.sequence.prompt) - (len(self.prefix.tokens) if self.prefix else 0)
+        return len(self.sequence.prompt) - self.known
 
 
 def look_up(

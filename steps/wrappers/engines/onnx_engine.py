@@ -108,7 +108,9 @@ class OnnxEngine:
     def _enter(self, sequences: list[Sequence]) -> Passes[None]:
         """Run the prompts of new sequences in groups."""
         arrivals = yield from look_up(sequences, self._prefixes, self._extend)
-        self._reserve(len(self._rows) + len(sequences), max(len(sequence.prompt) for sequence in sequences))
+        # Room to grow too: it takes memory only when it is written, and later all rows would have to be copied.
+        room = max(min(2 * len(sequence.prompt), sequence.longest) for sequence in sequences)
+        self._reserve(len(self._rows) + len(sequences), min(room, self._context_length))
         for arrival in arrivals:
             # The graph goes on from a beginning in one row only.
             if arrival.prefix:
@@ -125,20 +127,24 @@ class OnnxEngine:
         ids = np.zeros((len(group), lengths.max()), dtype=np.int64)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = prompt
-        if len(group) * max(arrival.missing for arrival in group) <= self.admission.piece:
+        total, missing = int(lengths.sum()), len(group) * max(arrival.missing for arrival in group)
+        if is_apart := missing > self.admission.piece or self.admission.divides(group[0].known):
+            cache = self.empty_cache(len(group), lengths.max())
+        else:
             # One pass, so nothing happens to the batch in between.
             self._reserve(len(self._rows) + len(group), lengths.max())
             cache = self._cache[:, :, len(self._rows) : len(self._rows) + len(group)]
-        else:
-            cache = self.empty_cache(len(group), lengths.max())
-        start = _load(group[0].prefix, cache)
+        start = yield from self._load(group[0].prefix, cache)
         sequences[0].reused = start - group[0].computed if start else 0
         logits, tokens = yield from self._run(ids, lengths, start, cache, sequences[0])
+        if is_apart and self.admission.divides(total):
+            yield Pass(tokens)
+            tokens = 0
         chosen = _choose(sequences, logits)
         self._join(sequences, cache)
         # Those that were cancelled in the meantime, and are removed already.
         self.remove([sequence for sequence in sequences if sequence.is_over])
-        yield Pass(tokens, tuple(chosen))
+        yield Pass(tokens, tuple(chosen), copied=total if is_apart else 0)
 
     def _run(
         self, ids: IntArray, lengths: IntArray, first: int, cache: FloatArray, scored: Sequence | None = None
@@ -175,9 +181,20 @@ class OnnxEngine:
     def _extend(self, known: Prefix[State] | None, tokens: IntArray) -> Passes[Prefix[State]]:
         """Compute the keys and values of a beginning, after those that are known."""
         cache = self.empty_cache(1, len(tokens))
-        _, computed = yield from self._run(tokens[None], np.array([len(tokens)]), _load(known, cache), cache)
+        start = yield from self._load(known, cache)
+        _, computed = yield from self._run(tokens[None], np.array([len(tokens)]), start, cache)
         yield Pass(computed)
         return Prefix(tokens, cache[:, :, 0])
+
+    def _load(self, prefix: Prefix[State] | None, cache: FloatArray) -> Passes[int]:
+        """Copy a beginning into the first row of a cache; the result is its length."""
+        if prefix is None:
+            return 0
+        length = len(prefix.tokens)
+        cache[:, :, 0, :, :length] = prefix.state
+        if self.admission.divides(length):
+            yield Pass(0, copied=length)
+        return length
 
     def _join(self, sequences: list[Sequence], cache: FloatArray) -> None:
         """Append rows to the batch; their cache is a part of the batch's, or is copied there."""
@@ -276,14 +293,6 @@ class OnnxEngine:
         """Return a cache for rows of at most `capacity` tokens."""
         heads, size = self._row_shape
         return lazy_array((self._layers, 2, rows, heads, capacity, size), np.dtype(self._float))
-
-
-def _load(prefix: Prefix[State] | None, cache: FloatArray) -> int:
-    """Copy a beginning into the first row of a cache; return its length."""
-    if prefix is None:
-        return 0
-    cache[:, :, 0, :, : len(prefix.tokens)] = prefix.state
-    return len(prefix.tokens)
 
 
 def _choose(sequences: list[Sequence], logits: FloatArray) -> list[tuple[Sequence, int]]:

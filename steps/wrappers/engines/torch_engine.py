@@ -133,17 +133,26 @@ class TorchEngine:
         mask = torch.arange(width, device=self._device) >= paddings[:, None]
         states = [arrival.prefix.state if arrival.prefix else None for arrival in group]
         cache = cache_of(states, reused, width) if first else growing_cache(width)
+        if self.admission.divides(sum(reused)):
+            yield Pass(0, copied=sum(reused))
         logits, tokens = yield from self._run(ids, mask, cache, sequences[0])
+        total = sum(len(prompt) for prompt in prompts)
+        if self.admission.divides(total):
+            # The next turn is longer, because it is one of the new rows too.
+            yield Pass(tokens)
+            tokens = 0
         chosen = _choose(sequences, logits)
         self._join(TorchBatch(sequences, cache, mask))
         # Those that were cancelled in the meantime, and are removed already.
         self.remove([sequence for sequence in sequences if sequence.is_over])
-        yield Pass(tokens, tuple(chosen))
+        yield Pass(tokens, tuple(chosen), copied=total)
 
     def _extend(self, known: Prefix[State] | None, tokens: IntArray) -> Passes[Prefix[State]]:
         """Compute the keys and values of a beginning, after those that are known."""
         start = len(known.tokens) if known else 0
         cache = cache_of([known.state], [start], len(tokens)) if known else growing_cache(len(tokens))
+        if self.admission.divides(start):
+            yield Pass(0, copied=start)
         ids = torch.tensor(tokens[start:], device=self._device)[None]
         mask = torch.ones(1, len(tokens), dtype=torch.bool, device=self._device)
         _, computed = yield from self._run(ids, mask, cache)
