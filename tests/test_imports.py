@@ -17,7 +17,7 @@ OWN = {
         *("torch_engine", "torch_batch", "torch_precision", "growing_cache", "packed_linear", "int8_linear"),
         "int8_model",
     },
-    "onnx": {"onnx_engine", "onnx_session", "genai_engine", "onnx_providers"},
+    "onnx": {"onnx_engine", "onnx_cache", "onnx_session", "genai_engine", "onnx_providers"},
     "llama_cpp": {"llama_cpp_engine", "llama_context"},
 }
 SERVER = {"fastapi", "starlette"}

@@ -65,7 +65,7 @@ def test_passes_and_the_tokens_of_awaited_rows_take_turns(monkeypatch):
 
 @pytest.mark.parametrize(
     ("seconds_per_token", "sizes"),
-    [(1.0, [32, 16, 16, 16]), (0.003, [32, 32, 32, 32]), (0.0015, [32, 64, 64, 64]), (1e-5, [32, 64, 64, 64])],
+    [(1.0, [32, 16, 16, 16]), (0.003, [32, 32, 32, 32]), (0.0015, [32, 32, 64, 64]), (1e-5, [32, 64, 64, 64])],
 )
 def test_pieces_fit_the_time_that_rows_may_wait(monkeypatch, seconds_per_token, sizes):
     prompts = Prompts(monkeypatch, seconds_per_token)
@@ -110,6 +110,7 @@ def test_copying_what_a_long_prompt_has_is_a_turn_for_those_who_wait(monkeypatch
 
     def copy(_):
         while True:
+            yield Pass(0, ends_turn=True)
             prompts.clock.now += SECONDS
             yield Pass(0, copied=1)
 
@@ -117,6 +118,20 @@ def test_copying_what_a_long_prompt_has_is_a_turn_for_those_who_wait(monkeypatch
     assert prompts.step([prompt("copied", 100)], awaited) == []
     assert [prompts.step(awaited=awaited) for _ in turns] == turns
     assert [prompts.admission.divides(tokens) for tokens in (SHORTEST - 1, SHORTEST)] == [False, awaited]
+
+
+def test_what_comes_after_the_end_of_a_turn_waits_though_there_is_time(monkeypatch):
+    prompts, done = Prompts(monkeypatch), []
+
+    def enter(_):
+        for ends_turn in (False, True, False, True):
+            done.append(ends_turn)
+            prompts.clock.now += SECONDS / 100
+            yield Pass(1, ends_turn=ends_turn)
+
+    prompts.admission = Admission(enter, LONGEST)
+    assert [prompts.step([prompt("quick", 4)]), len(done)] == [[], 2]
+    assert [prompts.step(), prompts.step(), len(done)] == [None, [], 4]
 
 
 def test_rows_of_a_batch_job_wait_for_all_prompts_in_passes_of_full_length(monkeypatch):
@@ -190,7 +205,7 @@ def test_long_prompts_do_not_stop_the_running_rows_and_answer_the_same(scheduler
 
 @pytest.mark.parametrize("kept", [0, 2**20])
 def test_a_long_prompt_is_copied_in_turns_without_a_pass(scheduler, tokenizer, monkeypatch, kept):
-    """What is known of it, and the whole when it joins the rows."""
+    """What is known of it, and the whole when it joins the rows. The ONNX engine also makes room for it in a turn."""
     monkeypatch.setattr(tokenizer, "end_tokens", frozenset())
     engine, text = scheduler.engine, "please " * 90
     monkeypatch.setattr(engine, "_prefixes", PrefixCache(kept, 1))
@@ -210,7 +225,7 @@ def test_a_long_prompt_is_copied_in_turns_without_a_pass(scheduler, tokenizer, m
     arrive_late(scheduler, monkeypatch, [running], [late])
     assert (late.reused > SHORTEST) == bool(kept)
     assert turns[[chosen for _, chosen in turns].index(True)] == (0, True)
-    assert [did for did, _ in turns].count(0) == (2 if kept else 1)
+    assert [did for did, _ in turns].count(0) == (2 if kept else 1) + (name == "forward")
 
 
 def test_a_prompt_that_is_cancelled_between_two_pieces_leaves_the_others(scheduler, tokenizer, monkeypatch):

@@ -16,7 +16,7 @@ from .sequence import Sequence
 
 # How long a client should wait from one token to the next, and how much of that time passes get even if the rows are
 # slow. Less time means shorter passes, which cost speed when many clients arrive at once.
-GAP_SECONDS, LEAST_SECONDS = 0.25, 0.1
+GAP_SECONDS, LEAST_SECONDS = 0.22, 0.1
 # Tokens of the first pass, and of the shortest.
 FIRST_PIECE, SHORTEST_PIECE = 64, 32
 # To copy the keys and values of as many tokens takes a turn of its own.
@@ -32,12 +32,13 @@ class Pass:
     """What one pass did.
 
     `tokens` is how many it computed, `copied` of how many it copied the keys and values, and `chosen` has the first
-    tokens of the sequences that are complete.
+    tokens of the sequences that are complete. `ends_turn` says that the next one should not share a turn with it.
     """
 
     tokens: int
     chosen: tuple[tuple[Sequence, int], ...] = ()
     copied: int = 0
+    ends_turn: bool = False
 
 
 # Runs one pass after the other, and ends with a result.
@@ -52,7 +53,7 @@ class Admission:
         self._enter, self.longest = enter, longest
         self._entering: deque[tuple[list[Sequence], Passes[None]]] = deque()
         self._piece = min(FIRST_PIECE, longest)
-        self._is_awaited = self._was_last = False
+        self._is_awaited = self._was_last = self._is_late = False
         # When the rows' turn began, and how long passes may take between two turns.
         self._turn: float | None = None
         self._budget = GAP_SECONDS
@@ -60,7 +61,8 @@ class Admission:
     @property
     def piece(self) -> int:
         """Return how many tokens the next pass may compute, padding included."""
-        return min(self._piece, self.longest) if self._is_awaited else self.longest
+        fitting = max(self._piece // 2, SHORTEST_PIECE) if self._is_late else self._piece
+        return min(fitting, self.longest) if self._is_awaited else self.longest
 
     @property
     def is_busy(self) -> bool:
@@ -103,14 +105,17 @@ class Admission:
     def _run(self, chosen: list[tuple[Sequence, int]]) -> int:
         """Run passes until the time is over; add to the first tokens, and return how many tokens were worked on."""
         started, worked = time.perf_counter(), 0
-        # A pass is not shortened by what ran before it, so none begins after half of the time.
+        # A pass is shortened only a little by what ran before it, so none begins after half of the time.
         limit = self._budget / 2 if self._is_awaited else BURST_SECONDS
         while self._entering and (not worked or time.perf_counter() - started < limit):
+            self._is_late = time.perf_counter() - started > limit / 2
             done = self._next()
             worked += done.tokens + done.copied
             chosen += done.chosen
             if done.tokens and not chosen and not self._is_awaited:
                 break  # nobody has begun, so others may arrive
+            if worked and done.ends_turn:
+                break
         return worked
 
     def _next(self) -> Pass:

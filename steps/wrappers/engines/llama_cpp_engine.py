@@ -137,11 +137,11 @@ class LlamaCppEngine:
         start, computed = len(known.tokens) if known else 0, 0
         try:
             for first, end in self.admission.columns(len(tokens) - start, 1):
-                if first:
-                    yield Pass(computed)
                 piece = range(start + first, start + end)
                 self._run([Token(int(tokens[place]), place, self._spare) for place in piece])
                 computed = end - first
+                if start + end < len(tokens):
+                    yield Pass(computed)
             state = self._llama.state(self._spare)
         finally:
             self._computed.pop(self._spare, None)

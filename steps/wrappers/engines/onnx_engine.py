@@ -16,18 +16,16 @@ import numpy as np
 
 from .admission import Admission, Pass, Passes
 from .batching import PADDING, Arrival, choose_tokens, groups_in_turn, look_up
-from .lazy_array import lazy_array
 from .memory import cache_tokens
+from .onnx_cache import CacheForm
 from .onnx_session import IOBinding, has_few_bits, open_session
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sampling import FloatArray
 from .sequence import Sequence
 from .speculation import Speculation, accepted_tokens
 
-# Tokens of one prefill, padding included. Unless its head is pruned, the graph returns logits for each: 4 bytes x
-# vocabulary.
+# Tokens of one prefill, padding included. A graph whose head is not pruned returns the logits of each.
 PREFILL_TOKENS = 512
-CAPACITY_STEP = 64
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 # Keys and values [layers, 2, heads, length, head size].
@@ -53,17 +51,16 @@ class OnnxEngine:
         self._inputs, self._outputs = decoder["inputs"], decoder["outputs"]
         inputs = {entry.name: entry for entry in self._session.get_inputs()}
         self._has_positions = self._inputs.get("position_ids") in inputs
-        self._vocabulary, self._context_length = model["vocab_size"], model["context_length"]
-        self._layers = decoder["num_hidden_layers"]
-        self._row_shape = decoder["num_key_value_heads"], decoder["head_size"]
+        self._vocabulary = model["vocab_size"]
         # A graph with a pruned head returns the logits of the last column only: [rows, 1, vocabulary].
         logits = next(entry for entry in self._session.get_outputs() if entry.name == self._outputs["logits"])
         self._is_pruned = logits.shape[1] == 1
         self._float = FLOATS[inputs[self._inputs["past_key_names"] % 0].type]
         self._is_exact = self._float == np.float32 and not self._is_pruned and not has_few_bits(graph)
-        bytes_per_token = 2 * self._layers * int(np.prod(self._row_shape)) * np.dtype(self._float).itemsize
-        self.cache_tokens = cache_tokens(bytes_per_token)
-        self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, bytes_per_token)
+        shape = decoder["num_hidden_layers"], decoder["num_key_value_heads"], decoder["head_size"]
+        self._form = CacheForm(*shape, np.dtype(self._float), model["context_length"])
+        self.cache_tokens = cache_tokens(self._form.bytes_per_token)
+        self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, self._form.bytes_per_token)
         self.admission = Admission(self._enter, PREFILL_TOKENS)
         self._speculation = Speculation()
         self._binding, self._place = self._session.io_binding(), (0, (0,), 0)
@@ -103,18 +100,20 @@ class OnnxEngine:
     def _empty(self) -> None:
         """Start with an empty batch."""
         self._rows: list[Sequence] = []
-        self._cache = self.empty_cache(0, 0)
+        self._cache = self._form.empty(0, 0)
 
     def _enter(self, sequences: list[Sequence]) -> Passes[None]:
         """Run the prompts of new sequences in groups."""
         arrivals = yield from look_up(sequences, self._prefixes, self._extend)
         # Room to grow too: it takes memory only when it is written, and later all rows would have to be copied.
         room = max(min(2 * len(sequence.prompt), sequence.longest) for sequence in sequences)
-        self._reserve(len(self._rows) + len(sequences), min(room, self._context_length))
-        for arrival in arrivals:
-            # The graph goes on from a beginning in one row only.
-            if arrival.prefix:
-                yield from self._prefill([arrival])
+        before = self._cache
+        self._reserve(len(self._rows) + len(sequences), min(room, self._form.context_length))
+        if self._cache is not before and self.admission.divides(room):
+            yield Pass(0, copied=room)
+        # The graph goes on from a beginning in one row only.
+        for arrival in [arrival for arrival in arrivals if arrival.prefix]:
+            yield from self._prefill([arrival])
         unknown = [arrival for arrival in arrivals if not arrival.prefix]
         # With a pruned head, the last column must be the last token of every row.
         for group in groups_in_turn(unknown, self.admission, 0 if self._is_pruned else PADDING):
@@ -129,7 +128,7 @@ class OnnxEngine:
             ids[row, : len(prompt)] = prompt
         total, missing = int(lengths.sum()), len(group) * max(arrival.missing for arrival in group)
         if is_apart := missing > self.admission.piece or self.admission.divides(group[0].known):
-            cache = self.empty_cache(len(group), lengths.max())
+            cache = self._form.empty(len(group), lengths.max())
         else:
             # One pass, so nothing happens to the batch in between.
             self._reserve(len(self._rows) + len(group), lengths.max())
@@ -138,7 +137,7 @@ class OnnxEngine:
         sequences[0].reused = start - group[0].computed if start else 0
         logits, tokens = yield from self._run(ids, lengths, start, cache, sequences[0])
         if is_apart and self.admission.divides(total):
-            yield Pass(tokens)
+            yield Pass(tokens, ends_turn=True)
             tokens = 0
         chosen = _choose(sequences, logits)
         self._join(sequences, cache)
@@ -156,9 +155,8 @@ class OnnxEngine:
         # Only one row can be longer than one piece, begin after column 0, or be scored.
         scored = scored if scored and scored.settings.scores_prompt else None
         tokens = 0
-        for start, end in self.admission.columns(ids.shape[1] - first, len(ids)):
-            if start:
-                yield Pass(tokens)
+        count = ids.shape[1] - first
+        for start, end in self.admission.columns(count, len(ids)):
             for column, stop in self._pieces(first + start, first + end, scored):
                 seen = np.minimum(lengths, stop)
                 logits = self.forward(ids[:, column:stop], seen, column, cache)
@@ -167,6 +165,8 @@ class OnnxEngine:
                     rows = min(len(logits[0]), stop - scored.settings.scored_from + 1)
                     scored.score_prompt(logits[0][-rows:].astype(np.float32))
             tokens = len(ids) * (end - start)
+            if end < count:
+                yield Pass(tokens)
         last: FloatArray = logits[np.arange(len(ids)), 0 if self._is_pruned else seen - column - 1]
         return last, tokens
 
@@ -180,7 +180,7 @@ class OnnxEngine:
 
     def _extend(self, known: Prefix[State] | None, tokens: IntArray) -> Passes[Prefix[State]]:
         """Compute the keys and values of a beginning, after those that are known."""
-        cache = self.empty_cache(1, len(tokens))
+        cache = self._form.empty(1, len(tokens))
         start = yield from self._load(known, cache)
         _, computed = yield from self._run(tokens[None], np.array([len(tokens)]), start, cache)
         yield Pass(computed)
@@ -191,8 +191,10 @@ class OnnxEngine:
         if prefix is None:
             return 0
         length = len(prefix.tokens)
+        if is_long := self.admission.divides(length):
+            yield Pass(0, ends_turn=True)
         cache[:, :, 0, :, :length] = prefix.state
-        if self.admission.divides(length):
+        if is_long:
             yield Pass(0, copied=length)
         return length
 
@@ -263,7 +265,7 @@ class OnnxEngine:
         place = cache.ctypes.data, cache.shape, rows
         if self._place != place:
             self._binding, self._place = self._session.io_binding(), place
-            for layer in range(self._layers):
+            for layer in range(self._form.layers):
                 for kind, name in enumerate(("key", "value")):
                     memory = cache[layer, kind, :rows]
                     memory_place = "cpu", 0, self._float, memory.shape, memory.ctypes.data
@@ -272,27 +274,9 @@ class OnnxEngine:
         return self._binding
 
     def _reserve(self, rows: int, length: int) -> None:
-        """Make room for `rows` rows of `length` tokens. What grows at least doubles."""
-        old_rows, old_capacity = self._cache.shape[2], self._cache.shape[4]
-        if rows <= old_rows and length <= old_capacity:
-            return
-        capacity = old_capacity
-        if length > old_capacity:
-            rounded = -(-max(length + CAPACITY_STEP, 2 * old_capacity) // CAPACITY_STEP) * CAPACITY_STEP
-            capacity = min(rounded, self._context_length)
-        if rows > old_rows:
-            rows = max(rows, min(2 * old_rows, self.max_batch_size))
-        cache = self.empty_cache(max(rows, old_rows), capacity)
-        for row, sequence in enumerate(self._rows):
-            # The last token of a sequence may have no place yet: it is computed next.
-            length = min(sequence.length, old_capacity)
-            cache[:, :, row, :, :length] = self._cache[:, :, row, :, :length]
-        self._cache = cache
-
-    def empty_cache(self, rows: int, capacity: int) -> FloatArray:
-        """Return a cache for rows of at most `capacity` tokens."""
-        heads, size = self._row_shape
-        return lazy_array((self._layers, 2, rows, heads, capacity, size), np.dtype(self._float))
+        """Make room for `rows` rows of `length` tokens."""
+        lengths = [sequence.length for sequence in self._rows]
+        self._cache = self._form.grown(self._cache, lengths, rows, length, self.max_batch_size)
 
 
 def _choose(sequences: list[Sequence], logits: FloatArray) -> list[tuple[Sequence, int]]:

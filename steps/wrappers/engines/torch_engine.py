@@ -131,15 +131,17 @@ class TorchEngine:
         )
         paddings = torch.tensor([width - len(prompt) for prompt in prompts], device=self._device)
         mask = torch.arange(width, device=self._device) >= paddings[:, None]
+        if is_long := self.admission.divides(sum(reused)):
+            yield Pass(0, ends_turn=True)
         states = [arrival.prefix.state if arrival.prefix else None for arrival in group]
         cache = cache_of(states, reused, width) if first else growing_cache(width)
-        if self.admission.divides(sum(reused)):
+        if is_long:
             yield Pass(0, copied=sum(reused))
         logits, tokens = yield from self._run(ids, mask, cache, sequences[0])
         total = sum(len(prompt) for prompt in prompts)
         if self.admission.divides(total):
             # The next turn is longer, because it is one of the new rows too.
-            yield Pass(tokens)
+            yield Pass(tokens, ends_turn=True)
             tokens = 0
         chosen = _choose(sequences, logits)
         self._join(TorchBatch(sequences, cache, mask))
@@ -150,8 +152,10 @@ class TorchEngine:
     def _extend(self, known: Prefix[State] | None, tokens: IntArray) -> Passes[Prefix[State]]:
         """Compute the keys and values of a beginning, after those that are known."""
         start = len(known.tokens) if known else 0
+        if is_long := self.admission.divides(start):
+            yield Pass(0, ends_turn=True)
         cache = cache_of([known.state], [start], len(tokens)) if known else growing_cache(len(tokens))
-        if self.admission.divides(start):
+        if is_long:
             yield Pass(0, copied=start)
         ids = torch.tensor(tokens[start:], device=self._device)[None]
         mask = torch.ones(1, len(tokens), dtype=torch.bool, device=self._device)
@@ -175,8 +179,6 @@ class TorchEngine:
         positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         is_scored = scored is not None and scored.settings.scores_prompt
         for start, end in self.admission.columns(width, rows):
-            if start:
-                yield Pass(tokens)
             piece = slice(first + start, first + end)
             # From the token before the first one that is scored.
             rows_scored = min(end - start, first + end - scored.settings.scored_from + 1) if scored and is_scored else 0
@@ -185,6 +187,8 @@ class TorchEngine:
             if scored and rows_scored > 0:
                 scored.score_prompt(logits[0].cpu().numpy())
             tokens = rows * (end - start)
+            if end < width:
+                yield Pass(tokens)
         return logits[:, -1], tokens
 
     def _may_speculate(self, rows: list[Sequence]) -> bool:
