@@ -9,6 +9,7 @@ CPU. What libraries print goes to stderr.
 
 import json
 import os
+import subprocess
 import sys
 from typing import Any
 
@@ -30,12 +31,10 @@ def main() -> None:
 
 
 def _export(checkpoint: str, folder: str, weights: str) -> None:
-    from optimum.exporters.openvino import main_export
-    from optimum.intel import OVConfig, OVWeightQuantizationConfig
-
-    # As `optimum-cli export openvino --weight-format int4` does.
-    packed = OVConfig(quantization_config=OVWeightQuantizationConfig(bits=4)) if weights == "int4" else None
-    main_export(checkpoint, folder, task="text-generation-with-past", ov_config=packed or OVConfig(dtype=weights))
+    """Export a checkpoint with Optimum Intel's command. Its Python function does not pack weights."""
+    command = [sys.executable, "-I", "-m", "optimum.commands.optimum_cli", "export", "openvino"]
+    words = ["--model", checkpoint, "--task", "text-generation-with-past", "--weight-format", weights, folder]
+    subprocess.run([*command, *words], check=True, stdin=subprocess.DEVNULL)
 
 
 def _pipeline(folder: str, properties: dict[str, Any]) -> Any:

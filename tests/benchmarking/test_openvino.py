@@ -47,6 +47,17 @@ def test_openvino_answers_as_torch_does(tmp_path, installed):
 
 
 @pytest.mark.service
+def test_its_weights_are_packed(tmp_path, installed):
+    """Otherwise the speed of bf16 would be called that of int4. Groups have 128 weights."""
+    shape = SHAPES["small"] | TINY | {"hidden_size": 128, "intermediate_size": 256}
+    write_checkpoint(shape, tmp_path / "checkpoint")
+    with OpenVino.started(tmp_path / "checkpoint", tmp_path / "packed") as openvino:
+        assert [len(row) for row in openvino.answer(PROMPTS, 12)] == [12] * len(PROMPTS)
+    original = sum(file.stat().st_size for file in (tmp_path / "checkpoint").glob("*.safetensors"))
+    assert (tmp_path / "packed" / "openvino_model.bin").stat().st_size < 0.6 * original
+
+
+@pytest.mark.service
 def test_what_openvino_cannot_do_is_one_sentence(tmp_path, installed):
     with (
         pytest.raises(StepError, match=r"^OpenVINO GenAI failed, in an environment with optimum-intel.*nowhere"),
