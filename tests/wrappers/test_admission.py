@@ -205,7 +205,7 @@ def test_long_prompts_do_not_stop_the_running_rows_and_answer_the_same(scheduler
 
 @pytest.mark.parametrize("kept", [0, 2**20])
 def test_a_long_prompt_is_copied_in_turns_without_a_pass(scheduler, tokenizer, monkeypatch, kept):
-    """What is known of it, and the whole when it joins the rows. The ONNX engine also makes room for it in a turn."""
+    """One turn copies the beginning that is known, and another one the complete row."""
     monkeypatch.setattr(tokenizer, "end_tokens", frozenset())
     engine, text = scheduler.engine, "please " * 90
     monkeypatch.setattr(engine, "_prefixes", PrefixCache(kept, 1))
@@ -225,6 +225,7 @@ def test_a_long_prompt_is_copied_in_turns_without_a_pass(scheduler, tokenizer, m
     arrive_late(scheduler, monkeypatch, [running], [late])
     assert (late.reused > SHORTEST) == bool(kept)
     assert turns[[chosen for _, chosen in turns].index(True)] == (0, True)
+    # The ONNX engine makes room for the row in one more turn.
     assert [did for did, _ in turns].count(0) == (2 if kept else 1) + (name == "forward")
 
 

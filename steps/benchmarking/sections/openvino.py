@@ -63,7 +63,7 @@ class OpenVino:
 
         own = {"INFERENCE_NUM_THREADS": thread_limit() or torch.get_num_threads(), **(properties or {})}
         words = [openvino_worker.__file__, str(checkpoint), str(folder), weights, json.dumps(own)]
-        # It ends when its input ends.
+        # The process ends when its input ends.
         with tempfile.TemporaryFile() as errors, _started(["python", "-I", *words], errors) as process:
             with activity("exporting for OpenVINO, in an environment that uv makes"):
                 openvino = OpenVino(process, errors)

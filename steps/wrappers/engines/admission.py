@@ -19,7 +19,7 @@ from .sequence import Sequence
 GAP_SECONDS, LEAST_SECONDS = 0.22, 0.1
 # Tokens of the first pass, and of the shortest.
 FIRST_PIECE, SHORTEST_PIECE = 64, 32
-# To copy the keys and values of as many tokens takes a turn of its own.
+# Copying the keys and values of this many tokens takes a turn of its own.
 LONG_COPY = 512
 # How long sequences that arrive together may take to begin together, if no row is awaited.
 BURST_SECONDS = 1.0
@@ -72,6 +72,16 @@ class Admission:
     def divides(self, tokens: int) -> bool:
         """Return True if a client waits for a row, and copying so many tokens would make it wait longer."""
         return self._is_awaited and tokens >= LONG_COPY
+
+    def copying(self, tokens: int, copy: Callable[[], Result]) -> Passes[Result]:
+        """Copy the keys and values of tokens, in a turn of its own if that takes long; the result is that of `copy`."""
+        is_long = self.divides(tokens)
+        if is_long:
+            yield Pass(0, ends_turn=True)
+        result = copy()
+        if is_long:
+            yield Pass(0, copied=tokens)
+        return result
 
     def columns(self, count: int, rows: int) -> Iterator[tuple[int, int]]:
         """Split columns of as many rows into pieces; yield the first column of each and the one after its last."""

@@ -191,11 +191,7 @@ class OnnxEngine:
         if prefix is None:
             return 0
         length = len(prefix.tokens)
-        if is_long := self.admission.divides(length):
-            yield Pass(0, ends_turn=True)
-        cache[:, :, 0, :, :length] = prefix.state
-        if is_long:
-            yield Pass(0, copied=length)
+        yield from self.admission.copying(length, lambda: np.copyto(cache[:, :, 0, :, :length], prefix.state))
         return length
 
     def _join(self, sequences: list[Sequence], cache: FloatArray) -> None:

@@ -131,16 +131,14 @@ class TorchEngine:
         )
         paddings = torch.tensor([width - len(prompt) for prompt in prompts], device=self._device)
         mask = torch.arange(width, device=self._device) >= paddings[:, None]
-        if is_long := self.admission.divides(sum(reused)):
-            yield Pass(0, ends_turn=True)
         states = [arrival.prefix.state if arrival.prefix else None for arrival in group]
-        cache = cache_of(states, reused, width) if first else growing_cache(width)
-        if is_long:
-            yield Pass(0, copied=sum(reused))
+        cache = growing_cache(width)
+        if first:
+            cache = yield from self.admission.copying(sum(reused), lambda: cache_of(states, reused, width))
         logits, tokens = yield from self._run(ids, mask, cache, sequences[0])
         total = sum(len(prompt) for prompt in prompts)
         if self.admission.divides(total):
-            # The next turn is longer, because it is one of the new rows too.
+            # The rows' next turn includes the new rows, so it is longer.
             yield Pass(tokens, ends_turn=True)
             tokens = 0
         chosen = _choose(sequences, logits)
@@ -152,11 +150,9 @@ class TorchEngine:
     def _extend(self, known: Prefix[State] | None, tokens: IntArray) -> Passes[Prefix[State]]:
         """Compute the keys and values of a beginning, after those that are known."""
         start = len(known.tokens) if known else 0
-        if is_long := self.admission.divides(start):
-            yield Pass(0, ends_turn=True)
-        cache = cache_of([known.state], [start], len(tokens)) if known else growing_cache(len(tokens))
-        if is_long:
-            yield Pass(0, copied=start)
+        cache = growing_cache(len(tokens))
+        if known:
+            cache = yield from self.admission.copying(start, lambda: cache_of([known.state], [start], len(tokens)))
         ids = torch.tensor(tokens[start:], device=self._device)[None]
         mask = torch.ones(1, len(tokens), dtype=torch.bool, device=self._device)
         _, computed = yield from self._run(ids, mask, cache)
