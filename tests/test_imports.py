@@ -18,7 +18,8 @@ OWN = {
         "int8_model",
     },
     "onnx": {"onnx_engine", "onnx_cache", "onnx_session", "genai_engine", "onnx_providers"},
-    "llama_cpp": {"llama_cpp_engine", "llama_context"},
+    "llama_cpp": {"flat_engine", "llama_cpp_engine", "llama_context"},
+    "openvino": {"flat_engine", "openvino_engine", "openvino_context"},
 }
 SERVER = {"fastapi", "starlette"}
 # Modules with another name than their package.

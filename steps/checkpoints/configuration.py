@@ -12,6 +12,8 @@ from steps.output import suppress_output
 if TYPE_CHECKING:
     from transformers import Phi3Config
 
+    from steps.wrappers.engines.sampling import FloatArray
+
 # Phi-3-mini and -medium, Phi-3.5-mini, Phi-4 and Phi-4-mini. Answers are held against transformers for these only.
 MODEL_TYPE = "phi3"
 # What the tools that quantise a checkpoint add to its configuration.
@@ -67,9 +69,18 @@ def load_config(directory: Path) -> "Phi3Config":
 
 def attention_scaling(config: "Phi3Config") -> float:
     """Return what transformers multiplies the cosines and sines of a rotary embedding by."""
+    return rotary_embedding(config)[1]
+
+
+def rotary_embedding(config: "Phi3Config") -> tuple["FloatArray", float]:
+    """Return the frequencies of transformers' rotary embedding [rotated / 2], and what it multiplies its waves by.
+
+    With LongRoPE they are those of the short factors.
+    """
     from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-    return float(Phi3RotaryEmbedding(config).attention_scaling)
+    rotary = Phi3RotaryEmbedding(config)
+    return rotary.inv_freq.float().numpy(), float(rotary.attention_scaling)
 
 
 def invalid_config(directory: Path, error: Exception) -> StepError:

@@ -17,6 +17,7 @@ MODES = {
     "transformers": "steps.modes.transformers",
     "pyfunc": "steps.modes.pyfunc",
     "onnx": "steps.modes.onnx",
+    "openvino": "steps.modes.openvino",
     "llama_cpp": "steps.modes.llama_cpp",
 }
 

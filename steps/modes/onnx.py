@@ -146,12 +146,7 @@ def _builder_options(precision: Precision) -> list[str]:
 
 def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo:
     settings = cast(OnnxSettings, config.mode)
-    engine = {
-        "name": "onnxruntime",
-        "max_batch_size": settings.max_batch_size,
-        "prefix_cache_mb": settings.prefix_cache_mb,
-        "execution_provider": settings.execution_provider,
-    }
+    engine = settings.engine("onnxruntime", execution_provider=settings.execution_provider)
     return log_wrapper(config, folder, common, engine)
 
 

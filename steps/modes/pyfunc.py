@@ -52,13 +52,7 @@ def _stage(checkpoint: Checkpoint, config: BuildConfig) -> AbstractContextManage
 
 def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo:
     settings = cast(PyfuncSettings, config.mode)
-    engine = {
-        "name": "torch",
-        "max_batch_size": settings.max_batch_size,
-        "prefix_cache_mb": settings.prefix_cache_mb,
-        "precision": config.precision.name,
-        "device": settings.device,
-    }
+    engine = settings.engine("torch", precision=config.precision.name, device=settings.device)
     return log_wrapper(config, folder, common, engine)
 
 

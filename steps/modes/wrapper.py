@@ -47,6 +47,10 @@ class WrapperSettings(ModeSettings):
         """Return how many rows the engine answers at the same time."""
         return self.max_batch_size
 
+    def engine(self, name: str, **more: Any) -> dict[str, Any]:
+        """Return the name of the engine and what it is started with, for the configuration of a logged model."""
+        return {"name": name, "max_batch_size": self.max_batch_size, "prefix_cache_mb": self.prefix_cache_mb} | more
+
 
 def log_wrapper(config: BuildConfig, folder: Path, common: dict[str, Any], engine: dict[str, Any]) -> ModelInfo:
     """Log our PythonModel from code. The wrappers travel with it, and nothing is pickled.

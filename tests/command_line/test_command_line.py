@@ -66,9 +66,12 @@ def test_other_variants_are_refused_with_an_example(text):
 
 
 GLOBS = {
-    "all options": ("mode=glob(*)", ["mode=llama_cpp", "mode=onnx", "mode=pyfunc", "mode=transformers"]),
+    "all options": (
+        "mode=glob(*)",
+        ["mode=llama_cpp", "mode=onnx", "mode=openvino", "mode=pyfunc", "mode=transformers"],
+    ),
     "some": ("mode=glob([o*,p*])", ["mode=onnx", "mode=pyfunc"]),
-    "all but one": ("mode=glob(*,exclude=p*)", ["mode=llama_cpp", "mode=onnx", "mode=transformers"]),
+    "all but one": ("mode=glob(*,exclude=p*)", ["mode=llama_cpp", "mode=onnx", "mode=openvino", "mode=transformers"]),
     "one": ("mode=glob(t*)", ["mode=transformers"]),
 }
 
@@ -177,7 +180,7 @@ REFUSED = {
     "unknown mode": (
         "build",
         ["mode=onx"],
-        ["Unknown mode 'onx'. Did you mean 'onnx'? Available: llama_cpp, onnx, pyfunc"],
+        ["Unknown mode 'onx'. Did you mean 'onnx'? Available: llama_cpp, onnx, openvino, pyfunc"],
     ),
     "unknown model": ("build", ["model=minature"], ["Unknown model 'minature'. Did you mean 'miniature'?"]),
     "unknown prompt set": ("evaluate", ["prompt_set=fact"], ["Unknown prompt_set 'fact'. Did you mean 'facts'?"]),
@@ -194,7 +197,7 @@ REFUSED = {
         ["mode=pyfunc", "precision=int4"],
         [
             "precision=int4 is not offered by mode=pyfunc, which has fp32, bf16, int8. "
-            "Modes that have int4: onnx, llama_cpp."
+            "Modes that have int4: onnx, openvino, llama_cpp."
         ],
     ),
     "one point of a sweep": (

@@ -32,13 +32,13 @@ def engine(checkpoint, tmp_path):
     """Return a checkpoint's folder, the folder of its file, and the engine, with all bits of the weights."""
 
     def make(**config):
-        from steps.wrappers.engines.llama_cpp_engine import LlamaCppEngine
+        from steps.wrappers.engines.llama_cpp_engine import load
 
         source = random_phi3(tmp_path / "source", checkpoint.directory, **config)
         staged, exported = link_checkpoint(source, tmp_path / "staged"), link_checkpoint(source, tmp_path / "exported")
         gguf_export.write_gguf(source, load_config(source), exported / gguf_export.FILE)
         gguf_export.end_context(load_config(source), exported / "config.json")
-        return staged, exported, LlamaCppEngine(str(exported), 16)
+        return staged, exported, load(str(exported), 16)
 
     with exact_llama():
         yield make
@@ -50,9 +50,9 @@ def with_marks(names):
 
 @pytest.mark.parametrize("config", with_marks(CONFIGS))
 def test_llama_cpp_gives_what_transformers_gives(engine, monkeypatch, config):
-    from steps.wrappers.engines import llama_cpp_engine
+    from steps.wrappers.engines import flat_engine
 
-    monkeypatch.setattr(llama_cpp_engine, "PREFILL_TOKENS", 40)  # so that the longest prompt is prefilled in pieces
+    monkeypatch.setattr(flat_engine, "PREFILL_TOKENS", 40)  # so that the longest prompt is prefilled in pieces
     staged, exported, engine = engine(**config)
     prompts = prompts_of(config.get("vocab_size", 101), ChatTokenizer(exported).context_length)
     expected = [reference(staged, prompt, COUNT)[0] for prompt in prompts]
@@ -114,7 +114,7 @@ def test_the_cache_grows_and_gives_its_memory_back(engine, monkeypatch, rows):
     expected = [reference(staged, prompt, 20)[0] for prompt in prompts]
     for _ in range(2):
         assert [sequence.tokens for sequence in generate(engine, prompts, 20)] == expected
-        assert engine._llama._cells == 32
+        assert engine._context._cells == 32
     if rows > 1:
         assert engine.prefixes.kept_tokens == 32
 
@@ -123,12 +123,12 @@ def test_the_cache_grows_and_gives_its_memory_back(engine, monkeypatch, rows):
 def test_every_precision_is_built_and_answers(checkpoint, precision, tmp_path):
     config = command_line.compose("build", ["mode=llama_cpp", f"precision={precision}"])
     with get_mode("llama_cpp").stage(checkpoint, config) as folder:
-        from steps.wrappers.engines.llama_cpp_engine import LlamaCppEngine
+        from steps.wrappers.engines.llama_cpp_engine import load
 
         manifest = json.loads((folder / "phi3_manifest.json").read_text())
         assert "model.gguf" in manifest
         assert not [name for name in manifest if "safetensors" in name]
-        (sequence,) = generate(LlamaCppEngine(str(folder), 4), [[5, 6, 7]], 5)
+        (sequence,) = generate(load(str(folder), 4), [[5, 6, 7]], 5)
     assert len(sequence.tokens) == 5
 
 

@@ -80,20 +80,28 @@ def int4_genai_scheduler(checkpoint):
 
 
 @pytest.fixture(scope="session")
+def openvino_scheduler(checkpoint):
+    from steps.wrappers.engines.openvino_engine import load
+
+    with get_mode("openvino").stage(checkpoint, command_line.compose("build", ["mode=openvino"])) as folder:
+        yield Scheduler(load(str(folder), 16))
+
+
+@pytest.fixture(scope="session")
 def llama_scheduler(checkpoint, tmp_path_factory):
     """The weights as they are: in few bits, the miniature's answers are others."""
     from steps.checkpoints.configuration import load_config
     from steps.modes.gguf_export import FILE, write_gguf
-    from steps.wrappers.engines.llama_cpp_engine import LlamaCppEngine
+    from steps.wrappers.engines.llama_cpp_engine import load
 
     folder = tmp_path_factory.mktemp("gguf")
     write_gguf(checkpoint.directory, load_config(checkpoint.directory), folder / FILE)
     with exact_llama():
-        yield Scheduler(LlamaCppEngine(str(folder), 16))
+        yield Scheduler(load(str(folder), 16))
 
 
 # By hand, because installing it takes minutes: CONTRIBUTING.md.
-@pytest.fixture(params=["torch", "onnx", "genai", pytest.param("llama", marks=NEEDS_LLAMA_CPP)])
+@pytest.fixture(params=["torch", "onnx", "genai", "openvino", pytest.param("llama", marks=NEEDS_LLAMA_CPP)])
 def scheduler(request):
     return request.getfixturevalue(f"{request.param}_scheduler")
 

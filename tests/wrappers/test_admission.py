@@ -154,7 +154,11 @@ def test_cancelled_prompts_and_those_before_a_reset_are_not_computed_on(monkeypa
     assert [name for name, _ in prompts.passes] == ["cancelled", "forgotten"]
 
 
-@pytest.fixture(params=["torch_scheduler", "packed_scheduler", "onnx_scheduler", "int4_scheduler"])
+# Those whose rows are copied into the batch.
+COPYING = ["torch_scheduler", "packed_scheduler", "onnx_scheduler", "int4_scheduler"]
+
+
+@pytest.fixture(params=[*COPYING, "openvino_scheduler"])
 def scheduler(request, monkeypatch):
     """An engine so slow, by its clock, that all pieces are short, and that keeps no beginnings."""
     scheduler = request.getfixturevalue(request.param)
@@ -203,6 +207,7 @@ def test_long_prompts_do_not_stop_the_running_rows_and_answer_the_same(scheduler
     assert not any(first and second for first, second in pairwise(waits))
 
 
+@pytest.mark.parametrize("scheduler", COPYING, indirect=True)
 @pytest.mark.parametrize("kept", [0, 2**20])
 def test_a_long_prompt_is_copied_in_turns_without_a_pass(scheduler, tokenizer, monkeypatch, kept):
     """One turn copies the beginning that is known, and another one the complete row."""

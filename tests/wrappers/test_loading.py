@@ -18,7 +18,7 @@ from steps.wrappers.engines import MissingPackage, load_engine
 from tests.conftest import SPAIN
 from tests.modes.exact_llama import NEEDS_LLAMA_CPP
 
-OURS = ["pyfunc", "onnx", pytest.param("llama_cpp", marks=NEEDS_LLAMA_CPP)]
+OURS = ["pyfunc", "onnx", "openvino", pytest.param("llama_cpp", marks=NEEDS_LLAMA_CPP)]
 MESSAGES = [{"role": "user", "content": SPAIN}]
 ORDERS = ("AB", "BA", "AAB", "BAB")
 

@@ -49,7 +49,7 @@ def test_on_a_gpu_its_own_memory_counts():
     assert cache_tokens(GIB, 10 * GIB) == 4
 
 
-@pytest.fixture(params=["torch", "onnx"])
+@pytest.fixture(params=["torch", "onnx", "openvino"])
 def scheduler(request):
     return request.getfixturevalue(f"{request.param}_scheduler")
 

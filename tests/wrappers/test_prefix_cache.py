@@ -123,7 +123,9 @@ def test_random_prompts_get_a_beginning_of_their_own_within_the_bound():
         assert recorder.cache.kept_tokens <= 10 * BLOCK
 
 
-@pytest.fixture(params=["torch_scheduler", "packed_scheduler", "onnx_scheduler", "int4_scheduler"])
+@pytest.fixture(
+    params=["torch_scheduler", "packed_scheduler", "onnx_scheduler", "int4_scheduler", "openvino_scheduler"]
+)
 def scheduler(request):
     return request.getfixturevalue(request.param)
 

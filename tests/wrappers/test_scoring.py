@@ -42,7 +42,7 @@ def reference(checkpoint):
     return whole
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnx", "genai"])
+@pytest.mark.parametrize("engine", ["torch", "onnx", "genai", "openvino"])
 @pytest.mark.parametrize("question", [SPAIN, LONG], ids=["short", "long"])
 def test_engines_score_given_texts_as_transformers_does(request, engine, question, tokenizer, reference):
     scheduler, pairs = request.getfixturevalue(f"{engine}_scheduler"), _pairs(tokenizer, question)
@@ -68,7 +68,7 @@ def test_a_graph_that_gives_the_last_logits_only_scores_every_token(
         assert one == pytest.approx(other, abs=1e-3)
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnx", "int4"])
+@pytest.mark.parametrize("engine", ["torch", "onnx", "int4", "openvino"])
 def test_a_score_is_the_same_to_the_bit_alone_and_among_others(request, engine, tokenizer):
     scheduler, pairs = request.getfixturevalue(f"{engine}_scheduler"), _pairs(tokenizer, SPAIN, "Who wrote Hamlet?")
     together = score_tokens(scheduler, tokenizer, pairs, whole_vocabulary=True)

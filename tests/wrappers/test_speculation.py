@@ -97,7 +97,7 @@ def test_drafts_that_are_always_wrong_cost_at_most_three_percent(tokenizer):
     assert 0 < drafts <= 0.03 * 400
 
 
-@pytest.fixture(params=["torch_scheduler", "packed_scheduler", "onnx_scheduler"])
+@pytest.fixture(params=["torch_scheduler", "packed_scheduler", "onnx_scheduler", "openvino_scheduler"])
 def scheduler(request):
     return request.getfixturevalue(request.param)
 

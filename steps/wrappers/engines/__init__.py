@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 ENGINES = {
     "torch": ("torch_engine", "TorchEngine"),
     "onnxruntime": ("onnx_providers", "load"),
-    "llama.cpp": ("llama_cpp_engine", "LlamaCppEngine"),
+    "llama.cpp": ("llama_cpp_engine", "load"),
+    "OpenVINO": ("openvino_engine", "load"),
 }
 
 

@@ -5,17 +5,14 @@ All sequences share its cells, so it holds as many tokens as they have together.
 """
 
 import ctypes
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
 import numpy as np
-import psutil
 
+from .flat_engine import Token, compute_threads
+from .memory import cache_tokens
 from .sampling import FloatArray
-from .threads import thread_limit
 
 # Cells of the first cache, and of what a cache grows by: llama.cpp rounds to that.
 FIRST_CELLS, CELL_STEP = 1024, 256
@@ -24,23 +21,16 @@ BYTES_PER_NUMBER = 2  # keys and values are stored as 16-bit floats
 Memory = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-@dataclass(frozen=True)
-class Token:
-    """A token to compute: its id, its position, its sequence, and whether the logits after it are wanted."""
-
-    id: int
-    position: int
-    sequence: int
-    is_wanted: bool = False
-
-
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _say_nothing(level: int, text: bytes, user_data: Any) -> None:
     """Print nothing: what fails raises."""
 
 
 class LlamaContext:
-    """A model and its cache."""
+    """A model and its cache, as `flat_engine.Context` describes them."""
+
+    # Keys and values are stored in 16 bits.
+    is_exact = False
 
     def __init__(self, file: str, sequences: int, longest_pass: int) -> None:
         """Load a model.
@@ -64,6 +54,10 @@ class LlamaContext:
         self.vocabulary = int(llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model)))
         self._batch = _Batch(longest_pass)
         self._cells, self._context = FIRST_CELLS, self._new_context(FIRST_CELLS)
+        self.bytes_per_token = self._bytes_per_token()
+        self.cache_tokens = cache_tokens(self.bytes_per_token)
+        # How many tokens the cache holds of each sequence.
+        self._lengths: dict[int, int] = {}
 
     def __del__(self) -> None:
         """Free the memory."""
@@ -72,18 +66,13 @@ class LlamaContext:
         if getattr(self, "_model", None):
             llama_cpp.llama_model_free(self._model)
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Return the bytes of the keys and values of one token."""
-        heads = llama_cpp.llama_model_n_head_kv(self._model)
-        size = llama_cpp.llama_model_n_embd(self._model) // llama_cpp.llama_model_n_head(self._model)
-        return int(2 * llama_cpp.llama_model_n_layer(self._model) * heads * size * BYTES_PER_NUMBER)
-
     def run(self, tokens: list[Token]) -> FloatArray:
         """Compute tokens, at most as many as a pass may have; return the wanted logits [wanted, vocabulary]."""
+        self._reserve(len(tokens))
         self._batch.fill(tokens)
         if code := llama_cpp.llama_decode(self._context, self._batch.entries):
             raise RuntimeError(f"llama_decode returned {code} for {len(tokens)} tokens")
+        self._lengths |= {token.sequence: token.position + 1 for token in tokens}
         wanted = [place for place, token in enumerate(tokens) if token.is_wanted]
         logits = np.empty((len(wanted), self.vocabulary), dtype=np.float32)
         for row, place in enumerate(wanted):
@@ -91,19 +80,16 @@ class LlamaContext:
             logits[row] = np.ctypeslib.as_array(values, (self.vocabulary,))
         return logits
 
-    def reserve(self, tokens: int, sequences: Iterable[int]) -> None:
-        """Make room for so many tokens of all sequences together. What grows at least doubles."""
-        if tokens > self._cells:
-            self._renew(max(tokens, 2 * self._cells), sequences)
-
     def forget(self, sequence: int) -> None:
         """Drop a sequence."""
+        self._lengths.pop(sequence, None)
         llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), sequence, -1, -1)
 
     def empty(self) -> None:
         """Drop all sequences, and the memory that the cache took in addition to its first."""
+        self._lengths = {}
         if self._cells > FIRST_CELLS:
-            self._renew(FIRST_CELLS, ())
+            self._renew(FIRST_CELLS)
         else:
             llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
 
@@ -115,21 +101,35 @@ class LlamaContext:
             raise RuntimeError(f"llama.cpp did not copy sequence {sequence}")
         return memory
 
-    def restore(self, sequence: int, state: Memory, sequences: Iterable[int]) -> None:
-        """Begin a sequence with keys and values that were copied; `sequences` are those that the cache holds."""
+    def restore(self, sequence: int, state: Memory, length: int) -> None:
+        """Begin a sequence with the keys and values of so many tokens."""
+        self._reserve(length)
         if not self._set_state(sequence, state):
             # There are enough cells, but not side by side.
-            self._renew(self._cells, sequences)
+            self._renew(self._cells)
             if not self._set_state(sequence, state):
                 raise RuntimeError(f"llama.cpp did not restore sequence {sequence}")
+        self._lengths[sequence] = length
+
+    def _bytes_per_token(self) -> int:
+        """Return the bytes of the keys and values of one token."""
+        heads = llama_cpp.llama_model_n_head_kv(self._model)
+        size = llama_cpp.llama_model_n_embd(self._model) // llama_cpp.llama_model_n_head(self._model)
+        return int(2 * llama_cpp.llama_model_n_layer(self._model) * heads * size * BYTES_PER_NUMBER)
 
     def _set_state(self, sequence: int, state: Memory) -> bool:
         return bool(llama_cpp.llama_state_seq_set_data(self._context, _pointer(state), state.nbytes, sequence))
 
-    def _renew(self, cells: int, sequences: Iterable[int]) -> None:
-        """Take another cache with so many cells, and fill it with the sequences."""
+    def _reserve(self, tokens: int) -> None:
+        """Make room for more tokens. What grows at least doubles."""
+        needed = sum(self._lengths.values()) + tokens
+        if needed > self._cells:
+            self._renew(max(needed, 2 * self._cells))
+
+    def _renew(self, cells: int) -> None:
+        """Take another cache with so many cells, and fill it with what the old one holds."""
         cells = -(-cells // CELL_STEP) * CELL_STEP
-        states = {sequence: self.state(sequence) for sequence in sequences}
+        states = {sequence: self.state(sequence) for sequence in self._lengths}
         # The old one first, so that both are never there together.
         llama_cpp.llama_free(self._context)
         self._context, self._cells = None, cells
@@ -142,7 +142,7 @@ class LlamaContext:
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx, settings.n_seq_max, settings.kv_unified = cells, self._sequences, True
         settings.n_batch = settings.n_ubatch = self._longest_pass
-        settings.n_threads = settings.n_threads_batch = _threads()
+        settings.n_threads = settings.n_threads_batch = compute_threads()
         settings.no_perf = True
         context = llama_cpp.llama_init_from_model(self._model, settings)
         if not context:
@@ -182,9 +182,3 @@ class _Batch:
 
 def _pointer(memory: Memory) -> Any:
     return memory.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-
-
-def _threads() -> int:
-    """Return the number of threads: what is asked for or allowed, or else one for each core that computes."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return thread_limit() or min(allowed, psutil.cpu_count(logical=False) or allowed)

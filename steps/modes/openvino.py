@@ -1,0 +1,57 @@
+"""mode=openvino: our PythonModel on OpenVINO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from steps.config.schema import BuildConfig, key
+from steps.modes import openvino_export, openvino_graph
+from steps.modes.exporting import Export
+from steps.modes.mode import Mode
+from steps.modes.wrapper import MODULES, PACKAGES, WEIGHTS_FOLDER, WrapperSettings, log_wrapper, score_tokens
+
+if TYPE_CHECKING:
+    from mlflow.models.model import ModelInfo
+
+EXPORT = Export(
+    engine="OpenVINO",
+    write=openvino_export.export_to_openvino,
+    files=openvino_export.FILES,
+    packages=("openvino", "nncf", "torch", "transformers"),
+    code=(Path(openvino_export.__file__), Path(openvino_graph.__file__)),
+)
+
+
+@dataclass
+class OpenVinoSettings(WrapperSettings):
+    """Settings of the OpenVINO engine."""
+
+    name: str = key("openvino", one_of=("openvino",))
+
+
+def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo:
+    return log_wrapper(config, folder, common, cast(OpenVinoSettings, config.mode).engine("OpenVINO"))
+
+
+MODE = Mode(
+    name="openvino",
+    settings=OpenVinoSettings,
+    precisions=tuple(openvino_export.KINDS),
+    # Keys of 8 bits share a scale with those before them, so they depend on how a prompt was cut into passes.
+    inexact_precisions=tuple(name for name, kind in openvino_export.KINDS.items() if kind),
+    packages=(*PACKAGES, "psutil", "openvino"),
+    modules=MODULES,
+    weights_folder=WEIGHTS_FOLDER,
+    shares_weights=True,
+    core_checks=("all", "wrappers", "exact"),
+    batches=True,
+    streams=True,
+    takes_params=True,
+    takes_whole_prompts=True,
+    seed=None,
+    stage=EXPORT.stage,
+    log=_log,
+    score_tokens=score_tokens,
+)

@@ -1,0 +1,18 @@
+"""The engine of a graph of OpenVINO: OpenVINO computes, and this project batches and draws the tokens."""
+
+from pathlib import Path
+
+from .flat_engine import FlatEngine
+from .openvino_context import Blocks, OpenVinoContext
+
+
+def load(directory: str, max_batch_size: int, prefix_cache_mb: int = 512) -> FlatEngine[Blocks]:
+    """Return the engine of a folder with model.xml and model.bin.
+
+    Args:
+        directory: The folder.
+        max_batch_size: The number of rows.
+        prefix_cache_mb: How many megabytes the beginnings that prompts share may take.
+    """
+    context = OpenVinoContext(str(Path(directory) / "model.xml"), max_batch_size + 1, prefix_cache_mb * 2**20)
+    return FlatEngine(context, max_batch_size, prefix_cache_mb)
