@@ -10,7 +10,17 @@ from steps.modes import get_mode
 from steps.modes.wrapper import WRAPPERS
 from tests.conftest import PROJECT
 
-HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnx", "onnxruntime", "onnxruntime_genai")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "evaluate",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime_genai",
+    "openvino",
+    "nncf",
+)
 # The files of one mode only, and what comes with MLflow's own server.
 OWN = {
     "pyfunc": {
@@ -19,7 +29,7 @@ OWN = {
     },
     "onnx": {"onnx_engine", "onnx_cache", "onnx_session", "genai_engine", "onnx_providers"},
     "llama_cpp": {"flat_engine", "llama_cpp_engine", "llama_context"},
-    "openvino": {"flat_engine", "openvino_engine", "openvino_context"},
+    "openvino": {"flat_engine", "openvino_engine", "openvino_context", "paged_attention"},
 }
 SERVER = {"fastapi", "starlette"}
 # Modules with another name than their package.

@@ -30,7 +30,7 @@ Item = TypeVar("Item")
 WARM_UP_CALLS, MINIMUM_CALLS, MAXIMUM_CALLS = 2, 3, 1000
 # A large model gives fewer than MINIMUM_CALLS answers rather than take longer than this.
 PATIENCE_SECONDS = 60
-WEIGHTS = (".safetensors", ".onnx", ".data", ".bin", ".gguf")
+WEIGHTS = (".safetensors", ".onnx", ".data", ".bin", ".gguf", ".weights")
 
 
 def main() -> None:

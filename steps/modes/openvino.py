@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXPORT = Export(
     engine="OpenVINO",
     write=openvino_export.export_to_openvino,
-    files=openvino_export.FILES,
+    files=(openvino_export.GRAPH, openvino_export.WEIGHTS),
     packages=("openvino", "nncf", "torch", "transformers"),
     code=(Path(openvino_export.__file__), Path(openvino_graph.__file__)),
 )

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from steps.checkpoints.configuration import load_config
 from steps.checkpoints.weights import check_weights
-from steps.modes.openvino_graph import SHAPE, phi3_graph
+from steps.modes.openvino_graph import phi3_graph
 from steps.output import suppress_output
 
 if TYPE_CHECKING:
     from openvino import Model
 
-FILES = ("model.xml", "model.bin")
+# By OpenVINO's own name for it, model.bin, the second would look like a pickle.
+GRAPH, WEIGHTS = "model.xml", "model.weights"
 # precision → how NNCF packs the weights; None leaves them as they are. Those of the embedding and the head get 8 bits
 # in all others.
 KINDS: dict[str, dict[str, Any] | None] = {
@@ -30,7 +31,7 @@ def export_to_openvino(checkpoint: Path, target: Path, precision: str) -> None:
 
     Args:
         checkpoint: Its folder.
-        target: Where to write `model.xml` and `model.bin`.
+        target: Where to write GRAPH and WEIGHTS.
         precision: A key of KINDS.
 
     Raises:
@@ -38,13 +39,16 @@ def export_to_openvino(checkpoint: Path, target: Path, precision: str) -> None:
     """
     import openvino
 
+    from steps.wrappers.engines.paged_attention import CACHE_TYPE, SHAPE
+
     check_weights(checkpoint)
     kind = KINDS[precision]
     with phi3_graph(checkpoint, load_config(checkpoint)) as model:
         packed = _packed(model, **kind) if kind else model
         # Keys and values of 8 bits change answers less than weights of few bits do, and take a quarter of the memory.
-        packed.set_rt_info("u8" if kind else "f32", [SHAPE, "cache_type"])
-        openvino.save_model(packed, target / FILES[0], compress_to_fp16=False)
+        packed.set_rt_info("u8" if kind else "f32", [SHAPE, CACHE_TYPE])
+        openvino.save_model(packed, target / GRAPH, compress_to_fp16=False)
+    (target / GRAPH).with_suffix(".bin").rename(target / WEIGHTS)
 
 
 def _packed(model: Model, mode: str, **settings: Any) -> Model:

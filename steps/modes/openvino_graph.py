@@ -2,7 +2,7 @@
 
 In: tokens of one text, their positions, and after which of them logits are wanted. Out: these logits. The attention is
 a plain one, over this text only. The engine puts paged attention in its place, which OpenVINO cannot store in a file
-(wrappers/engines/openvino_context.py). So queries, keys, values and the result of each attention have names.
+(wrappers/engines/paged_attention.py). So queries, keys, values and the result of each attention have names.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ ACTIVATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 # Types that are written as they are stored. The others are written in fp32.
 SHORT_TYPES = {"F16": "f16", "BF16": "bf16"}
-# Where the file says how the keys and values are made.
-SHAPE = "phi3"
 
 
 @contextlib.contextmanager
@@ -73,6 +71,8 @@ class _Graph:
         """Return the whole graph."""
         import openvino
 
+        from steps.wrappers.engines.paged_attention import SHAPE, Shape
+
         op, config = self._op, self._config
         ids, positions, wanted = (_input(op, name) for name in ("input_ids", "position_ids", "wanted"))
         embedding = self._weight(EMBEDDING if EMBEDDING in self._stored else HEAD)
@@ -85,13 +85,8 @@ class _Graph:
         logits = op.matmul(last, embedding if is_tied else self._weight(HEAD), False, True)
         logits.output(0).set_names({"logits"})
         model = openvino.Model([op.result(logits)], [ids, positions, wanted], "phi3")
-        shape = {
-            "key_heads": self._key_heads,
-            "head_size": self._size,
-            "sliding_window": config.sliding_window or 0,
-            "context_length": config.max_position_embeddings,
-        }
-        for key, value in shape.items():
+        shape = Shape(self._key_heads, self._size, config.sliding_window or 0, config.max_position_embeddings)
+        for key, value in shape._asdict().items():
             model.set_rt_info(str(value), [SHAPE, key])
         return model
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # Smaller files are copied into each model.
 LARGE = 3_000_000
 # What models share. Others, such as a large tokenizer, are read before the weights are there.
-WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".onnx_data", ".gguf", ".bin")
+WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".onnx_data", ".gguf", ".weights")
 
 
 @contextlib.contextmanager

@@ -52,6 +52,7 @@ ENGINES = {
     "openvino": ("OpenVINO", {}),
     "llama_cpp": ("llama.cpp", {}),
 }
+WEIGHTS = (".weights", ".gguf")
 TOKENS = 24
 
 
@@ -62,7 +63,9 @@ def measure(
     config = command_line.compose("build", [f"model={model}", "mode=onnx", *(KINDS | OTHERS)[kind]])
     name, settings = ENGINES[config.mode.name]
     with get_mode(config.mode.name).stage(resolve(config.model), config) as folder:
-        size = sum(file.stat().st_size for pattern in ("*.onnx*", "*.bin", "*.gguf") for file in folder.glob(pattern))
+        size = sum(
+            file.stat().st_size for pattern in ("*.onnx*", "*.weights", "*.gguf") for file in folder.glob(pattern)
+        )
         tokenizer = ChatTokenizer(folder)
         engine = load_engine(str(folder), name, max_batch_size=16, prefix_cache_mb=512, **settings)
         prompts = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text, _ in questions]

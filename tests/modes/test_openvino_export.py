@@ -112,7 +112,7 @@ def test_few_bits_are_few_bytes(checkpoint, tmp_path):
     for precision in openvino_export.KINDS:
         (tmp_path / precision).mkdir()
         openvino_export.export_to_openvino(source, tmp_path / precision, precision)
-        sizes[precision] = (tmp_path / precision / "model.bin").stat().st_size
+        sizes[precision] = (tmp_path / precision / "model.weights").stat().st_size
     assert sizes["int4"] < sizes["int4_mixed"] < sizes["int8"] < sizes["fp32"] / 3.5
 
 
@@ -121,7 +121,7 @@ def test_the_mode_stages_the_graph_without_the_checkpoint_weights(checkpoint):
     with get_mode("openvino").stage(checkpoint, config) as folder:
         names = {file.name for file in folder.iterdir()}
         (sequence,) = generate(load(str(folder), 4), [[5, 6, 7]], 5)
-    assert {"model.xml", "model.bin", "tokenizer.json", "phi3_manifest.json"} <= names
+    assert {"model.xml", "model.weights", "tokenizer.json", "phi3_manifest.json"} <= names
     assert not [name for name in names if "safetensors" in name]
     assert len(sequence.tokens) == 5
 

@@ -3,16 +3,18 @@
 from pathlib import Path
 
 from .flat_engine import FlatEngine
-from .openvino_context import Blocks, OpenVinoContext
+from .openvino_context import OpenVinoContext
+from .paged_cache import Blocks
 
 
 def load(directory: str, max_batch_size: int, prefix_cache_mb: int = 512) -> FlatEngine[Blocks]:
-    """Return the engine of a folder with model.xml and model.bin.
+    """Return the engine of a folder with model.xml and model.weights.
 
     Args:
         directory: The folder.
         max_batch_size: The number of rows.
         prefix_cache_mb: How many megabytes the beginnings that prompts share may take.
     """
-    context = OpenVinoContext(str(Path(directory) / "model.xml"), max_batch_size + 1, prefix_cache_mb * 2**20)
+    graph, weights = (str(Path(directory) / name) for name in ("model.xml", "model.weights"))
+    context = OpenVinoContext(graph, weights, max_batch_size + 1, prefix_cache_mb * 2**20)
     return FlatEngine(context, max_batch_size, prefix_cache_mb)
