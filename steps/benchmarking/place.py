@@ -74,7 +74,8 @@ class Place:
     def variants(self) -> tuple[tuple[str, ...], ...]:
         """Return the overrides of the variants that most sections measure on this device."""
         on_torch = self.pyfunc("bf16")
-        return (on_torch, ("mode=onnx", "precision=int4")) if self.device == "cpu" else (on_torch,)
+        others = ("mode=onnx", "precision=int4"), ("mode=openvino", "precision=int8")
+        return (on_torch, *others) if self.device == "cpu" else (on_torch,)
 
     @cached_property
     def tokenizer(self) -> ChatTokenizer:

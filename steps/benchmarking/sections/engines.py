@@ -68,7 +68,7 @@ def _onnx(place: Place) -> Iterator[Comparison]:
 
 def _both(place: Place) -> Iterator[Comparison]:
     """Yield two engines in one process, which share the cores: the seconds of both."""
-    first, second = place.variants
+    first, second, *_ = place.variants
     with place.loaded(*first) as one, place.loaded(*second) as other:
         asks = [_ours(place, "", loaded).measure for loaded in (one, other)]
 

@@ -14,7 +14,7 @@ from steps.evaluation.machine import read_bandwidth
 
 # An answer is long, so that reading its prompt is a small part of it.
 TOKENS = 4
-WEIGHTS = (".safetensors", ".onnx", ".data")
+WEIGHTS = (".safetensors", ".onnx", ".data", ".weights")
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -22,7 +22,8 @@ def comparisons(place: Place) -> Iterator[Comparison]:
     """Yield one stream of each variant against reading its weights. On a GPU there is nothing to compare yet."""
     if place.device != "cpu":
         return
-    for overrides in (place.pyfunc("bf16"), place.pyfunc("int8"), ("mode=onnx", "precision=int4")):
+    others = ("mode=onnx", "precision=int4"), ("mode=openvino", "precision=int4")
+    for overrides in (place.pyfunc("bf16"), place.pyfunc("int8"), *others):
         with place.loaded(*overrides) as loaded:
             scheduler = loaded.unwrap_python_model().scheduler
             # The answer is drawn: a random model repeats itself, so speculation would look faster than on real text.
@@ -53,7 +54,21 @@ def _embedding_bytes(file: Path) -> int:
 
         graph = onnx.load(file, load_external_data=False).graph
         return sum(_tensor_bytes(tensor) for tensor in graph.initializer if tensor.name == EMBEDDING)
+    if file.suffix == ".xml":
+        import openvino
+
+        graph = openvino.Core().read_model(file, file.with_suffix(".weights"))
+        ids = graph.input("input_ids").get_node().output(0)
+        (embedding,) = (entry.get_node() for entry in ids.get_target_inputs())
+        return _constant_bytes(embedding.input_value(0).get_node())
     return 0
+
+
+def _constant_bytes(node: Any) -> int:
+    """Return the bytes of all constants that a node of OpenVINO is made from."""
+    if node.get_type_name() == "Constant":
+        return int(node.get_byte_size())
+    return sum(_constant_bytes(output.get_node()) for output in node.input_values())
 
 
 def _tensor_bytes(tensor: Any) -> int:

@@ -26,7 +26,8 @@ def comparisons(place: Place) -> Iterator[Comparison]:
     if place.device != "cpu":
         return
     file = place.model(*OURS) / "artifacts" / "checkpoint" / "model.gguf"
-    for overrides in (OURS, place.pyfunc("bf16"), place.pyfunc("int8"), ("mode=onnx", "precision=int4")):
+    others = ("mode=onnx", "precision=int4"), ("mode=openvino", "precision=int4")
+    for overrides in (OURS, place.pyfunc("bf16"), place.pyfunc("int8"), *others):
         with Llama.loaded(file, BATCH, PROMPT) as llama:
             yield from against(place, overrides, "llama.cpp Q4_0", llama.answer)
 

@@ -34,7 +34,11 @@ def comparisons(place: Place) -> Iterator[Comparison]:
     if place.device != "cpu":
         return
     with OpenVino.started(place.checkpoint, place.folder / "openvino") as openvino:
-        for overrides in (place.pyfunc("bf16"), place.pyfunc("int8"), ("mode=onnx", "precision=int4")):
+        others = (
+            ("mode=onnx", "precision=int4"),
+            *(("mode=openvino", f"precision={name}") for name in ("int8", "int4")),
+        )
+        for overrides in (place.pyfunc("int8"), *others):
             yield from against(place, overrides, "OpenVINO GenAI int4", openvino.answer)
 
 

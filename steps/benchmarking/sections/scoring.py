@@ -33,9 +33,13 @@ def comparisons(place: Place) -> Iterator[Comparison]:
         flavour = _sample_flavour(place)
     with _flavour_on(place.device), loaded(str(flavour)) as stock:
         theirs = Side("the flavour, one prompt a call", partial(_ask_flavour, place, stock))
-        for precision in ("bf16", "int8") if place.device == "cpu" else ("bf16",):
-            with place.loaded(*place.pyfunc(precision)) as model:
-                yield Comparison(_ours(place, "pyfunc", precision, model), theirs)
+        precisions = ("bf16", "int8") if place.device == "cpu" else ("bf16",)
+        ours = [("pyfunc", precision, place.pyfunc(precision)) for precision in precisions]
+        if place.device == "cpu":
+            ours.append(("openvino", "int8", ("mode=openvino", "precision=int8")))
+        for mode, precision, overrides in ours:
+            with place.loaded(*overrides) as model:
+                yield Comparison(_ours(place, mode, precision, model), theirs)
     if place.device == "cpu":
         exported = place.model("mode=onnx", "precision=int4") / "artifacts" / "checkpoint"
         theirs = Side("og.Generator, one prompt a call", _generator(place, exported))
