@@ -19,6 +19,7 @@ from steps import command_line
 from steps.checkpoints.checkpoint import Checkpoint, resolve
 from steps.config.schema import FolderModel
 from steps.modes import get_mode
+from steps.wrappers.engines import load_engine
 from steps.wrappers.engines.onnx_engine import OnnxEngine
 from steps.wrappers.engines.scheduler import Engine, Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
@@ -76,6 +77,13 @@ def engines(folder: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, Engine]
         overrides = ["model=local", f"model.path={folder}", "mode=onnx", f"precision={precision}"]
         with get_mode("onnx").stage(checkpoint, command_line.compose("build", overrides)) as exported:
             yield f"onnx, {precision}", OnnxEngine(str(exported), ROWS + 1, prefix_cache_mb=0)
+    for precision in ("fp32", "int8"):
+        overrides = ["model=local", f"model.path={folder}", "mode=openvino", f"precision={precision}"]
+        with get_mode("openvino").stage(checkpoint, command_line.compose("build", overrides)) as exported:
+            yield (
+                f"openvino, {precision}",
+                load_engine(str(exported), "OpenVINO", max_batch_size=ROWS + 1, prefix_cache_mb=0),
+            )
 
 
 def arrival(engine: Engine, tokenizer: ChatTokenizer, in_pieces: bool) -> tuple[np.ndarray, float]:
