@@ -25,12 +25,13 @@ def against(place: Place, overrides: tuple[str, ...], name: str, other: Answer) 
     with place.loaded(*overrides) as loaded:
         scheduler = loaded.unwrap_python_model().scheduler
         yield Comparison(
-            # Drawn, so that speculation does not profit from a random model that repeats itself.
+            # Drawn, so that speculation, of which only one row has any, does not profit from a random model that
+            # repeats itself.
             Side(f"{ours}, one stream", partial(answer, place, scheduler, 1, long_answer, temperature=1.0)),
             Side(f"{name}, one stream", partial(_answer, place, other, 1, long_answer)),
         )
         yield Comparison(
-            Side(f"{ours}, {BATCH} at once", partial(answer, place, scheduler, BATCH, temperature=1.0)),
+            Side(f"{ours}, {BATCH} at once", partial(answer, place, scheduler, BATCH)),
             Side(f"{name}, {BATCH} at once", partial(_answer, place, other, BATCH, place.size.tokens)),
         )
         yield Comparison(

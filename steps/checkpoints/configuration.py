@@ -67,6 +67,11 @@ def load_config(directory: Path) -> "Phi3Config":
     return config
 
 
+def head_size(config: "Phi3Config") -> int:
+    """Return the size of an attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def attention_scaling(config: "Phi3Config") -> float:
     """Return what transformers multiplies the cosines and sines of a rotary embedding by."""
     return rotary_embedding(config)[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from steps.checkpoints.configuration import attention_scaling, load_config, read_config
+from steps.checkpoints.configuration import attention_scaling, head_size, load_config, read_config
 from steps.checkpoints.weights import COMPUTED, check_weights, stored_tensors
 from steps.errors import StepError
 from steps.output import suppress_output
@@ -80,7 +80,7 @@ def write_gguf(checkpoint: Path, config: Phi3Config, file: Path) -> None:
 
 def _faults(checkpoint: Path, config: Phi3Config) -> Iterator[str]:
     """Yield what llama.cpp would refuse, and only when the file is loaded, or would compute in another way."""
-    heads, size = config.num_attention_heads, _head_size(config)
+    heads, size = config.num_attention_heads, head_size(config)
     if heads * size != config.hidden_size:
         yield (
             f"llama.cpp cannot compute '{checkpoint}': its heads together must be as wide as the model, got {heads} "
@@ -91,10 +91,6 @@ def _faults(checkpoint: Path, config: Phi3Config) -> Iterator[str]:
             f"llama.cpp cannot compute '{checkpoint}': hidden_act must be {ACTIVATION!r}, got {config.hidden_act!r}. "
             "Take another mode."
         )
-
-
-def _head_size(config: Phi3Config) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _write_shape(writer: GGUFWriter, config: Phi3Config) -> None:
@@ -108,7 +104,7 @@ def _write_shape(writer: GGUFWriter, config: Phi3Config) -> None:
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads or config.num_attention_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(int(_head_size(config) * rope["partial_rotary_factor"]))
+    writer.add_rope_dimension_count(int(head_size(config) * rope["partial_rotary_factor"]))
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")

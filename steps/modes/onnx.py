@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from steps.checkpoints.cache import cached
 from steps.checkpoints.checkpoint import Checkpoint
-from steps.checkpoints.configuration import load_config
+from steps.checkpoints.configuration import head_size, load_config
 from steps.checkpoints.generation import refuse_lost_settings
 from steps.checkpoints.prompting import check_prompting
 from steps.checkpoints.staging import link_checkpoint, staged
@@ -98,8 +98,7 @@ def _exported(checkpoint: Checkpoint, precision: Precision) -> Path:
 def _check_blocks(directory: Path, block_size: int) -> None:
     """Raise StepError for a matrix that k_quant cannot pack: it puts two blocks' zero points into one byte."""
     config = load_config(directory)
-    heads = config.num_attention_heads
-    head = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    heads, head = config.num_attention_heads, head_size(config)
     odd = [rows for rows in (config.hidden_size, heads * head, config.intermediate_size) if rows % (2 * block_size)]
     if odd:
         fitting = [f"precision.block_size={size}" for size in (128, 64, 32, 16) if not odd[0] % (2 * size)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from steps.checkpoints.configuration import attention_scaling, load_config
+from steps.checkpoints.configuration import attention_scaling, head_size, load_config
 from steps.checkpoints.disk_space import DISK_FULL
 from steps.checkpoints.staging import link_checkpoint
 from steps.checkpoints.weights import EMBEDDING, HEAD, check_weights, stored_tensors
@@ -58,7 +58,7 @@ def export_to_onnx(checkpoint: Path, target: Path, precision: str, options: list
 
 def _check_heads(checkpoint: Path, config: "Phi3Config") -> None:
     """Raise StepError for heads that ONNX Runtime would refuse, and only when the graph runs."""
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    size = head_size(config)
     rotated = int(size * _rope(config)["partial_rotary_factor"])
     if size % HEAD_STEP or rotated % HEAD_STEP:
         raise StepError(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steps.checkpoints.configuration import rotary_embedding
+from steps.checkpoints.configuration import head_size, rotary_embedding
 from steps.checkpoints.weights import EMBEDDING, HEAD, stored_tensors
 from steps.errors import StepError
 
@@ -63,7 +63,7 @@ class _Graph:
         self._config, self._stored = config, stored_tensors(checkpoint)
         self._heads = config.num_attention_heads
         self._key_heads = config.num_key_value_heads or self._heads
-        self._size = int(getattr(config, "head_dim", None) or config.hidden_size // self._heads)
+        self._size = head_size(config)
         # The memory of the weights, which OpenVINO only refers to.
         self._memory: list[Any] = []
 

@@ -180,6 +180,11 @@ def test_memory_is_given_back_when_the_batch_is_over(engine):
     assert generate(engine, [prompt], COUNT)[0].tokens == expected
 
 
+def test_more_memory_for_beginnings_than_there_is_is_no_fault(engine, tmp_path):
+    staged, engine = engine()
+    assert load(str(staged), 256, prefix_cache_mb=2**20)._prefixes._max_tokens > engine._prefixes._max_tokens
+
+
 def test_there_is_a_block_for_every_sequence(engine, monkeypatch):
     """Also if hardly any memory is free: one sequence of the whole context, and the beginning of one."""
     from steps.wrappers.engines import openvino_context
@@ -189,3 +194,17 @@ def test_there_is_a_block_for_every_sequence(engine, monkeypatch):
     (sequence,) = generate(engine, [prompts_of(101, 128)[-1]], 60)
     assert len(sequence.tokens) == 60
     assert [len(row.tokens) for row in generate(engine, _prompts(2, 100), 20)] == [20, 20]
+
+
+ROWS = {(256, 512): 128, (192, 512): 64, (96, 512): 32, (80, 512): 32}
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("sizes", ROWS, ids=str)
+def test_as_many_numbers_share_a_scale_as_divide_every_row(checkpoint, tmp_path, sizes, precision):
+    hidden, intermediate = sizes
+    source = random_phi3(tmp_path / "source", checkpoint.directory, hidden_size=hidden, intermediate_size=intermediate)
+    staged = link_checkpoint(source, tmp_path / "staged")
+    openvino_export.export_to_openvino(source, staged, precision)
+    group = load(str(staged), 4)._context._properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"]
+    assert group == (ROWS[sizes] if precision == "int8" else 32)

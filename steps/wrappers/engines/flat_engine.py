@@ -52,7 +52,7 @@ class Context(Protocol[State]):
         """Drop all sequences, and give memory back. What `state` has returned stays."""
 
     def state(self, sequence: int) -> State:
-        """Return the keys and values of a sequence, which stay as they are when it goes on or is dropped."""
+        """Return the keys and values of a sequence, which stay as they are when it is dropped."""
 
     def restore(self, sequence: int, state: State, length: int) -> None:
         """Begin a sequence with the keys and values of so many tokens."""
@@ -61,20 +61,20 @@ class Context(Protocol[State]):
 class FlatEngine(Generic[State]):
     """Advance up to `max_batch_size` sequences by one token a step."""
 
-    def __init__(self, context: Context[State], max_batch_size: int, prefix_cache_mb: int) -> None:
+    def __init__(self, context: Context[State], max_batch_size: int, prefix_cache_bytes: int) -> None:
         """Take a model.
 
         Args:
             context: The model, whose cache holds one sequence more than the batch has rows.
             max_batch_size: The number of rows.
-            prefix_cache_mb: How many megabytes the beginnings that prompts share may take.
+            prefix_cache_bytes: How many bytes the beginnings that prompts share may take.
         """
         self.max_batch_size = max_batch_size
         # The number of the sequence in which a beginning that prompts share is computed.
         self._spare = max_batch_size
         self._context = context
         self.cache_tokens = context.cache_tokens
-        self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, context.bytes_per_token)
+        self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_bytes, context.bytes_per_token)
         self.admission = Admission(self._enter, PREFILL_TOKENS)
         self._speculation = Speculation()
         # The rows, in the order in which they began.

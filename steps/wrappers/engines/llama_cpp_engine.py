@@ -16,4 +16,4 @@ def load(directory: str, max_batch_size: int, prefix_cache_mb: int = 512) -> Fla
     """
     longest_pass = max(PREFILL_TOKENS, max_batch_size)
     context = LlamaContext(str(Path(directory) / "model.gguf"), max_batch_size + 1, longest_pass)
-    return FlatEngine(context, max_batch_size, prefix_cache_mb)
+    return FlatEngine(context, max_batch_size, prefix_cache_mb * 2**20)

@@ -14,7 +14,7 @@ import openvino
 
 from .flat_engine import Token, compute_threads
 from .memory import cache_tokens
-from .paged_attention import CACHE_TYPE, PASS_INPUTS, SHAPE, Shape, page_attention
+from .paged_attention import CACHE_TYPE, PASS_INPUTS, ROW_GROUP, SHAPE, Shape, page_attention
 from .paged_cache import BlockPool, Blocks
 from .prefix_cache import BLOCK
 from .sampling import FloatArray
@@ -23,19 +23,20 @@ from .sampling import FloatArray
 class OpenVinoContext:
     """A model and its cache, as `flat_engine.Context` describes them."""
 
-    def __init__(self, graph: str, weights: str, sequences: int, prefix_cache_bytes: int) -> None:
+    def __init__(self, graph: str, weights: str, sequences: int, state_bytes: int) -> None:
         """Load a model.
 
         Args:
             graph: A file that describes the graph, as the export of this project writes it.
             weights: The file with its weights.
             sequences: How many sequences the cache holds at most.
-            prefix_cache_bytes: How many bytes the states take at most.
+            state_bytes: How many bytes the states take at most.
         """
         self._graph = openvino.Core().read_model(graph, weights)
         shape = Shape(*(int(self._graph.get_rt_info([SHAPE, key]).astype(str)) for key in Shape._fields))
-        self._cache_type = self._graph.get_rt_info([SHAPE, CACHE_TYPE]).astype(str)
-        self.is_exact = self._cache_type == "f32"
+        cache_type, row_group = (self._graph.get_rt_info([SHAPE, key]).astype(str) for key in (CACHE_TYPE, ROW_GROUP))
+        self._properties = _properties(cache_type, int(row_group))
+        self.is_exact = cache_type == "f32"
         page_attention(self._graph, shape)
         self._process, self._request = os.getpid(), self._compiled()
         # Kept for ever: see _begin_anew.
@@ -44,7 +45,10 @@ class OpenVinoContext:
         self._block_tokens = next(cache.shape[1] for cache in caches if cache.name == "value_cache.0")
         self.bytes_per_token = sum(cache.block_bytes for cache in caches) // self._block_tokens
         self.cache_tokens = cache_tokens(self.bytes_per_token)
-        count = self._blocks(sequences, shape.context_length, prefix_cache_bytes)
+        # No more than the sequences take: all blocks have their addresses from the start.
+        limit = math.inf if self.cache_tokens is None else self.cache_tokens * self.bytes_per_token
+        self.state_bytes = int(min(state_bytes, limit))
+        count = self._blocks(sequences, shape.context_length)
         self._pool, self._caches = BlockPool(count, [cache.block_bytes for cache in caches]), caches
         self._bind()
         self._tables: dict[int, list[int]] = {}
@@ -102,7 +106,7 @@ class OpenVinoContext:
 
     def _compiled(self) -> openvino.InferRequest:
         """Return the graph, ready to compute."""
-        return openvino.Core().compile_model(self._graph, "CPU", _properties(self._cache_type)).create_infer_request()
+        return openvino.Core().compile_model(self._graph, "CPU", self._properties).create_infer_request()
 
     def _bind(self) -> None:
         """Give the graph the memory of the cache."""
@@ -125,12 +129,12 @@ class OpenVinoContext:
             table.append(self._pool.take())
         return table
 
-    def _blocks(self, sequences: int, context: int, prefix_cache_bytes: int) -> int:
+    def _blocks(self, sequences: int, context: int) -> int:
         """Return how many blocks there can be at most. Each sequence and each state may have one that is not full."""
         most = sequences * context
         # One sequence is admitted in any case.
         tokens = most if self.cache_tokens is None else min(most, max(self.cache_tokens, 2 * context))
-        kept = prefix_cache_bytes // (self.bytes_per_token * BLOCK)
+        kept = self.state_bytes // (self.bytes_per_token * BLOCK)
         return -(-tokens // self._block_tokens) + sequences + kept + 1
 
 
@@ -153,11 +157,12 @@ class _Cache(NamedTuple):
         return math.prod(self.shape) * int(self.kind.size)
 
 
-def _properties(cache_type: str) -> dict[str, Any]:
+def _properties(cache_type: str, row_group: int) -> dict[str, Any]:
     """Return how the processor computes: in fp32, apart from weights of few bits, and without cores of its own."""
     return {
         "INFERENCE_PRECISION_HINT": "f32",
         "KV_CACHE_PRECISION": cache_type,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": row_group,
         "INFERENCE_NUM_THREADS": compute_threads(),
         "ENABLE_CPU_PINNING": False,
     }

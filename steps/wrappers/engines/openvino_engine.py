@@ -13,8 +13,8 @@ def load(directory: str, max_batch_size: int, prefix_cache_mb: int = 512) -> Fla
     Args:
         directory: The folder.
         max_batch_size: The number of rows.
-        prefix_cache_mb: How many megabytes the beginnings that prompts share may take.
+        prefix_cache_mb: How many megabytes the beginnings that prompts share may take, as long as there is memory.
     """
     graph, weights = (str(Path(directory) / name) for name in ("model.xml", "model.weights"))
     context = OpenVinoContext(graph, weights, max_batch_size + 1, prefix_cache_mb * 2**20)
-    return FlatEngine(context, max_batch_size, prefix_cache_mb)
+    return FlatEngine(context, max_batch_size, context.state_bytes)
