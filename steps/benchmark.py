@@ -21,6 +21,7 @@ from steps.benchmarking.comparison import Result, compare
 from steps.benchmarking.control import control
 from steps.benchmarking.place import SIZES, Place
 from steps.benchmarking.sections import check_installed, get_section
+from steps.checkpoints.disk_space import explain_full_temporary_folder
 from steps.config.benchmark import BenchmarkConfig
 from steps.evaluation import machine
 from steps.output import activity, echo
@@ -31,13 +32,17 @@ def benchmark(config: BenchmarkConfig) -> list[Result]:
     """Measure the sections, print and log every result, and return them.
 
     Raises:
-        StepError: A command that was measured failed, or a section needs a package that is not installed.
+        StepError: A command that was measured failed, a section needs what is not installed, or the disk is full.
     """
     import mlflow
 
     check_installed(config.sections)
     size = SIZES[config.size]
-    with runs.start(f"benchmark-{size.name}"), TemporaryDirectory(prefix="phi3-benchmark-") as folder:
+    with (
+        explain_full_temporary_folder(),
+        runs.start(f"benchmark-{size.name}"),
+        TemporaryDirectory(prefix="phi3-benchmark-") as folder,
+    ):
         with activity("measuring this machine"):
             facts = machine.facts()
         mlflow.log_params({"size": size.name, "sections": ",".join(config.sections), "rounds": config.rounds})

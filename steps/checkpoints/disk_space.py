@@ -36,6 +36,20 @@ def explain_full_disk(size: int, artifacts: Path | None = None) -> Iterator[None
         ) from error
 
 
+@contextlib.contextmanager
+def explain_full_temporary_folder() -> Iterator[None]:
+    """Raise StepError if the block, which writes to TMPDIR only, fails because the disk is full."""
+    try:
+        yield
+    except Exception as error:
+        if not DISK_FULL.search(str(error)):
+            raise
+        raise StepError(
+            f"{tempfile.gettempdir()} is full. Free some space, choose a smaller size, or name another folder in "
+            "TMPDIR. Nothing was left behind there."
+        ) from error
+
+
 def free_bytes(folder: Path) -> int:
     """Return the free bytes of the disk that a folder is on, or will be on once it exists."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from pathlib import Path
@@ -54,7 +55,13 @@ def export_to_openvino(checkpoint: Path, target: Path, precision: str) -> None:
         # Keys and values of 8 bits change answers less than weights of few bits do, and take a quarter of the memory.
         packed.set_rt_info("u8" if kind else "f32", [SHAPE, CACHE_TYPE])
         packed.set_rt_info(str(_row_group(config, kind) if kind else 0), [SHAPE, ROW_GROUP])
-        openvino.save_model(packed, target / GRAPH, compress_to_fp16=False)
+        try:
+            openvino.save_model(packed, target / GRAPH, compress_to_fp16=False)
+        except RuntimeError as error:
+            if "iostream" not in str(error):
+                raise
+            # It does not say why it cannot write.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
     (target / GRAPH).with_suffix(".bin").rename(target / WEIGHTS)
 
 

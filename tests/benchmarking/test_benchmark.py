@@ -1,5 +1,7 @@
 """The step as it is typed, with a Phi-3 that is too small to measure anything."""
 
+import re
+
 import mlflow
 import pandas as pd
 import pytest
@@ -63,6 +65,18 @@ def test_what_was_measured_before_a_failure_is_logged(typed, tiny, monkeypatch):
     assert run.info.status == "FAILED"
     table = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/benchmark.json")
     assert [row[0] for row in table["data"]] == ["limits"]
+
+
+def test_a_full_disk_is_one_sentence(typed, tiny, monkeypatch):
+    """As safetensors says it, which has no error number of the system."""
+
+    def full(*_):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(Place, "run", full)
+    done = typed("benchmark", "rounds=1", "sections=[limits]")
+    assert (done.returncode, done.stdout.count("\n")) == (1, 1)
+    assert re.fullmatch(r"error: \S+ is full\. Free some space, choose a smaller size, or name .*\n", done.stderr)
 
 
 @pytest.mark.parametrize(

@@ -55,12 +55,12 @@ def create_experiment(small_disk, monkeypatch):
     return create
 
 
-def with_small_files(function):
-    """Return a function that writes no file beyond the small disk's size."""
+def with_small_files(function, limit=LIMIT):
+    """Return a function that writes no file beyond a size, that of the small disk by default."""
 
     def limited(*arguments, **named):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         try:
             return function(*arguments, **named)
         finally:

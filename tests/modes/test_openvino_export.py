@@ -9,6 +9,7 @@ import pytest
 
 from steps import command_line
 from steps.checkpoints.configuration import load_config
+from steps.checkpoints.disk_space import explain_full_disk
 from steps.checkpoints.staging import link_checkpoint
 from steps.errors import StepError
 from steps.modes import get_mode, openvino_export
@@ -16,6 +17,7 @@ from steps.modes.openvino_graph import ACTIVATIONS, phi3_graph
 from steps.wrappers.engines.openvino_engine import load
 from steps.wrappers.tokenizer import ChatTokenizer
 from tests.conftest import PROJECT
+from tests.end_to_end.test_disk_full import with_small_files
 from tests.modes.random_phi3 import generate, random_phi3, reference
 from tests.modes.test_exactness import CONFIGS, COUNT, prompts_of
 
@@ -68,6 +70,14 @@ def test_an_activation_that_openvino_lacks_is_refused(checkpoint, tmp_path):
     with pytest.raises(StepError, match=r"hidden_act must be silu or .*, got 'tanh'\. Take another mode\.$"):
         openvino_export.export_to_openvino(source, tmp_path / "target", "int4")
     assert [*(tmp_path / "target").iterdir()] == []
+
+
+def test_a_full_disk_is_known_as_one(checkpoint, tmp_path):
+    """OpenVINO says `iostream error` and nothing else."""
+    source = random_phi3(tmp_path / "source", checkpoint.directory)
+    (tmp_path / "target").mkdir()
+    with pytest.raises(StepError, match=r"is full: the model needs 1\.0 MB"), explain_full_disk(1_000_000):
+        with_small_files(openvino_export.export_to_openvino, 10_000)(source, tmp_path / "target", "fp32")
 
 
 DTYPES = {"float64": "f32", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
