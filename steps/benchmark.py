@@ -38,11 +38,7 @@ def benchmark(config: BenchmarkConfig) -> list[Result]:
 
     check_installed(config.sections)
     size = SIZES[config.size]
-    with (
-        explain_full_temporary_folder(),
-        runs.start(f"benchmark-{size.name}"),
-        TemporaryDirectory(prefix="phi3-benchmark-") as folder,
-    ):
+    with runs.start(f"benchmark-{size.name}"), TemporaryDirectory(prefix="phi3-benchmark-") as folder:
         with activity("measuring this machine"):
             facts = machine.facts()
         mlflow.log_params({"size": size.name, "sections": ",".join(config.sections), "rounds": config.rounds})
@@ -51,10 +47,11 @@ def benchmark(config: BenchmarkConfig) -> list[Result]:
         echo(f"Benchmark {size.name}: a random Phi-3 with {size.words}, on {where}")
         results: list[Result] = []
         try:
-            for device in _devices():
-                for result in _measure(config, Place(Path(folder) / device, size, device)):
-                    echo(report.sentence(result))
-                    results.append(result)
+            with explain_full_temporary_folder():
+                for device in _devices():
+                    for result in _measure(config, Place(Path(folder) / device, size, device)):
+                        echo(report.sentence(result))
+                        results.append(result)
         finally:
             # Also what was measured before a failure, or before Ctrl-C.
             if results:

@@ -29,7 +29,7 @@ OWN = {
     },
     "onnx": {"onnx_engine", "onnx_cache", "onnx_session", "genai_engine", "onnx_providers"},
     "llama_cpp": {"flat_engine", "llama_cpp_engine", "llama_context"},
-    "openvino": {"flat_engine", "openvino_engine", "openvino_context", "paged_attention"},
+    "openvino": {"flat_engine", "openvino_engine", "openvino_context", "paged_attention", "paged_cache"},
 }
 SERVER = {"fastapi", "starlette"}
 # Modules with another name than their package.

@@ -25,8 +25,7 @@ def against(place: Place, overrides: tuple[str, ...], name: str, other: Answer) 
     with place.loaded(*overrides) as loaded:
         scheduler = loaded.unwrap_python_model().scheduler
         yield Comparison(
-            # Drawn, so that speculation, of which only one row has any, does not profit from a random model that
-            # repeats itself.
+            # Drawn: for one greedy row the engine speculates, and a random model repeats itself.
             Side(f"{ours}, one stream", partial(answer, place, scheduler, 1, long_answer, temperature=1.0)),
             Side(f"{name}, one stream", partial(_answer, place, other, 1, long_answer)),
         )

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import re
 import shutil
 import tempfile
@@ -42,7 +43,7 @@ def explain_full_temporary_folder() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not DISK_FULL.search(str(error)):
+        if not DISK_FULL.search(str(error)) and os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise StepError(
             f"{tempfile.gettempdir()} is full. Free some space, choose a smaller size, or name another folder in "

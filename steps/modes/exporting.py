@@ -1,4 +1,4 @@
-"""What modes share that write a checkpoint in the format of another engine: the cached export, and its staging."""
+"""Write a checkpoint in the format of another engine, keep that in the cache, and stage it."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from steps.checkpoints import configuration
 from steps.config.schema import BuildConfig, key
 from steps.modes import gguf_export
 from steps.modes.exporting import Export
@@ -20,7 +21,7 @@ EXPORT = Export(
     write=gguf_export.export_to_gguf,
     files=(gguf_export.FILE,),
     packages=("llama-cpp-python", "gguf", "torch", "transformers"),
-    code=(Path(gguf_export.__file__),),
+    code=(Path(gguf_export.__file__), Path(configuration.__file__)),
 )
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from steps.checkpoints import configuration
 from steps.config.schema import BuildConfig, key
 from steps.modes import openvino_export, openvino_graph
 from steps.modes.exporting import Export
 from steps.modes.mode import Mode
-from steps.modes.wrapper import MODULES, PACKAGES, WEIGHTS_FOLDER, WrapperSettings, log_wrapper, score_tokens
+from steps.modes.wrapper import MODULES, PACKAGES, WEIGHTS_FOLDER, WRAPPERS, WrapperSettings, log_wrapper, score_tokens
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -20,7 +21,10 @@ EXPORT = Export(
     write=openvino_export.export_to_openvino,
     files=(openvino_export.GRAPH, openvino_export.WEIGHTS),
     packages=("openvino", "nncf", "torch", "transformers"),
-    code=(Path(openvino_export.__file__), Path(openvino_graph.__file__)),
+    code=(
+        *(Path(openvino_export.__file__), Path(openvino_graph.__file__), Path(configuration.__file__)),
+        WRAPPERS / "engines" / "paged_attention.py",
+    ),
 )
 
 

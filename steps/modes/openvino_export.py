@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 from pathlib import Path
@@ -17,11 +16,11 @@ if TYPE_CHECKING:
     from openvino import Model
     from transformers import Phi3Config
 
-# By OpenVINO's own name for it, model.bin, the second would look like a pickle.
+# OpenVINO would call the second one model.bin, which looks like a pickle.
 GRAPH, WEIGHTS = "model.xml", "model.weights"
 # How many weights of 4 bits share a scale.
 GROUP = 32
-# How many numbers of a row share one when it meets weights of 8 bits: more are faster, and have to divide the row.
+# How many numbers of a row share one when they are rounded to 8 bits: more are faster, and have to divide every row.
 ROW_GROUPS = (128, 64, 32)
 # precision → how NNCF packs the weights; None leaves them as they are. Those of the embedding and the head get 8 bits
 # in all others.
@@ -58,11 +57,17 @@ def export_to_openvino(checkpoint: Path, target: Path, precision: str) -> None:
         try:
             openvino.save_model(packed, target / GRAPH, compress_to_fp16=False)
         except RuntimeError as error:
-            if "iostream" not in str(error):
-                raise
-            # It does not say why it cannot write.
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+            if "iostream" in str(error):
+                _say_why(target)
+            raise
     (target / GRAPH).with_suffix(".bin").rename(target / WEIGHTS)
+
+
+def _say_why(folder: Path) -> None:
+    """Raise OSError with the reason why nothing can be written to the files of a folder. OpenVINO does not say it."""
+    for file in folder.iterdir():
+        with file.open("ab") as opened:
+            opened.write(bytes(2**20))
 
 
 def _row_group(config: Phi3Config, kind: dict[str, Any]) -> int:

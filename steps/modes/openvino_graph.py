@@ -85,7 +85,7 @@ class _Graph:
         logits = op.matmul(last, embedding if is_tied else self._weight(HEAD), False, True)
         logits.output(0).set_names({"logits"})
         model = openvino.Model([op.result(logits)], [ids, positions, wanted], "phi3")
-        shape = Shape(self._key_heads, self._size, config.sliding_window or 0, config.max_position_embeddings)
+        shape = Shape(self._key_heads, self._size, config.sliding_window or 0)
         for key, value in shape._asdict().items():
             model.set_rt_info(str(value), [SHAPE, key])
         return model

@@ -68,10 +68,10 @@ def test_what_was_measured_before_a_failure_is_logged(typed, tiny, monkeypatch):
 
 
 def test_a_full_disk_is_one_sentence(typed, tiny, monkeypatch):
-    """As safetensors says it, which has no error number of the system."""
+    """As a build says it, which does not know that its cache belongs to the benchmark."""
 
     def full(*_):
-        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise StepError("steps.build failed: The cache /c cannot be used (No space left on device): set PHI3_CACHE_DIR")
 
     monkeypatch.setattr(Place, "run", full)
     done = typed("benchmark", "rounds=1", "sections=[limits]")

@@ -52,7 +52,6 @@ ENGINES = {
     "openvino": ("OpenVINO", {}),
     "llama_cpp": ("llama.cpp", {}),
 }
-WEIGHTS = (".weights", ".gguf")
 TOKENS = 24
 
 

@@ -1,4 +1,4 @@
-"""Both engines give what transformers gives, token by token and logit by logit, over a table of configurations."""
+"""Our engines give what transformers gives, token by token and logit by logit, over a table of configurations."""
 
 from collections import defaultdict
 
@@ -8,6 +8,7 @@ import pytest
 from steps.checkpoints.staging import link_checkpoint
 from steps.errors import StepError
 from steps.modes.onnx_export import export_to_onnx
+from steps.modes.openvino_export import export_to_openvino
 from steps.wrappers.tokenizer import ChatTokenizer
 from tests.modes.random_phi3 import generate, random_phi3, reference, without
 
@@ -87,7 +88,7 @@ CONFIGS = {
 @pytest.fixture
 def logits(monkeypatch):
     """The logits of each sequence, as the engines choose tokens by them."""
-    from steps.wrappers.engines import onnx_engine, torch_engine
+    from steps.wrappers.engines import flat_engine, onnx_engine, torch_engine
 
     recorded = defaultdict(list)
 
@@ -99,7 +100,7 @@ def logits(monkeypatch):
 
         return choose_and_record
 
-    for module in (onnx_engine, torch_engine):
+    for module in (flat_engine, onnx_engine, torch_engine):
         monkeypatch.setattr(module, "choose_tokens", record(module.choose_tokens))
     record_drafts(monkeypatch, recorded)
     return recorded
@@ -107,7 +108,7 @@ def logits(monkeypatch):
 
 def record_drafts(monkeypatch, recorded):
     """Record the logits of the tokens that a draft gives: they are checked in one pass, and none is chosen."""
-    from steps.wrappers.engines import onnx_engine, speculation, torch_engine
+    from steps.wrappers.engines import flat_engine, onnx_engine, speculation, torch_engine
 
     passes, advance = [], speculation.Speculation.advance
 
@@ -117,6 +118,11 @@ def record_drafts(monkeypatch, recorded):
             return passes[0]
 
         return forward_and_keep
+
+    def run_and_keep(self, tokens, run=flat_engine.FlatEngine._run):
+        logits = run(self, tokens)
+        passes[:] = [logits[None]]
+        return logits
 
     def advance_and_record(self, sequence, plain, check):
         def check_and_record(draft):
@@ -128,6 +134,7 @@ def record_drafts(monkeypatch, recorded):
 
     monkeypatch.setattr(onnx_engine.OnnxEngine, "forward", keep(onnx_engine.OnnxEngine.forward))
     monkeypatch.setattr(torch_engine.TorchEngine, "_forward", keep(torch_engine.TorchEngine._forward))
+    monkeypatch.setattr(flat_engine.FlatEngine, "_run", run_and_keep)
     monkeypatch.setattr(speculation.Speculation, "advance", advance_and_record)
 
 
@@ -147,17 +154,20 @@ def drafts_of(prompts, answers):
 
 @pytest.fixture
 def engines(checkpoint, tmp_path):
-    """Return the checkpoint's folder, the exported one, and both engines, for a configuration."""
+    """Return the checkpoint's folder, the exported one, and all engines, for a configuration."""
 
     def make(**config):
         from steps.wrappers.engines.onnx_engine import OnnxEngine
+        from steps.wrappers.engines.openvino_engine import load
         from steps.wrappers.engines.torch_engine import TorchEngine
 
         source = random_phi3(tmp_path / "source", checkpoint.directory, **config)
         staged, exported = link_checkpoint(source, tmp_path / "staged"), tmp_path / "exported"
         exported.mkdir()
         export_to_onnx(source, exported, "fp32", OPTIONS)
-        return staged, exported, (TorchEngine(str(staged), "fp32", 16, "cpu"), OnnxEngine(str(exported), 16))
+        export_to_openvino(source, staged, "fp32")
+        on_torch = TorchEngine(str(staged), "fp32", 16, "cpu")
+        return staged, exported, (on_torch, OnnxEngine(str(exported), 16), load(str(staged), 16))
 
     return make
 
@@ -169,15 +179,16 @@ def prompts_of(vocabulary, context):
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_engines_give_what_transformers_gives(engines, logits, monkeypatch, config):
-    from steps.wrappers.engines import onnx_engine
+    from steps.wrappers.engines import flat_engine, onnx_engine
 
-    monkeypatch.setattr(onnx_engine, "PREFILL_TOKENS", 40)  # so that the longest prompt is prefilled in pieces
-    staged, exported, both = engines(**config)
+    for module in (flat_engine, onnx_engine):
+        monkeypatch.setattr(module, "PREFILL_TOKENS", 40)  # so that the longest prompt is prefilled in pieces
+    staged, exported, ours = engines(**config)
     context = ChatTokenizer(staged).context_length
     assert ChatTokenizer(exported).context_length == context
     prompts = prompts_of(config.get("vocab_size", 101), context)
     expected = [reference(staged, prompt, COUNT) for prompt in prompts]
-    for engine in both:
+    for engine in ours:
         alone = [generate(engine, [prompt], COUNT)[0] for prompt in prompts]
         together = generate(engine, prompts, COUNT)
         joined = generate(engine, [*prompts[1:], prompts[0]], COUNT, late=4)
@@ -234,10 +245,10 @@ def test_int4_answers_are_the_same_in_a_batch(checkpoint, tmp_path, config):
 def test_every_stored_type_is_exported_exactly(engines, dtype):
     import torch
 
-    staged, _, both = engines(dtype=getattr(torch, dtype))
+    staged, _, ours = engines(dtype=getattr(torch, dtype))
     prompt = prompts_of(101, 128)[1]
     tokens, _ = reference(staged, prompt, COUNT)
-    assert [generate(engine, [prompt], COUNT)[0].tokens for engine in both] == [tokens, tokens]
+    assert [generate(engine, [prompt], COUNT)[0].tokens for engine in ours] == [tokens] * len(ours)
 
 
 @pytest.mark.parametrize("stored", ["equal", "different", "only the head"])

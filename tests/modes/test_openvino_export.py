@@ -1,24 +1,27 @@
-"""mode=openvino gives what transformers gives, over the same table of configurations as the other engines."""
+"""The export for OpenVINO, and the cache of its engine. Exactness is in test_exactness.py."""
 
 import os
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from steps import command_line
 from steps.checkpoints.configuration import load_config
-from steps.checkpoints.disk_space import explain_full_disk
 from steps.checkpoints.staging import link_checkpoint
 from steps.errors import StepError
-from steps.modes import get_mode, openvino_export
+from steps.modes import get_mode, openvino, openvino_export
 from steps.modes.openvino_graph import ACTIVATIONS, phi3_graph
+from steps.wrappers.engines.flat_engine import Token
 from steps.wrappers.engines.openvino_engine import load
-from steps.wrappers.tokenizer import ChatTokenizer
+from steps.wrappers.engines.sequence import Sequence, Settings
 from tests.conftest import PROJECT
 from tests.end_to_end.test_disk_full import with_small_files
-from tests.modes.random_phi3 import generate, random_phi3, reference
+from tests.modes.random_phi3 import _NoEnd, generate, random_phi3, reference
 from tests.modes.test_exactness import CONFIGS, COUNT, prompts_of
 
 
@@ -35,22 +38,6 @@ def engine(checkpoint, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("config", [pytest.param(config, id=name) for name, config in CONFIGS.items()])
-def test_openvino_gives_what_transformers_gives(engine, monkeypatch, config):
-    from steps.wrappers.engines import flat_engine
-
-    monkeypatch.setattr(flat_engine, "PREFILL_TOKENS", 40)  # so that the longest prompt is prefilled in pieces
-    staged, engine = engine(**config)
-    prompts = prompts_of(config.get("vocab_size", 101), ChatTokenizer(staged).context_length)
-    expected = [reference(staged, prompt, COUNT)[0] for prompt in prompts]
-    alone = [generate(engine, [prompt], COUNT)[0].tokens for prompt in prompts]
-    together = [sequence.tokens for sequence in generate(engine, prompts, COUNT)]
-    assert alone == together == expected
-    if prompts:
-        *others, first = generate(engine, [*prompts[1:], prompts[0]], COUNT, late=4)
-        assert [sequence.tokens for sequence in (first, *others)] == expected
-
-
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_is_that_of_transformers(engine, activation):
     staged, engine = engine(hidden_act=activation)
@@ -58,8 +45,6 @@ def test_every_activation_is_that_of_transformers(engine, activation):
     expected, logits = reference(staged, prompt, COUNT)
     assert generate(engine, [prompt], COUNT)[0].tokens == expected
     context = engine._context
-    from steps.wrappers.engines.flat_engine import Token
-
     tokens = [Token(token, place, 0, place == len(prompt) - 1) for place, token in enumerate(prompt)]
     assert context.run(tokens)[0] == pytest.approx(logits[0], abs=1e-3)
 
@@ -72,12 +57,14 @@ def test_an_activation_that_openvino_lacks_is_refused(checkpoint, tmp_path):
     assert [*(tmp_path / "target").iterdir()] == []
 
 
-def test_a_full_disk_is_known_as_one(checkpoint, tmp_path):
+def test_a_full_disk_is_known_as_one(checkpoint, monkeypatch, tmp_path):
     """OpenVINO says `iostream error` and nothing else."""
-    source = random_phi3(tmp_path / "source", checkpoint.directory)
-    (tmp_path / "target").mkdir()
-    with pytest.raises(StepError, match=r"is full: the model needs 1\.0 MB"), explain_full_disk(1_000_000):
-        with_small_files(openvino_export.export_to_openvino, 10_000)(source, tmp_path / "target", "fp32")
+    monkeypatch.setenv("PHI3_CACHE_DIR", str(tmp_path / "cache"))
+    export = replace(openvino.EXPORT, write=with_small_files(openvino.EXPORT.write, 10_000))
+    config = command_line.compose("build", ["mode=openvino"])
+    with pytest.raises(StepError, match=r"cannot be used \(File too large\)"), export.stage(checkpoint, config):
+        pass
+    assert [entry.name for entry in (tmp_path / "cache").iterdir() if entry.is_dir()] == []
 
 
 DTYPES = {"float64": "f32", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -105,8 +92,6 @@ def test_every_precision_is_near_to_fp32(checkpoint, tmp_path, precision, config
     source = random_phi3(tmp_path / "source", checkpoint.directory, **config)
     staged = link_checkpoint(source, tmp_path / "staged")
     openvino_export.export_to_openvino(source, staged, precision)
-    from steps.wrappers.engines.flat_engine import Token
-
     prompt = prompts_of(101, 128)[-1]
     expected = reference(source, prompt, 1)[1][0]
     tokens = [Token(token, place, 0, place == len(prompt) - 1) for place, token in enumerate(prompt)]
@@ -196,14 +181,91 @@ def test_more_memory_for_beginnings_than_there_is_is_no_fault(engine, tmp_path):
 
 
 def test_there_is_a_block_for_every_sequence(engine, monkeypatch):
-    """Also if hardly any memory is free: one sequence of the whole context, and the beginning of one."""
+    """Also if there is memory for one context only: a whole row, a beginning that is kept, and one that is computed."""
     from steps.wrappers.engines import openvino_context
 
-    monkeypatch.setattr(openvino_context, "cache_tokens", lambda _: 1)
+    monkeypatch.setattr(openvino_context, "cache_tokens", lambda _: 128)
     _, engine = engine(rows=2)
-    (sequence,) = generate(engine, [prompts_of(101, 128)[-1]], 60)
-    assert len(sequence.tokens) == 60
-    assert [len(row.tokens) for row in generate(engine, _prompts(2, 100), 20)] == [20, 20]
+    generate(engine, _prompts(2, 64), 1)
+    assert engine.prefixes.kept_tokens == 64
+    others = [[9, *prompt] for prompt in _prompts(2, 100)]
+    (sequence,) = generate(engine, [others[0]], 128 - len(others[0]))
+    assert len(sequence.prompt) + len(sequence.tokens) == 128
+    generate(engine, [others[1]], 128 - len(others[1]))
+    assert engine.prefixes.kept_tokens >= 64
+
+
+def _balance(engine):
+    """Return the blocks that are used more often than kept beginnings use them, and the number of lost ones."""
+    pool = engine._context._pool
+    kept = Counter(number for entry in engine._prefixes._entries.values() for number in entry.state.numbers)
+    return pool._uses - kept, len(pool.memories[0]) - len(pool._free) - len(pool._uses)
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_no_block_is_lost_when_rows_leave_early(engine, monkeypatch, steps):
+    """While a beginning is computed, in the middle of a prompt, and in the middle of an answer."""
+    _, engine = engine()
+    monkeypatch.setattr(engine.admission, "longest", 24)
+    rows = [Sequence(prompt, Settings(0.0, 1.0, 0, 9), _NoEnd()) for prompt in _prompts(4, 70)]
+    engine.step(rows)
+    for _ in range(steps):
+        for row, token in engine.step([]):
+            row.push(token)
+    assert _balance(engine)[1] == 0
+    for row in rows:
+        row.cancel()
+    engine.remove(rows)
+    engine.step([])
+    assert _balance(engine) == ({}, 0)
+
+
+@pytest.mark.parametrize("passes", range(6))
+def test_no_block_is_lost_when_a_pass_fails(engine, monkeypatch, passes):
+    staged, engine = engine()
+    monkeypatch.setattr(engine.admission, "longest", 24)
+    request, calls = engine._context._request, []
+
+    class Failing:
+        def __getattr__(self, name):
+            return getattr(request, name)
+
+        def infer(self):
+            calls.append(1)
+            if len(calls) > passes:
+                raise RuntimeError("out of luck")
+            request.infer()
+
+    prompts = _prompts(4, 70)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._context, "_request", Failing())
+        with pytest.raises(RuntimeError, match="out of luck"):
+            generate(engine, prompts, 9)
+    engine.reset()
+    assert _balance(engine) == ({}, 0)
+    assert generate(engine, prompts[:1], COUNT)[0].tokens == reference(staged, prompts[0], COUNT)[0]
+
+
+def test_keys_of_8_bits_hardly_depend_on_how_they_were_written(checkpoint, tmp_path):
+    """In pieces, one by one, and in a copied block: those of a block share scales."""
+    source = random_phi3(tmp_path / "source", checkpoint.directory)
+    staged = link_checkpoint(source, tmp_path / "staged")
+    openvino_export.export_to_openvino(source, staged, "int8")
+    context = load(str(staged), 4)._context
+    prompt = prompts_of(101, 128)[-1]
+
+    def run(sequence, start, end):
+        last = len(prompt) - 1
+        return context.run([Token(prompt[place], place, sequence, place == last) for place in range(start, end)])
+
+    def after(sequence, *cuts):
+        return [run(sequence, *part) for part in pairwise((*cuts, len(prompt)))][-1][0]
+
+    whole = after(0, 0)
+    run(1, 0, 40)
+    context.restore(2, context.state(1), 40)
+    others = after(3, 0, 40), after(4, 0, *range(40, 60)), after(2, 40)
+    assert min(np.corrcoef(whole, other)[0, 1] for other in others) > 0.995
 
 
 ROWS = {(256, 512): 128, (192, 512): 64, (96, 512): 32, (80, 512): 32}

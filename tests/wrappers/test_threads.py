@@ -37,7 +37,7 @@ def test_the_limit_is_the_users_or_the_containers(monkeypatch, tmp_path, asked, 
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     (tmp_path / "own").write_text("1:cpu:/elsewhere\n0::/pod/box\n")
-    monkeypatch.setattr(threads, "_cores", lambda: 8)
+    monkeypatch.setattr(threads, "cores", lambda: 8)
     monkeypatch.setattr(container, "GROUPS", tmp_path)
     monkeypatch.setattr(container, "OWN_GROUP", tmp_path / "own")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

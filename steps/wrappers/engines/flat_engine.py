@@ -3,7 +3,6 @@
 New prompts are computed in passes, each with tokens of as many prompts as it has room for, one after the other.
 """
 
-import os
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -14,8 +13,8 @@ from .batching import Arrival, choose_tokens, look_up
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sampling import FloatArray
 from .sequence import Sequence
-from .speculation import Speculation, accepted_tokens
-from .threads import thread_limit
+from .speculation import Speculation, accepted_tokens, may_speculate
+from .threads import cores, thread_limit
 
 # Tokens of one pass. The kernels gain nothing from more.
 PREFILL_TOKENS = 512
@@ -39,7 +38,7 @@ class Context(Protocol[State]):
     bytes_per_token: int
     # How many tokens its sequences may have; None for any number.
     cache_tokens: int | None
-    # Whether logits do not depend on what else is in the pass, and a sequence may go on before its end.
+    # True if logits do not depend on the other tokens of a pass, and a sequence can be cut back and written over.
     is_exact: bool
 
     def run(self, tokens: list[Token]) -> FloatArray:
@@ -49,7 +48,7 @@ class Context(Protocol[State]):
         """Drop a sequence."""
 
     def empty(self) -> None:
-        """Drop all sequences, and give memory back. What `state` has returned stays."""
+        """Drop all sequences, and give unused memory back. What `state` has returned stays."""
 
     def state(self, sequence: int) -> State:
         """Return the keys and values of a sequence, which stay as they are when it is dropped."""
@@ -100,7 +99,7 @@ class FlatEngine(Generic[State]):
         chosen = self.admission.step(arriving, self._rows)
         if chosen is not None:
             return chosen
-        if self._may_speculate():
+        if self._context.is_exact and may_speculate(self._rows, self.admission.is_busy):
             return self._speculation.advance(self._rows[0], self._advance, self._check)
         return self._advance()
 
@@ -122,9 +121,12 @@ class FlatEngine(Generic[State]):
         )
         for arrival in waiting:
             self._begin(arrival)
-        while waiting := [arrival for arrival in waiting if arrival.sequence in self._numbers]:
-            yield self._pass(waiting, self.admission.piece)
-            waiting = [arrival for arrival in waiting if arrival.sequence not in self._rows]
+        prompts = [arrival.sequence for arrival in waiting]
+        # They refer to beginnings that the cache may have dropped in the meantime.
+        del arrivals, waiting
+        while prompts := [sequence for sequence in prompts if sequence in self._numbers]:
+            yield self._pass(prompts, self.admission.piece)
+            prompts = [sequence for sequence in prompts if sequence not in self._rows]
 
     def _begin(self, arrival: Arrival[State]) -> None:
         """Give a sequence a number, and the beginning of its prompt if that is known."""
@@ -141,11 +143,11 @@ class FlatEngine(Generic[State]):
             self._context.restore(number, prefix.state, length)
         self._computed[number] = length
 
-    def _pass(self, waiting: list[Arrival[State]], room: int) -> Pass:
+    def _pass(self, prompts: list[Sequence], room: int) -> Pass:
         """Compute tokens of the first prompts; return their number, and the first tokens of those that are complete."""
         tokens: list[Token] = []
         parts: list[tuple[Sequence, int]] = []
-        for sequence in (arrival.sequence for arrival in waiting):
+        for sequence in prompts:
             part = self._next_tokens(sequence, room - len(tokens))
             tokens += part
             if part:
@@ -195,11 +197,6 @@ class FlatEngine(Generic[State]):
         tokens = [Token(row.tokens[-1], row.length - 1, self._numbers[row], is_wanted=True) for row in self._rows]
         return _choose(list(zip(self._rows, self._run(tokens), strict=True)))
 
-    def _may_speculate(self) -> bool:
-        """Return True if one awaited row runs, and the logits do not depend on how many tokens a pass has."""
-        is_free = self._context.is_exact and not self.admission.is_busy
-        return is_free and len(self._rows) == 1 and self._rows[0].is_awaited
-
     def _check(self, draft: list[int]) -> list[int]:
         """Return the next tokens of the only row: those of a draft that are right, and one more."""
         (row,) = self._rows
@@ -228,5 +225,4 @@ def _choose(rows: list[tuple[Sequence, FloatArray]]) -> list[tuple[Sequence, int
 
 def compute_threads() -> int:
     """Return the number of threads: what is asked for or allowed, or else one for each core that computes."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return thread_limit() or min(allowed, psutil.cpu_count(logical=False) or allowed)
+    return thread_limit() or min(cores(), psutil.cpu_count(logical=False) or cores())

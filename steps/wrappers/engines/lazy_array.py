@@ -19,10 +19,16 @@ def lazy_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:
     of their full length: 4.7 GB for 16 rows of 3,000 tokens of a model with 12 layers.
     """
     size = int(np.prod(shape)) * dtype.itemsize
-    if size == 0 or not hasattr(mmap, "MADV_NOHUGEPAGE"):
-        return np.empty(shape, dtype=dtype)
-    # Room for rows that may never be written is not counted, or a system without swap would refuse it.
+    memory = lazy_memory(size) if size else None
+    return np.empty(shape, dtype=dtype) if memory is None else np.frombuffer(memory, dtype=dtype).reshape(shape)
+
+
+def lazy_memory(size: int) -> mmap.mmap | None:
+    """Return bytes that take memory only where they are written; None if the system cannot do so."""
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return None
+    # Room for what may never be written is not counted, or a system without swap would refuse it.
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
     with contextlib.suppress(OSError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, dtype=dtype).reshape(shape)
+    return memory

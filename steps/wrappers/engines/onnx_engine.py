@@ -22,7 +22,7 @@ from .onnx_session import IOBinding, has_few_bits, open_session
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sampling import FloatArray
 from .sequence import Sequence
-from .speculation import Speculation, accepted_tokens
+from .speculation import Speculation, accepted_tokens, may_speculate
 
 # Tokens of one prefill, padding included. A graph whose head is not pruned returns the logits of each.
 PREFILL_TOKENS = 512
@@ -209,7 +209,7 @@ class OnnxEngine:
 
         A pruned head says it of the last token only.
         """
-        return self._is_exact and not self.admission.is_busy and len(self._rows) == 1 and self._rows[0].is_awaited
+        return self._is_exact and may_speculate(self._rows, self.admission.is_busy)
 
     def _advance(self) -> list[tuple[Sequence, int]]:
         """Decode the next token of every row."""

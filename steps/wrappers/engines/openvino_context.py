@@ -23,12 +23,13 @@ from .sampling import FloatArray
 class OpenVinoContext:
     """A model and its cache, as `flat_engine.Context` describes them."""
 
-    def __init__(self, graph: str, weights: str, sequences: int, state_bytes: int) -> None:
+    def __init__(self, graph: str, weights: str, context_length: int, sequences: int, state_bytes: int) -> None:
         """Load a model.
 
         Args:
             graph: A file that describes the graph, as the export of this project writes it.
             weights: The file with its weights.
+            context_length: How many tokens a sequence may have.
             sequences: How many sequences the cache holds at most.
             state_bytes: How many bytes the states take at most.
         """
@@ -48,11 +49,10 @@ class OpenVinoContext:
         # No more than the sequences take: all blocks have their addresses from the start.
         limit = math.inf if self.cache_tokens is None else self.cache_tokens * self.bytes_per_token
         self.state_bytes = int(min(state_bytes, limit))
-        count = self._blocks(sequences, shape.context_length)
+        count = self._blocks(sequences, context_length)
         self._pool, self._caches = BlockPool(count, [cache.block_bytes for cache in caches]), caches
         self._bind()
         self._tables: dict[int, list[int]] = {}
-        self._inputs: list[openvino.Tensor] = []
 
     def run(self, tokens: list[Token]) -> FloatArray:
         """Compute tokens, those of a sequence side by side; return the wanted logits [wanted, vocabulary]."""
@@ -72,12 +72,9 @@ class OpenVinoContext:
             max(ends),
         )
         names = ("input_ids", "position_ids", "wanted", *PASS_INPUTS)
-        # Kept until the pass is over.
-        self._inputs = []
         for name, content in zip(names, values, strict=True):
             array = np.array(content, dtype=np.int32 if name in PASS_INPUTS else np.int64)
-            self._inputs.append(openvino.Tensor(array))
-            self._request.set_tensor(name, self._inputs[-1])
+            self._request.set_tensor(name, openvino.Tensor(array))
         self._request.infer()
         return np.array(self._request.get_tensor("logits").data)
 
@@ -98,11 +95,10 @@ class OpenVinoContext:
     def restore(self, sequence: int, state: Blocks, length: int) -> None:
         """Begin a sequence with the keys and values of so many tokens. It gets a copy of a block that is not full."""
         whole, rest = divmod(length, self._block_tokens)
-        table = state.numbers[:whole]
+        table = self._tables[sequence] = state.numbers[:whole]
         self._pool.share(table)
         if rest:
-            table = [*table, self._pool.copy(state.numbers[whole])]
-        self._tables[sequence] = table
+            table.append(self._pool.copy(state.numbers[whole]))
 
     def _compiled(self) -> openvino.InferRequest:
         """Return the graph, ready to compute."""

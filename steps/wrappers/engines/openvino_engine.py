@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..tokenizer import ChatTokenizer
 from .flat_engine import FlatEngine
 from .openvino_context import OpenVinoContext
 from .paged_cache import Blocks
@@ -16,5 +17,6 @@ def load(directory: str, max_batch_size: int, prefix_cache_mb: int = 512) -> Fla
         prefix_cache_mb: How many megabytes the beginnings that prompts share may take, as long as there is memory.
     """
     graph, weights = (str(Path(directory) / name) for name in ("model.xml", "model.weights"))
-    context = OpenVinoContext(graph, weights, max_batch_size + 1, prefix_cache_mb * 2**20)
+    length = ChatTokenizer(directory).context_length
+    context = OpenVinoContext(graph, weights, length, max_batch_size + 1, prefix_cache_mb * 2**20)
     return FlatEngine(context, max_batch_size, context.state_bytes)

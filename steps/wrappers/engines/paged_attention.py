@@ -10,7 +10,7 @@ import openvino
 from openvino import opset13
 from openvino.op import Parameter, _PagedAttentionExtension
 
-# Where the file says how the keys and values are made.
+# Where a graph has what this project adds to it.
 SHAPE = "phi3"
 # Beside them: in which type they are kept, and how many numbers of a row share a scale when weights have few bits.
 CACHE_TYPE, ROW_GROUP = "cache_type", "row_group"
@@ -25,7 +25,6 @@ class Shape(NamedTuple):
     key_heads: int
     head_size: int
     sliding_window: int
-    context_length: int
 
 
 def page_attention(graph: openvino.Model, shape: Shape) -> None:

@@ -95,6 +95,11 @@ class Speculation:
             self._course.length = min(2 * drafted, LONGEST_DRAFT) if accepted == drafted else max(FIRST_DRAFT, accepted)
 
 
+def may_speculate(rows: list[Sequence], is_busy: bool) -> bool:
+    """Return True if one row runs whose tokens a client waits for, and no prompt is being computed."""
+    return not is_busy and len(rows) == 1 and rows[0].is_awaited
+
+
 def accepted_tokens(draft: list[int], best: list[int]) -> list[int]:
     """Return what the engine chooses, given its best token after the last one and after each of the draft."""
     count = 0

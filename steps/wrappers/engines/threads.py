@@ -22,10 +22,10 @@ def thread_limit() -> int | None:
     files = [[folder / QUOTA] for folder in container.group_folders()]
     files.append([container.GROUPS / OLD_QUOTA, container.GROUPS / OLD_PERIOD])
     quota = min((quota for quota in map(_quota, files) if quota is not None), default=math.inf)
-    return max(1, math.ceil(quota)) if quota < _cores() else None
+    return max(1, math.ceil(quota)) if quota < cores() else None
 
 
-def _cores() -> int:
+def cores() -> int:
     """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -22,7 +22,7 @@ from .memory import cache_tokens
 from .packed_linear import pack
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sequence import Sequence
-from .speculation import Speculation, accepted_tokens
+from .speculation import Speculation, accepted_tokens, may_speculate
 from .threads import thread_limit
 from .torch_batch import State, TorchBatch, cache_of, layers
 from .torch_precision import compute_dtype
@@ -192,7 +192,7 @@ class TorchEngine:
 
         In bf16 and int8 it may, between tokens that are nearly as likely.
         """
-        return self._is_exact and not self.admission.is_busy and len(rows) == 1 and rows[0].is_awaited
+        return self._is_exact and may_speculate(rows, self.admission.is_busy)
 
     def _advance(self, batch: TorchBatch) -> list[tuple[Sequence, int]]:
         """Decode the next token of every row."""
