@@ -67,7 +67,7 @@ def test_the_main_job_ends_with_a_leaderboard_a_champion_and_two_commands(projec
 def test_each_variant_has_a_finished_child_run_with_parameters_and_scores(project, variants):
     (parent,) = [run for run in project.runs() if run.info.run_name == "main"]
     assert len(variants) >= 5
-    assert {run.data.params["mode"] for run in variants} == {"transformers", "pyfunc", "onnx"}
+    assert {run.data.params["mode"] for run in variants} == {"transformers", "pyfunc", "onnx", "openvino"}
     for run in variants:
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
