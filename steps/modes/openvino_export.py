@@ -51,23 +51,17 @@ def export_to_openvino(checkpoint: Path, target: Path, precision: str) -> None:
     kind, config = KINDS[precision], load_config(checkpoint)
     with phi3_graph(checkpoint, config) as model:
         packed = _packed(model, **kind) if kind else model
-        # Keys and values of 8 bits change answers less than weights of few bits do, and take a quarter of the memory.
+        # In 8 bits, keys and values take about 30 % of the memory.
         packed.set_rt_info("u8" if kind else "f32", [SHAPE, CACHE_TYPE])
         packed.set_rt_info(str(_row_group(config, kind) if kind else 0), [SHAPE, ROW_GROUP])
         try:
             openvino.save_model(packed, target / GRAPH, compress_to_fp16=False)
         except RuntimeError as error:
             if "iostream" in str(error):
-                _say_why(target)
+                # It does not say why it cannot write, and the system does.
+                (target / WEIGHTS).write_bytes(bytes(2**20))
             raise
     (target / GRAPH).with_suffix(".bin").rename(target / WEIGHTS)
-
-
-def _say_why(folder: Path) -> None:
-    """Raise OSError with the reason why nothing can be written to the files of a folder. OpenVINO does not say it."""
-    for file in folder.iterdir():
-        with file.open("ab") as opened:
-            opened.write(bytes(2**20))
 
 
 def _row_group(config: Phi3Config, kind: dict[str, Any]) -> int:

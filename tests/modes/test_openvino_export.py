@@ -62,9 +62,12 @@ def test_a_full_disk_is_known_as_one(checkpoint, monkeypatch, tmp_path):
     monkeypatch.setenv("PHI3_CACHE_DIR", str(tmp_path / "cache"))
     export = replace(openvino.EXPORT, write=with_small_files(openvino.EXPORT.write, 10_000))
     config = command_line.compose("build", ["mode=openvino"])
+    before = {file.name: file.read_bytes() for file in checkpoint.directory.iterdir()}
     with pytest.raises(StepError, match=r"cannot be used \(File too large\)"), export.stage(checkpoint, config):
         pass
     assert [entry.name for entry in (tmp_path / "cache").iterdir() if entry.is_dir()] == []
+    # The export's folder has links to them.
+    assert {file.name: file.read_bytes() for file in checkpoint.directory.iterdir()} == before
 
 
 DTYPES = {"float64": "f32", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}

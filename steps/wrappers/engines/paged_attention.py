@@ -12,8 +12,10 @@ from openvino.op import Parameter, _PagedAttentionExtension
 
 # Where a graph has what this project adds to it.
 SHAPE = "phi3"
-# Beside them: in which type they are kept, and how many numbers of a row share a scale when weights have few bits.
-CACHE_TYPE, ROW_GROUP = "cache_type", "row_group"
+# The type of the keys and values in the cache.
+CACHE_TYPE = "cache_type"
+# How many numbers of a row share a scale, if the weights have few bits.
+ROW_GROUP = "row_group"
 # Inputs of a pass besides the tokens: for each sequence how many are computed already, where its tokens begin in the
 # pass, its blocks and where these begin; and how long the longest sequence gets.
 PASS_INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins", "max_context_len")
