@@ -10,8 +10,7 @@ from steps.checkpoints import configuration
 from steps.config.schema import BuildConfig, key
 from steps.modes import gguf_export
 from steps.modes.exporting import Export
-from steps.modes.mode import Mode
-from steps.modes.wrapper import MODULES, PACKAGES, WEIGHTS_FOLDER, WrapperSettings, log_wrapper, score_tokens
+from steps.modes.wrapper import MODULES, PACKAGES, WrapperSettings, log_wrapper, wrapper_mode
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -38,7 +37,7 @@ def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo
     return log_wrapper(config, folder, common, cast(LlamaCppSettings, config.mode).engine("llama.cpp"))
 
 
-MODE = Mode(
+MODE = wrapper_mode(
     name="llama_cpp",
     settings=LlamaCppSettings,
     precisions=tuple(gguf_export.KINDS),
@@ -46,15 +45,6 @@ MODE = Mode(
     packages=(*PACKAGES, "psutil", "llama-cpp-python"),
     optional_packages=("llama-cpp-python", "gguf"),
     modules=MODULES,
-    weights_folder=WEIGHTS_FOLDER,
-    shares_weights=True,
-    core_checks=("all", "wrappers", "exact"),
-    batches=True,
-    streams=True,
-    takes_params=True,
-    takes_whole_prompts=True,
-    seed=None,
     stage=EXPORT.stage,
     log=_log,
-    score_tokens=score_tokens,
 )

@@ -20,10 +20,9 @@ from steps.checkpoints.vocabulary import check_vocabulary
 from steps.config.schema import BuildConfig, Precision, QuantizedPrecision, key
 from steps.digests import digest, digest_files
 from steps.errors import StepError
-from steps.modes.mode import Mode
 from steps.modes.onnx_export import export_to_onnx
 from steps.modes.onnx_graph import correct_graph, exported_precision, folder_faults
-from steps.modes.wrapper import MODULES, PACKAGES, WEIGHTS_FOLDER, WrapperSettings, log_wrapper, score_tokens
+from steps.modes.wrapper import MODULES, PACKAGES, WrapperSettings, log_wrapper, wrapper_mode
 from steps.wrappers.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
@@ -149,24 +148,15 @@ def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo
     return log_wrapper(config, folder, common, engine)
 
 
-MODE = Mode(
+MODE = wrapper_mode(
     name="onnx",
     settings=OnnxSettings,
     precisions=("fp32", "int4", "int4_mixed", "int8"),
     inexact_precisions=(),
     packages=(*PACKAGES, "onnxruntime", "onnxruntime-genai"),
     modules=MODULES,
-    weights_folder=WEIGHTS_FOLDER,
-    shares_weights=True,
-    core_checks=("all", "wrappers", "exact"),
-    batches=True,
-    streams=True,
-    takes_params=True,
-    takes_whole_prompts=True,
-    seed=None,
     stage=_stage,
     log=_log,
-    score_tokens=score_tokens,
     takes_exports=True,
     has_blocks=True,
 )

@@ -10,8 +10,7 @@ from steps.checkpoints import configuration
 from steps.config.schema import BuildConfig, key
 from steps.modes import openvino_export, openvino_graph
 from steps.modes.exporting import Export
-from steps.modes.mode import Mode
-from steps.modes.wrapper import MODULES, PACKAGES, WEIGHTS_FOLDER, WRAPPERS, WrapperSettings, log_wrapper, score_tokens
+from steps.modes.wrapper import MODULES, PACKAGES, WRAPPERS, WrapperSettings, log_wrapper, wrapper_mode
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -39,7 +38,7 @@ def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo
     return log_wrapper(config, folder, common, cast(OpenVinoSettings, config.mode).engine("OpenVINO"))
 
 
-MODE = Mode(
+MODE = wrapper_mode(
     name="openvino",
     settings=OpenVinoSettings,
     precisions=tuple(openvino_export.KINDS),
@@ -47,15 +46,6 @@ MODE = Mode(
     inexact_precisions=tuple(name for name, kind in openvino_export.KINDS.items() if kind),
     packages=(*PACKAGES, "psutil", "openvino"),
     modules=MODULES,
-    weights_folder=WEIGHTS_FOLDER,
-    shares_weights=True,
-    core_checks=("all", "wrappers", "exact"),
-    batches=True,
-    streams=True,
-    takes_params=True,
-    takes_whole_prompts=True,
-    seed=None,
     stage=EXPORT.stage,
     log=_log,
-    score_tokens=score_tokens,
 )

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 from steps.checkpoints.checkpoint import Checkpoint
 from steps.checkpoints.generation import refuse_lost_settings
 from steps.config.schema import BuildConfig, key
-from steps.modes.mode import Mode
 from steps.modes.torch_checkpoint import TORCH_MODULES, stage_for_torch
-from steps.modes.wrapper import PACKAGES, WEIGHTS_FOLDER, WrapperSettings, log_wrapper, score_tokens
+from steps.modes.wrapper import PACKAGES, WrapperSettings, log_wrapper, wrapper_mode
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -56,22 +55,13 @@ def _log(config: BuildConfig, folder: Path, common: dict[str, Any]) -> ModelInfo
     return log_wrapper(config, folder, common, engine)
 
 
-MODE = Mode(
+MODE = wrapper_mode(
     name="pyfunc",
     settings=PyfuncSettings,
     precisions=("fp32", "bf16", "int8"),
     inexact_precisions=("bf16",),
     packages=(*PACKAGES, "torch", "transformers", "safetensors", "psutil"),
     modules=TORCH_MODULES,
-    weights_folder=WEIGHTS_FOLDER,
-    shares_weights=True,
-    core_checks=("all", "wrappers", "exact"),
-    batches=True,
-    streams=True,
-    takes_params=True,
-    takes_whole_prompts=True,
-    seed=None,
     stage=_stage,
     log=_log,
-    score_tokens=score_tokens,
 )

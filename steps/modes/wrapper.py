@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from steps.config.schema import BuildConfig, ModeSettings, key
 from steps.errors import StepError
 from steps.interfaces import get_interface
-from steps.modes.mode import Pairs
+from steps.modes.mode import Mode, Pairs
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -126,3 +127,18 @@ def _staged_code(mode: str) -> Iterator[Path]:
         shutil.copytree(WRAPPERS, folder / CODE_FOLDER, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(WRAPPERS / "logged_model.py", folder / f"{mode}_model.py")
         yield folder
+
+
+# What is true of each mode whose models are our PythonModel. A mode adds the rest.
+wrapper_mode = partial(
+    Mode,
+    weights_folder=WEIGHTS_FOLDER,
+    shares_weights=True,
+    core_checks=("all", "wrappers", "exact"),
+    batches=True,
+    streams=True,
+    takes_params=True,
+    takes_whole_prompts=True,
+    seed=None,
+    score_tokens=score_tokens,
+)
