@@ -68,6 +68,9 @@ def clean_end() -> Iterator[None]:
         for number, handler in handlers.items():
             # After an interrupt Python ends at once; another one would only print a traceback of that.
             signal.signal(number, signal.SIG_IGN if ending else handler)
+        # Python notes an interrupt that leaves a string it runs, as a dataclass does, and would end `python -m` by a
+        # signal instead of our exit code. The next string clears the note.
+        exec("")
 
 
 def _in_transaction(frame: FrameType | None) -> bool:

@@ -108,6 +108,29 @@ def test_an_interrupt_that_python_ignores_is_repeated():
     assert (process.returncode, errors) == (EXIT_CODE, f"{INTERRUPTED}\n")
 
 
+IN_A_STRING = """
+from steps.command_line import exit_on_error
+
+def step():
+    exec("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(30)")
+
+exit_on_error(step)
+"""
+
+
+def test_an_interrupt_in_a_string_that_python_runs_keeps_the_exit_code(tmp_path):
+    """A dataclass runs its methods as a string, and the first half second of a step is full of dataclasses."""
+    (tmp_path / "interrupted.py").write_text(IN_A_STRING)
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (EXIT_CODE, f"{INTERRUPTED}\n")
+
+
 LOCKING = """
 import os, signal, sys, time
 import sqlalchemy
