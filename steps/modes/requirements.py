@@ -21,11 +21,12 @@ def pin(package: str) -> str:
 def pin_all(packages: tuple[str, ...]) -> list[str]:
     """Return the pins of packages, in their order, and then of everything that they depend on, by name.
 
-    Only what requirements.txt names is added: other packages that are installed belong to this machine, for example
-    those of CUDA, and would keep the model from being installed on another one.
+    Of what the packages of requirements.txt depend on, only what is in that file too is added: the rest belongs to this
+    machine, for example what CUDA needs, and would keep the model from being installed on another one.
     """
     direct = {canonicalize_name(package) for package in packages}
-    indirect = _dependencies(packages) & _locked() - direct
+    optional = tuple(sorted(direct - _locked()))
+    indirect = _dependencies(packages) & (_locked() | _dependencies(optional)) - direct
     return [pin(package) for package in (*packages, *sorted(indirect))]
 
 

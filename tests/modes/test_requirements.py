@@ -28,13 +28,17 @@ def read(lines):
 @pytest.mark.parametrize("name", INSTALLED_MODES)
 def test_a_logged_model_pins_all_that_its_packages_depend_on(name):
     pins = read(get_mode(name).whole_requirements)
-    assert set(pins) <= {*LOCK, *get_mode(name).optional_packages}
+    optional = get_mode(name).optional_packages
+    behind = {Requirement(line).name for package in optional for line in metadata.requires(package) or []}
+    assert set(pins) <= {*LOCK, *optional, *behind}
     assert list(pins)[: len(get_mode(name).packages)] == list(get_mode(name).packages)
     for package in pins:
         for line in metadata.requires(package) or []:
             needed = Requirement(line)
             # Without an extra; those that packages ask of each other are in the test below.
-            if (needed.marker is None or needed.marker.evaluate({"extra": ""})) and needed.name in LOCK:
+            if (needed.marker is None or needed.marker.evaluate({"extra": ""})) and (
+                needed.name in LOCK or package in optional
+            ):
                 assert canonicalize_name(needed.name) in pins, f"{package} needs {line}"
 
 
@@ -58,7 +62,8 @@ PACKAGES = {
     "other-leaf": ("5.0", None),
     "windows-only": ("6.0", None),
     "unlocked": ("7.0", ["behind-unlocked"]),
-    "behind-unlocked": ("8.0", None),
+    "behind-unlocked": ("8.0", ["unlocked-leaf"]),
+    "unlocked-leaf": ("9.0", None),
 }
 
 
@@ -71,7 +76,7 @@ def packages(monkeypatch):
 
     monkeypatch.setattr(requirements, "version", version)
     monkeypatch.setattr(requirements, "requires", lambda name: PACKAGES[name][1])
-    monkeypatch.setattr(requirements, "_locked", lambda: set(PACKAGES) - {"unlocked"} | {"absent"})
+    monkeypatch.setattr(requirements, "_locked", lambda: set(PACKAGES) - {"unlocked", "unlocked-leaf"} | {"absent"})
 
 
 @pytest.mark.parametrize(
@@ -81,8 +86,8 @@ def packages(monkeypatch):
         # A circle, a name in other letters, an extra, a marker of another system, a package that is not installed, and
         # one that the lock does not name.
         (("base",), ["base==1.0", "behind-unlocked==8.0", "extra-leaf==4.0", "leaf==3.0", "middle==2.0"]),
-        # What a mode names itself is pinned although the lock does not name it.
-        (("unlocked",), ["unlocked==7.0", "behind-unlocked==8.0"]),
+        # What a mode names itself is pinned although the lock does not name it, and so is all that this depends on.
+        (("unlocked",), ["unlocked==7.0", "behind-unlocked==8.0", "unlocked-leaf==9.0"]),
         # In the order of the mode, and each once.
         (("middle", "base"), ["middle==2.0", "base==1.0", "behind-unlocked==8.0", "extra-leaf==4.0", "leaf==3.0"]),
     ],
