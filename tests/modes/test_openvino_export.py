@@ -104,6 +104,34 @@ def test_every_precision_is_near_to_fp32(checkpoint, tmp_path, precision, config
     assert likeness > least[precision]
 
 
+FORBIDDEN = """if True:
+    import sys
+
+    import numpy as np
+
+    from steps.wrappers.engines.flat_engine import Token
+    from steps.wrappers.engines.openvino_engine import load
+
+    context = load(sys.argv[1], 4)._context
+    np.save(sys.argv[2], context.run([Token(3 + place, place, 0, True) for place in range(20)]))
+"""
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_logits_stay_near_if_a_variable_forbids_instructions_that_the_processor_has(checkpoint, tmp_path, precision):
+    source = random_phi3(tmp_path / "source", checkpoint.directory)
+    staged = link_checkpoint(source, tmp_path / "staged")
+    openvino_export.export_to_openvino(source, staged, precision)
+    logits = []
+    for instructions in ("ALL", "AVX2"):
+        file = tmp_path / f"{instructions}.npy"
+        environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}
+        command = [sys.executable, "-W", "ignore", "-c", FORBIDDEN, str(staged), str(file)]
+        subprocess.run(command, cwd=PROJECT, env=environment, check=True)
+        logits.append(np.load(file))
+    assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.995
+
+
 def test_few_bits_are_few_bytes(checkpoint, tmp_path):
     sizes = {}
     source = random_phi3(tmp_path / "source", checkpoint.directory, hidden_size=256, intermediate_size=512)

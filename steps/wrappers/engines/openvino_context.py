@@ -158,7 +158,15 @@ def _properties(cache_type: str, row_group: int) -> dict[str, Any]:
     return {
         "INFERENCE_PRECISION_HINT": "f32",
         "KV_CACHE_PRECISION": cache_type,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": row_group,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": row_group if _may_multiply_int8() else 0,
         "INFERENCE_NUM_THREADS": compute_threads(),
         "ENABLE_CPU_PINNING": False,
     }
+
+
+def _may_multiply_int8() -> bool:
+    """Return False if the variable ONEDNN_MAX_CPU_ISA forbids AVX-512: OpenVINO fails then if the processor has it.
+
+    On a processor that does not have it, OpenVINO multiplies int8 in another way.
+    """
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper().startswith(("AVX512", "AVX10", "ALL", "DEFAULT"))
