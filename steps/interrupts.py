@@ -68,8 +68,8 @@ def clean_end() -> Iterator[None]:
         for number, handler in handlers.items():
             # After an interrupt Python ends at once; another one would only print a traceback of that.
             signal.signal(number, signal.SIG_IGN if ending else handler)
-        # Python notes an interrupt that leaves a string it runs, as a dataclass does, and would end `python -m` by a
-        # signal instead of our exit code. The next string clears the note.
+        # If an interrupt comes out of `exec`, which dataclasses use, Python remembers it, and `python -m` ends by a
+        # signal instead of our exit code. Another `exec` makes it forget.
         exec("")
 
 

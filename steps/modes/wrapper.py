@@ -129,7 +129,7 @@ def _staged_code(mode: str) -> Iterator[Path]:
         yield folder
 
 
-# What is true of each mode whose models are our PythonModel. A mode adds the rest.
+# Makes a mode that logs our PythonModel. These values are the same for all such modes.
 wrapper_mode = partial(
     Mode,
     weights_folder=WEIGHTS_FOLDER,
