@@ -1,8 +1,13 @@
 """Engines start no more threads than the user or the container allows."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from steps.config.paths import PROJECT
 from steps.wrappers.engines import container, onnx_session, threads, torch_engine
 from steps.wrappers.engines.torch_engine import TorchEngine
 
@@ -63,3 +68,46 @@ def test_the_torch_engine_lowers_torchs_number_and_never_raises_it(monkeypatch, 
             assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
+
+
+LOAD = """
+import os, sys
+from functools import partial
+from steps.wrappers.engines import load_engine
+import torch
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+load = partial(load_engine, sys.argv[1], "torch", precision="fp32", max_batch_size=16, device="cpu")
+load()  # the libraries start some threads once
+before = threads()
+torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+print(threads() - before)
+load()
+print(threads() - before)
+"""
+
+
+def test_helpers_sleep_soon_and_loading_leaves_none(checkpoint):
+    """Helpers that look for work too long take time from other processes; too many of them look for none at all."""
+    own = {"OMP_NUM_THREADS": "2", "OMP_DISPLAY_ENV": "verbose"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))} | own
+    command = [sys.executable, "-c", LOAD, str(checkpoint.directory)]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "0"]
+    counts = {line.split("'")[1] for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line}
+    assert counts == {threads.SPINS}
+
+
+@pytest.mark.parametrize(
+    ("own", "count"),
+    [({}, threads.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)],
+)
+def test_the_user_may_choose_how_long_helpers_look_for_work(monkeypatch, own, count):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    threads.wait_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == count

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 from steps.benchmarking.comparison import Comparison, Measurement, Side
@@ -15,9 +15,11 @@ from steps.benchmarking.place import Place
 from steps.output import suppress_output
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
+from steps.wrappers.engines.threads import release_helpers
 
 BATCH = 16
 PADDING = 3
+POLL_SECONDS = 0.05
 
 
 def comparisons(place: Place) -> Iterator[Comparison]:
@@ -37,6 +39,24 @@ def answer(place: Place, scheduler: Scheduler, count: int, tokens: int = 0, temp
     return sum(len(sequence.tokens) for sequence in sequences) / (perf_counter() - started)
 
 
+def alone(loaded: Any, measure: Measurement) -> Measurement:
+    """Return a measurement of torch in this thread, for which a loaded model lets go of the cores.
+
+    It waits until the thread of the model's engine has ended: if both threads have helpers, both work more slowly.
+    """
+    scheduler = loaded.unwrap_python_model().scheduler
+
+    def measured() -> float:
+        while not scheduler.is_idle:
+            sleep(POLL_SECONDS)
+        try:
+            return measure()
+        finally:
+            release_helpers()
+
+    return measured
+
+
 def _torch(place: Place) -> Iterator[Comparison]:
     import torch
     from transformers import AutoModelForCausalLM
@@ -46,12 +66,13 @@ def _torch(place: Place) -> Iterator[Comparison]:
         with suppress_output():
             model: Any = AutoModelForCausalLM.from_pretrained(place.checkpoint, dtype=dtype)
         model.to(place.device)
-        theirs = Side(f"generate, {precision}", partial(_generate, place, model))
-        with place.loaded(*place.pyfunc(precision)) as loaded:
-            yield Comparison(_ours(place, f"torch engine, {precision}", loaded), theirs)
-    if place.device == "cpu":
-        with place.loaded(*place.pyfunc("int8")) as loaded:
-            yield Comparison(_ours(place, "torch engine, int8", loaded), theirs)
+        generate = partial(_generate, place, model)
+        # The last one is bf16, the fastest that torch has by itself.
+        last = precision == place.size.precisions[-1] and place.device == "cpu"
+        for ours in (precision, "int8") if last else (precision,):
+            with place.loaded(*place.pyfunc(ours)) as loaded:
+                theirs = Side(f"generate, {precision}", alone(loaded, generate))
+                yield Comparison(_ours(place, f"torch engine, {ours}", loaded), theirs)
 
 
 def _onnx(place: Place) -> Iterator[Comparison]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from steps.benchmarking.comparison import Comparison, Measurement, Side
 from steps.benchmarking.place import Place
+from steps.benchmarking.sections.engines import alone
 from steps.evaluation.asking import Asker, loaded
 from steps.interfaces import get_interface
 from steps.interfaces.interface import Question
@@ -32,13 +33,13 @@ def comparisons(place: Place) -> Iterator[Comparison]:
     with suppress_output():
         flavour = _sample_flavour(place)
     with _flavour_on(place.device), loaded(str(flavour)) as stock:
-        theirs = Side("the flavour, one prompt a call", partial(_ask_flavour, place, stock))
         precisions = ("bf16", "int8") if place.device == "cpu" else ("bf16",)
         ours = [("pyfunc", precision, place.pyfunc(precision)) for precision in precisions]
         if place.device == "cpu":
             ours.append(("openvino", "int8", ("mode=openvino", "precision=int8")))
         for mode, precision, overrides in ours:
             with place.loaded(*overrides) as model:
+                theirs = Side("the flavour, one prompt a call", alone(model, partial(_ask_flavour, place, stock)))
                 yield Comparison(_ours(place, mode, precision, model), theirs)
     if place.device == "cpu":
         exported = place.model("mode=onnx", "precision=int4") / "artifacts" / "checkpoint"

@@ -6,6 +6,8 @@ An engine's libraries are imported only when that engine is loaded: no model nee
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .threads import wait_briefly
+
 if TYPE_CHECKING:
     from .scheduler import Engine
 
@@ -16,6 +18,10 @@ ENGINES = {
     "llama.cpp": ("llama_cpp_engine", "load"),
     "OpenVINO": ("openvino_engine", "load"),
 }
+
+
+# Before an engine loads torch.
+wait_briefly()
 
 
 class UnusableDevice(ValueError):

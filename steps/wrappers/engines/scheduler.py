@@ -22,7 +22,7 @@ from .sequence import Sequence
 
 MAX_WAITING = 2048
 # The thread refers to the engine. It ends when it is idle, so that a model that is no longer used can be freed.
-IDLE_SECONDS = 5.0
+IDLE_SECONDS = 1.0
 # How long a caller that waits for room sleeps before it looks whether the engine's thread is still alive.
 ROOM_SECONDS = 1.0
 

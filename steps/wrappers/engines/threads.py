@@ -4,14 +4,22 @@ The libraries take one thread for each core that they see. They see all cores of
 use only the time of two: then its threads wait for each other most of the time.
 """
 
+import contextlib
+import ctypes
 import math
 import os
+import sys
 from pathlib import Path
 
 from . import container
 
 # The file of cgroup version 2 holds "QUOTA PERIOD" or "max PERIOD"; those of version 1 a number each, -1 for no quota.
 QUOTA, OLD_QUOTA, OLD_PERIOD = "cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"
+# OpenMP's omp_pause_soft: end the threads, keep the settings.
+SOFT = 1
+# How often a helper of GNU's OpenMP looks for work before it sleeps: for about a tenth of a millisecond. By itself it
+# looks for several milliseconds, so on a busy machine helpers take the time of those that they wait for.
+SPINS = "5000"
 
 
 def thread_limit() -> int | None:
@@ -28,6 +36,24 @@ def thread_limit() -> int | None:
 def cores() -> int:
     """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def wait_briefly() -> None:
+    """Have OpenMP's helpers sleep soon, unless the user has chosen. This counts only if torch is not loaded yet."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def release_helpers() -> None:
+    """End the helpers with which this thread has computed on torch. Its next computation starts new ones.
+
+    OpenMP keeps helpers for each thread that has ever computed. If a process has more of them than cores, those of an
+    engine sleep at the end of every operator, instead of waiting awake for the next one.
+    """
+    if sys.platform != "linux":
+        return  # other systems have other kinds of OpenMP
+    with contextlib.suppress(AttributeError):  # torch is not loaded, or has an OpenMP without this function
+        ctypes.CDLL(None).omp_pause_resource_all(SOFT)
 
 
 def _quota(files: list[Path]) -> float | None:

@@ -23,7 +23,7 @@ from .packed_linear import pack
 from .prefix_cache import IntArray, Prefix, PrefixCache
 from .sequence import Sequence
 from .speculation import Speculation, accepted_tokens, may_speculate
-from .threads import thread_limit
+from .threads import release_helpers, thread_limit
 from .torch_batch import State, TorchBatch, cache_of, layers
 from .torch_precision import compute_dtype
 
@@ -61,6 +61,7 @@ class TorchEngine:
         self._model.eval().to(self._device)  # type: ignore[no-untyped-call]
         if self._model.dtype == torch.float32 and self._device.type == "cpu":
             pack(self._model)
+        release_helpers()
         on_gpu = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
         self._is_exact = precision != "int8" and self._model.dtype == torch.float32
         self._bytes_per_token = _bytes_per_token(self._model)
