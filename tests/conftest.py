@@ -31,12 +31,23 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 PROJECT = Path(__file__).resolve().parents[1]
 SPAIN = "What is the capital of Spain?"
 NO_MODEL = ("command_line", "config")
+# Their slow tests take minutes.
+LONG = ("test_docs.py", "test_main_job.py", "test_benchmark.py")
 
 
 def pytest_collection_modifyitems(items):
-    """Give one worker a file that needs the miniature first, and the other one folders that do not need it."""
+    """Give one worker a file that needs the miniature first, and the other one folders that do not need it.
+
+    Long files come before all others, so that no worker is left with one at the end.
+    """
     first = items[0].path if items else None
-    items.sort(key=lambda item: 0 if item.path == first else 1 if item.path.parent.name in NO_MODEL else 2)
+
+    def rank(item):
+        if item.path.name in LONG and item.get_closest_marker("slow"):
+            return 0
+        return 1 if item.path == first else 2 if item.path.parent.name in NO_MODEL else 3
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from time import perf_counter
 
 from steps.benchmarking.comparison import Comparison, Side
 from steps.benchmarking.place import Place, short_name
-from steps.benchmarking.sections.engines import BATCH, answer
+from steps.benchmarking.sections.engines import BATCH, alone, answer
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
 
@@ -27,15 +27,15 @@ def against(place: Place, overrides: tuple[str, ...], name: str, other: Answer) 
         yield Comparison(
             # Drawn: for one greedy row the engine speculates, and a random model repeats itself.
             Side(f"{ours}, one stream", partial(answer, place, scheduler, 1, long_answer, temperature=1.0)),
-            Side(f"{name}, one stream", partial(_answer, place, other, 1, long_answer)),
+            Side(f"{name}, one stream", alone(loaded, partial(_answer, place, other, 1, long_answer))),
         )
         yield Comparison(
             Side(f"{ours}, {BATCH} at once", partial(answer, place, scheduler, BATCH)),
-            Side(f"{name}, {BATCH} at once", partial(_answer, place, other, BATCH, place.size.tokens)),
+            Side(f"{name}, {BATCH} at once", alone(loaded, partial(_answer, place, other, BATCH, place.size.tokens))),
         )
         yield Comparison(
             Side(f"{ours}, a prompt of {PROMPT}", partial(_read, place, scheduler)),
-            Side(f"{name}, a prompt of {PROMPT}", partial(_read_by, place, other)),
+            Side(f"{name}, a prompt of {PROMPT}", alone(loaded, partial(_read_by, place, other))),
         )
 
 

@@ -1,12 +1,14 @@
 """The step as it is typed, with a Phi-3 that is too small to measure anything."""
 
 import re
+from dataclasses import replace
 
 import mlflow
 import pandas as pd
 import pytest
 
 from steps.benchmarking.checkpoint import SHAPES
+from steps.benchmarking.comparison import compare
 from steps.benchmarking.place import SIZES, Place, Size
 from steps.config import benchmark
 from steps.config.benchmark import SECTIONS
@@ -24,6 +26,12 @@ def tiny(monkeypatch):
     monkeypatch.setitem(SIZES, "small", Size("small", "few parameters", 4, 4, ("bf16",)))
     # A model of this size is done before the clock has moved much: whether the machine is quiet does not matter.
     monkeypatch.setattr("steps.benchmarking.comparison.DRIFT", 1e9)
+    monkeypatch.setattr("steps.benchmark.compare", _compare_once)
+
+
+def _compare_once(section, comparison, rounds, control):
+    """Compare without a warm-up: test_comparison.py has it."""
+    return compare(section, replace(comparison, warm_up=False), rounds, control)
 
 
 def test_every_size_can_be_named():

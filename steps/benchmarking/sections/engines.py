@@ -15,7 +15,6 @@ from steps.benchmarking.place import Place
 from steps.output import suppress_output
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
-from steps.wrappers.engines.threads import release_helpers
 
 BATCH = 16
 PADDING = 3
@@ -40,7 +39,7 @@ def answer(place: Place, scheduler: Scheduler, count: int, tokens: int = 0, temp
 
 
 def alone(loaded: Any, measure: Measurement) -> Measurement:
-    """Return a measurement of torch in this thread, for which a loaded model lets go of the cores.
+    """Return a measurement of another engine in this thread, for which a loaded model lets go of the cores.
 
     It waits until the thread of the model's engine has ended: if both threads have helpers, both work more slowly.
     """
@@ -49,10 +48,7 @@ def alone(loaded: Any, measure: Measurement) -> Measurement:
     def measured() -> float:
         while not scheduler.is_idle:
             sleep(POLL_SECONDS)
-        try:
-            return measure()
-        finally:
-            release_helpers()
+        return measure()
 
     return measured
 
