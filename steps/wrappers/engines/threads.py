@@ -17,9 +17,9 @@ from . import container
 QUOTA, OLD_QUOTA, OLD_PERIOD = "cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"
 # OpenMP's omp_pause_soft: end the threads, keep the settings.
 SOFT = 1
-# How often a helper of GNU's OpenMP looks for work before it sleeps: for about a tenth of a millisecond. By itself it
-# looks for several milliseconds, so on a busy machine helpers take the time of those that they wait for.
-SPINS = "5000"
+# How often a helper of GNU's OpenMP looks for work before it sleeps: for less than a tenth of a millisecond. By itself
+# it looks for several milliseconds, so on a busy machine helpers take the time of those that they wait for.
+SPINS = "2000"
 
 
 def thread_limit() -> int | None:
