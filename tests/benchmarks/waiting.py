@@ -5,7 +5,7 @@
 Prints tokens/s of a random Phi-3 of 154 M parameters in `mode=pyfunc`, for 16 answers at once and for one: with the
 wait that this project sets, with libgomp's own, and after the main thread has computed too. Then there are more helpers
 than cores, and libgomp lets them sleep at once. Each figure comes from a process of its own, and the cases take turns.
-Takes about ten minutes on 2 cores.
+Takes about fifteen minutes on 2 cores.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from steps.wrappers.engines.sequence import Sequence, Settings
 from steps.wrappers.tokenizer import ChatTokenizer
 from tests.benchmarks.random_model import random_phi3
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 # Name → the environment, and whether the main thread has helpers.
 CASES = {
     "as it is": ({}, False),
@@ -104,7 +104,7 @@ def measure(uri: str, checkpoint: str, helpers: bool) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--names", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--helpers", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
