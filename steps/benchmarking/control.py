@@ -31,7 +31,7 @@ def control(device: str) -> Callable[[], float]:
 
     def best() -> float:
         seconds = min(once() for _ in range(READS))
-        # While this thread has helpers, here or from the side before, those of an engine work more slowly.
+        # The helpers of this thread would slow down the engine that is measured next.
         release_helpers()
         return seconds
 

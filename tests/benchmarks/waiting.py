@@ -1,10 +1,10 @@
-"""Compare how long the helpers of OpenMP wait awake for work, on a quiet machine and with a core that is busy.
+"""Compare how long OpenMP's helper threads look for work before they sleep, on a quiet and on a busy machine.
 
     python -m tests.benchmarks.waiting
 
 Prints tokens/s of a random Phi-3 of 154 M parameters in `mode=pyfunc`, for 16 answers at once and for one: with the
-wait that this project sets, with libgomp's own, and after the main thread has computed too. Then there are more helpers
-than cores, and libgomp lets them sleep at once. Each figure comes from a process of its own, and the cases take turns.
+wait that this project sets, with libgomp's own, and after the main thread has computed too, so that there are more
+helpers than cores. Each figure comes from a process of its own, and the cases take turns.
 Takes about fifteen minutes on 2 cores.
 """
 
@@ -47,12 +47,9 @@ def main(rounds: int) -> None:
             words = ["model=local", f"model.path={checkpoint}", "mode=pyfunc", f"precision={precision}", "check=false"]
             names = [f"models:/{build(command_line.compose('build', words))}", str(checkpoint)]
             for machine, others in (("quiet", contextlib.nullcontext), ("a core is busy", busy_core)):
-                figures: dict[str, list[tuple[float, float]]] = {case: [] for case in CASES}
-                for _ in range(rounds):
-                    with others():
-                        for case, (environment, helpers) in CASES.items():
-                            figures[case].append(measured(names, environment, helpers))
-                for case, pairs in figures.items():
+                with others():
+                    figures = [[measured(names, *case) for case in CASES.values()] for _ in range(rounds)]
+                for case, pairs in zip(CASES, zip(*figures, strict=True), strict=True):
                     batch, one = (statistics.median(numbers) for numbers in zip(*pairs, strict=True))
                     print(f"{precision:5} {machine:15} {case:23} {batch:6.0f} {one:6.1f}", flush=True)
 

@@ -39,9 +39,9 @@ def answer(place: Place, scheduler: Scheduler, count: int, tokens: int = 0, temp
 
 
 def alone(loaded: Any, measure: Measurement) -> Measurement:
-    """Return a measurement of another engine in this thread, for which a loaded model lets go of the cores.
+    """Return a measurement of another engine that starts when the loaded model's engine has no thread any more.
 
-    It waits until the thread of the model's engine has ended: if both threads have helpers, both work more slowly.
+    Two threads that both have helpers of OpenMP slow each other down.
     """
     scheduler = loaded.unwrap_python_model().scheduler
 

@@ -17,8 +17,8 @@ from . import container
 QUOTA, OLD_QUOTA, OLD_PERIOD = "cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"
 # OpenMP's omp_pause_soft: end the threads, keep the settings.
 SOFT = 1
-# How often a helper of GNU's OpenMP looks for work before it sleeps: for less than a tenth of a millisecond. By itself
-# it looks for several milliseconds, so on a busy machine helpers take the time of those that they wait for.
+# How often a helper of GNU's OpenMP looks for work before it sleeps. The library's own 300,000 looks keep a busy core
+# from the threads that the helper waits for.
 SPINS = "2000"
 
 
@@ -45,10 +45,10 @@ def wait_briefly() -> None:
 
 
 def release_helpers() -> None:
-    """End the helpers with which this thread has computed on torch. Its next computation starts new ones.
+    """End the helper threads that torch has started for this thread. Its next computation starts new ones.
 
-    OpenMP keeps helpers for each thread that has ever computed. If a process has more of them than cores, those of an
-    engine sleep at the end of every operator, instead of waiting awake for the next one.
+    OpenMP keeps helpers for each thread that has computed. If a process has more of them than cores, all of them go to
+    sleep at the end of every operator, and waking them takes time.
     """
     if sys.platform != "linux":
         return  # other systems have other kinds of OpenMP
