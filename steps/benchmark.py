@@ -23,6 +23,7 @@ from steps.benchmarking.place import SIZES, Place
 from steps.benchmarking.sections import check_installed, get_section
 from steps.checkpoints.disk_space import explain_full_temporary_folder
 from steps.config.benchmark import BenchmarkConfig
+from steps.errors import StepError
 from steps.evaluation import machine
 from steps.output import activity, echo
 from steps.store import runs
@@ -37,18 +38,18 @@ def benchmark(config: BenchmarkConfig) -> list[Result]:
     import mlflow
 
     check_installed(config.sections)
-    size = SIZES[config.size]
+    size, devices = SIZES[config.size], _devices(config.devices)
     with runs.start(f"benchmark-{size.name}"), TemporaryDirectory(prefix="phi3-benchmark-") as folder:
         with activity("measuring this machine"):
-            facts = machine.facts()
+            facts = machine.facts() | _gpu(devices)
         mlflow.log_params({"size": size.name, "sections": ",".join(config.sections), "rounds": config.rounds})
-        mlflow.log_params({name: facts[name] for name in ("processor", "cores")})
-        where = f"{facts['cores']} cores of {facts['processor']}"
+        mlflow.log_params({name: facts[name] for name in ("processor", "cores", "gpu") if name in facts})
+        where = report.machine(facts)
         echo(f"Benchmark {size.name}: a random Phi-3 with {size.words}, on {where}")
         results: list[Result] = []
         try:
             with explain_full_temporary_folder():
-                for device in _devices():
+                for device in devices:
                     for result in _measure(config, Place(Path(folder) / device, size, device)):
                         echo(report.sentence(result))
                         results.append(result)
@@ -71,11 +72,21 @@ def _measure(config: BenchmarkConfig, place: Place) -> Iterator[Result]:
             yield result
 
 
-def _devices() -> list[str]:
-    """Return the devices to measure: the processor, and a GPU that torch can use."""
+def _devices(wanted: list[str]) -> list[str]:
+    """Return those of the devices that this machine has; raise StepError if it has none of them."""
     import torch
 
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    there = [device for device in wanted if device != "cuda" or torch.cuda.is_available()]
+    if not there:
+        raise StepError("devices=[cuda] needs a GPU that torch can use, and this machine has none: take devices=[cpu].")
+    return there
+
+
+def _gpu(devices: list[str]) -> dict[str, str]:
+    """Return the name of the GPU, if one of the devices is one."""
+    import torch
+
+    return {"gpu": torch.cuda.get_device_name()} if "cuda" in devices else {}
 
 
 def main() -> None:

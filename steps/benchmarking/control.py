@@ -12,8 +12,9 @@ from steps.wrappers.engines.threads import release_helpers
 if TYPE_CHECKING:
     from torch import Tensor
 
-WIDTH, PRODUCTS, READS = 768, 8, 5
-READ_NUMBERS = 8 * 2**20
+WIDTH, READS = 768, 5
+# How many products, and how many numbers are read. A GPU needs more of them for a time that can be compared.
+WORK = {"cpu": (8, 8 * 2**20), "cuda": (2_000, 2**28)}
 
 
 def control(device: str) -> Callable[[], float]:
@@ -24,9 +25,9 @@ def control(device: str) -> Callable[[], float]:
     import torch
 
     torch.manual_seed(0)
+    products, read = WORK[device]
     matrix = torch.randn(WIDTH, WIDTH, device=device)
-    numbers = torch.ones(READ_NUMBERS, device=device)
-    once = partial(_seconds, matrix, numbers)
+    once = partial(_seconds, matrix, products, torch.ones(read, device=device))
     once()
 
     def best() -> float:
@@ -38,10 +39,10 @@ def control(device: str) -> Callable[[], float]:
     return best
 
 
-def _seconds(matrix: Tensor, numbers: Tensor) -> float:
+def _seconds(matrix: Tensor, products: int, numbers: Tensor) -> float:
     started = perf_counter()
     product = matrix
-    for _ in range(PRODUCTS):
+    for _ in range(products):
         product = product @ matrix / WIDTH
     # A number that is read waits for all of the work, also on a GPU.
     float(product[0, 0] + numbers.sum())

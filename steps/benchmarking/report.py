@@ -39,6 +39,12 @@ def verdict(result: Result) -> str:
     )
 
 
+def machine(facts: dict[str, Any]) -> str:
+    """Return the processor in words, and the GPU if it is measured too."""
+    processor = f"{facts['cores']} cores of {facts['processor']}"
+    return f"{processor} and a GPU, {facts['gpu']}" if "gpu" in facts else processor
+
+
 def log(results: list[Result], facts: dict[str, Any]) -> None:
     """Log the results to the active run.
 
@@ -62,7 +68,7 @@ def log(results: list[Result], facts: dict[str, Any]) -> None:
 def markdown(results: list[Result], facts: dict[str, Any]) -> str:
     """Return the table for the page of the run, and for a document."""
     lines = [
-        f"{facts['processor']}, {facts['cores']} cores, {facts['memory_bytes'] / 1e9:.0f} GB, reads "
+        f"{machine(facts)}. {facts['memory_bytes'] / 1e9:.0f} GB of memory, reads "
         f"{facts['read_bandwidth'] / 1e9:.0f} GB/s. Medians (quartiles).",
         "",
         "| section | ours | | against | | unit | ratio |",

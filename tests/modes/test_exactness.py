@@ -10,6 +10,7 @@ from steps.errors import StepError
 from steps.modes.onnx_export import export_to_onnx
 from steps.modes.openvino_export import export_to_openvino
 from steps.wrappers.tokenizer import ChatTokenizer
+from tests.gpu import GPU
 from tests.modes.random_phi3 import generate, random_phi3, reference, without
 
 OPTIONS = ["hf_remote=false", "hf_token=false"]
@@ -167,7 +168,8 @@ def engines(checkpoint, tmp_path):
         export_to_onnx(source, exported, "fp32", OPTIONS)
         export_to_openvino(source, staged, "fp32")
         on_torch = TorchEngine(str(staged), "fp32", 16, "cpu")
-        return staged, exported, (on_torch, OnnxEngine(str(exported), 16), load(str(staged), 16))
+        on_gpu = [TorchEngine(str(staged), "fp32", 16, "cuda") for _ in GPU]
+        return staged, exported, (on_torch, OnnxEngine(str(exported), 16), load(str(staged), 16), *on_gpu)
 
     return make
 

@@ -10,6 +10,7 @@ from steps.wrappers.contract.interfaces import INTERFACES
 from steps.wrappers.contract.requests import Contract
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.tokenizer import ChatTokenizer
+from tests.gpu import GPU
 from tests.modes.exact_llama import NEEDS_LLAMA_CPP, exact_llama
 
 DEFAULTS = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 64}
@@ -34,6 +35,13 @@ def torch_scheduler(checkpoint):
     from steps.wrappers.engines.torch_engine import TorchEngine
 
     return Scheduler(TorchEngine(str(checkpoint.directory), "fp32", 16, "cpu"))
+
+
+@pytest.fixture(scope="session")
+def gpu_scheduler(checkpoint):
+    from steps.wrappers.engines.torch_engine import TorchEngine
+
+    return Scheduler(TorchEngine(str(checkpoint.directory), "fp32", 16, "cuda"))
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +109,7 @@ def llama_scheduler(checkpoint, tmp_path_factory):
 
 
 # By hand, because installing it takes minutes: CONTRIBUTING.md.
-@pytest.fixture(params=["torch", "onnx", "genai", "openvino", pytest.param("llama", marks=NEEDS_LLAMA_CPP)])
+@pytest.fixture(params=["torch", "onnx", "genai", "openvino", *GPU, pytest.param("llama", marks=NEEDS_LLAMA_CPP)])
 def scheduler(request):
     return request.getfixturevalue(f"{request.param}_scheduler")
 

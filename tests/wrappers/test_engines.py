@@ -13,6 +13,7 @@ from steps.wrappers.contract.errors import RequestError
 from steps.wrappers.engines.prefix_cache import PrefixCache
 from steps.wrappers.engines.sequence import Sequence
 from tests.conftest import SPAIN
+from tests.gpu import GPU
 
 ROWS = prompt_set.load(PromptSet("facts", "conf/prompt_set/facts.jsonl")).rows
 QUESTIONS = [row.question for row in ROWS]
@@ -43,7 +44,7 @@ def test_engines_give_the_same_greedy_answers(
 
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
-@pytest.mark.parametrize("engine", ["torch", "packed", "onnx", "int4", "genai", "openvino"])
+@pytest.mark.parametrize("engine", ["torch", "packed", "onnx", "int4", "genai", "openvino", *GPU])
 def test_answers_in_a_batch_equal_answers_alone(request, engine, contract, tokenizer, data):
     """Rows have mixed lengths and limits, and there may be more of them than fit into the batch."""
     scheduler = request.getfixturevalue(f"{engine}_scheduler")

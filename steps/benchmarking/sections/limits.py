@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from steps.benchmarking.comparison import Comparison, Side
@@ -15,15 +16,17 @@ from steps.evaluation.machine import read_bandwidth
 # An answer is long, so that reading its prompt is a small part of it.
 TOKENS = 4
 WEIGHTS = (".safetensors", ".onnx", ".data", ".weights")
+GPU_BYTES, READS = 2 * 2**30, 5
 EMBEDDING = "model.embed_tokens.weight"
 
 
 def comparisons(place: Place) -> Iterator[Comparison]:
-    """Yield one stream of each variant against reading its weights. On a GPU there is nothing to compare yet."""
-    if place.device != "cpu":
-        return
-    others = ("mode=onnx", "precision=int4"), ("mode=openvino", "precision=int4")
-    for overrides in (place.pyfunc("bf16"), place.pyfunc("int8"), *others):
+    """Yield one stream of each variant against reading its weights from the memory of its device."""
+    variants = [place.pyfunc("bf16")]
+    if place.device == "cpu":
+        variants += [place.pyfunc("int8"), ("mode=onnx", "precision=int4"), ("mode=openvino", "precision=int4")]
+    bandwidth = read_bandwidth if place.device == "cpu" else _gpu_bandwidth
+    for overrides in variants:
         with place.loaded(*overrides) as loaded:
             scheduler = loaded.unwrap_python_model().scheduler
             # The answer is drawn: a random model repeats itself, so speculation would look faster than on real text.
@@ -32,8 +35,22 @@ def comparisons(place: Place) -> Iterator[Comparison]:
             name = short_name(overrides)
             yield Comparison(
                 Side(f"{name}, one stream", lambda: answer(place, scheduler, 1, tokens, temperature=1.0)),  # noqa: B023
-                Side("reading its weights from memory", lambda: read_bandwidth() / size),  # noqa: B023
+                Side("reading its weights from memory", lambda: bandwidth() / size),  # noqa: B023
             )
+
+
+def _gpu_bandwidth() -> float:
+    """Measure how many bytes per second a GPU reads from its memory: the best of READS reads."""
+    import torch
+
+    numbers = torch.ones(GPU_BYTES // 4, device="cuda")
+    best = 0.0
+    for _ in range(READS):
+        torch.cuda.synchronize()
+        started = perf_counter()
+        float(numbers.sum())
+        best = max(best, GPU_BYTES / (perf_counter() - started))
+    return best
 
 
 def weights_bytes(folder: Path) -> int:

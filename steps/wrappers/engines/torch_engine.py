@@ -181,6 +181,9 @@ class TorchEngine:
             rows_scored = min(end - start, first + end - scored.settings.scored_from + 1) if scored and is_scored else 0
             keep = max(1, rows_scored)
             logits = self._forward(ids[:, start:end], mask[:, : first + end], positions[:, piece], cache, keep)
+            if self._device.type == "cuda":
+                # A GPU has only been told what to compute, and the next pass is as long as this one's time allows.
+                torch.cuda.synchronize(self._device)
             if scored and rows_scored > 0:
                 scored.score_prompt(logits[0].cpu().numpy())
             tokens = rows * (end - start)
