@@ -38,7 +38,7 @@ def benchmark(config: BenchmarkConfig) -> list[Result]:
     import mlflow
 
     check_installed(config.sections)
-    size, devices = SIZES[config.size], _devices(config.devices)
+    size, devices = SIZES[config.size], devices_here(config.devices)
     with runs.start(f"benchmark-{size.name}"), TemporaryDirectory(prefix="phi3-benchmark-") as folder:
         with activity("measuring this machine"):
             facts = machine.facts() | _gpu(devices)
@@ -72,7 +72,7 @@ def _measure(config: BenchmarkConfig, place: Place) -> Iterator[Result]:
             yield result
 
 
-def _devices(wanted: list[str]) -> list[str]:
+def devices_here(wanted: list[str]) -> list[str]:
     """Return those of the devices that this machine has; raise StepError if it has none of them."""
     import torch
 

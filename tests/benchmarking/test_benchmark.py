@@ -7,6 +7,8 @@ import mlflow
 import pandas as pd
 import pytest
 
+import steps.benchmark
+from steps.benchmarking import report
 from steps.benchmarking.checkpoint import SHAPES
 from steps.benchmarking.comparison import compare
 from steps.benchmarking.place import SIZES, Place, Size
@@ -40,10 +42,12 @@ def test_every_size_can_be_named():
 
 @pytest.mark.slow
 def test_every_section_compares_and_is_logged(typed, tiny):
-    done = typed("benchmark", "rounds=1")
+    # An evaluation also works in a store that nothing was built in.
+    sections = sorted(SECTIONS, key=lambda name: name != "evaluation")
+    done = typed("benchmark", "rounds=1", f"sections=[{','.join(sections)}]")
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line for line in done.stdout.splitlines() if " against " in line]
-    assert list(dict.fromkeys(line.partition(":")[0] for line in lines)) == list(SECTIONS)
+    assert list(dict.fromkeys(line.partition(":")[0] for line in lines)) == sections
     assert not [line for line in lines if "no ratio" in line]
     (run,) = mlflow.search_runs(output_format="list")
     assert run.info.run_name == "benchmark-small"
@@ -54,6 +58,19 @@ def test_every_section_compares_and_is_logged(typed, tiny):
     names = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
     assert names == {"benchmark.json", "rounds.json", "machine.json", *(f"{section}.png" for section in SECTIONS)}
     assert mlflow.search_logged_models(output_format="list") == []
+
+
+def test_a_gpu_is_measured_where_there_is_one(monkeypatch):
+    for is_there, devices in ((True, ["cpu", "cuda"]), (False, ["cpu"])):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=is_there: there)
+        assert steps.benchmark.devices_here(["cpu", "cuda"]) == devices
+        assert steps.benchmark.devices_here(["cpu"]) == ["cpu"]
+
+
+def test_the_page_of_a_run_names_the_gpu():
+    facts = {"processor": "P", "cores": 2, "memory_bytes": 8e9, "read_bandwidth": 2e10}
+    assert report.markdown([], facts).startswith("2 cores of P. 8 GB of memory, reads 20 GB/s.")
+    assert report.markdown([], facts | {"gpu": "G"}).startswith("2 cores of P and a GPU, G. 8 GB of memory")
 
 
 @pytest.mark.slow
@@ -96,10 +113,16 @@ def test_a_full_disk_is_one_sentence(typed, tiny, monkeypatch):
             "each entry of sections must be one of scoring, engines, limits, serving, ",
         ),
         ("sections=[]", "sections is needed: give -P sections=…"),
+        ("devices=[gpu]", "each entry of devices must be one of cpu, cuda, got 'gpu'"),
+        (
+            "devices=[cuda]",
+            "devices=[cuda] needs a GPU that torch can use, and this machine has none: take devices=[cpu].",
+        ),
         ("rounds=0", "rounds must be at least 1 and at most 100, got 0."),
     ],
 )
-def test_a_wrong_key_is_one_sentence(typed, word, fault):
+def test_a_wrong_key_is_one_sentence(typed, monkeypatch, word, fault):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     done = typed("benchmark", word)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

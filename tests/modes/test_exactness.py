@@ -109,6 +109,8 @@ def logits(monkeypatch):
 
 def record_drafts(monkeypatch, recorded):
     """Record the logits of the tokens that a draft gives: they are checked in one pass, and none is chosen."""
+    import torch
+
     from steps.wrappers.engines import flat_engine, onnx_engine, speculation, torch_engine
 
     passes, advance = [], speculation.Speculation.advance
@@ -128,7 +130,7 @@ def record_drafts(monkeypatch, recorded):
     def advance_and_record(self, sequence, plain, check):
         def check_and_record(draft):
             tokens = check(draft)
-            recorded[sequence] += list(np.asarray(passes[0][0])[: len(tokens)].copy())
+            recorded[sequence] += list(torch.as_tensor(passes[0][0]).cpu().numpy()[: len(tokens)].copy())
             return tokens
 
         return advance(self, sequence, plain, check_and_record)

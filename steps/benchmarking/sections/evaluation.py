@@ -46,8 +46,10 @@ def comparisons(place: Place) -> Iterator[Comparison]:
 def _variant(place: Place, *overrides: str) -> Variant:
     import mlflow
 
+    # The build makes the store. A client would make one whose artifacts are in the folder of this process.
+    model_id = place.model(*overrides).parent.name
     client = mlflow.MlflowClient(f"sqlite:///{place.folder}/store/mlflow.db")
-    return read_variant(client, place.model(*overrides).parent.name)
+    return read_variant(client, model_id)
 
 
 def _ask(place: Place, variant: Variant, model: Any) -> float:

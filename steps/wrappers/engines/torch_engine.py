@@ -55,6 +55,9 @@ class TorchEngine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = _usable(device)
+        if self._device.type == "cuda":
+            # torch prefers cuDNN's attention for bf16 on some GPUs, which is prepared anew for each length of the keys.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         if (limit := thread_limit()) and limit < torch.get_num_threads():
             torch.set_num_threads(limit)
         self._model = _load(directory, precision, self._device)
