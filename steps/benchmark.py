@@ -69,6 +69,7 @@ def _measure(config: BenchmarkConfig, place: Place) -> Iterator[Result]:
         for comparison in get_section(section)(place):
             with activity(f"comparing {comparison.ours.name} with {comparison.theirs.name}"):
                 result = compare(name, comparison, config.rounds, check)
+            del comparison  # and its models, which the next one need not share the memory with
             yield result
 
 

@@ -43,11 +43,6 @@ class Comparison:
     warm_up: bool = True
     rounds: int | None = None
 
-    @property
-    def less_is_better(self) -> bool:
-        """Return whether the smaller of two measurements is the better one."""
-        return self.unit != "tokens/s"
-
 
 @dataclass(frozen=True)
 class Round:
@@ -74,21 +69,24 @@ class Quartiles:
 
 @dataclass(frozen=True)
 class Result:
-    """What a comparison gave, with the rounds that do not count.
+    """What a comparison gave, with the rounds that do not count. It does not hold what was measured: models are large.
 
     Attributes:
+        names: Those of both sides. The first is ours.
+        unit: That of the comparison.
         wanted: How many rounds have to count for a ratio.
     """
 
     section: str
-    comparison: Comparison
+    names: tuple[str, str]
+    unit: str
     rounds: tuple[Round, ...]
     wanted: int
 
     @property
     def name(self) -> str:
         """Return both sides in a few words."""
-        return f"{self.comparison.ours.name} against {self.comparison.theirs.name}"
+        return " against ".join(self.names)
 
     @property
     def is_quiet(self) -> bool:
@@ -111,7 +109,8 @@ class Result:
         if not self.is_quiet:
             return None
         ratios = [each.ours / each.theirs for each in self._counted]
-        return quartiles([1 / ratio for ratio in ratios] if self.comparison.less_is_better else ratios)
+        # Of seconds and bytes, less is better.
+        return quartiles(ratios if self.unit == "tokens/s" else [1 / ratio for ratio in ratios])
 
     @property
     def _counted(self) -> list[Round]:
@@ -139,7 +138,7 @@ def compare(section: str, comparison: Comparison, rounds: int, control: Measurem
         control = _steady
     while sum(each.counts for each in done) < wanted and len(done) < TRIES * wanted:
         done.append(_round(comparison, control, ours_first=len(done) % 2 == 0))
-    return Result(section, comparison, tuple(done), wanted)
+    return Result(section, (comparison.ours.name, comparison.theirs.name), comparison.unit, tuple(done), wanted)
 
 
 def _steady() -> float:

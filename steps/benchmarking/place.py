@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import re
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from steps.benchmarking.checkpoint import SHAPES, write_checkpoint
@@ -21,6 +23,7 @@ from steps.output import activity
 from steps.store.child_process import storeless_environment
 from steps.wrappers.tokenizer import ChatTokenizer
 
+POLL_SECONDS = 0.05
 WORDS = ("the", "capital", "of", "Spain", "is", "Madrid", "and")
 
 
@@ -99,10 +102,11 @@ class Place:
 
     @contextlib.contextmanager
     def loaded(self, *overrides: str) -> Iterator[Any]:
-        """Load the model of a variant for the block."""
+        """Load the model of a variant for the block. At its end no thread holds the model any more."""
         folder = self.model(*overrides)
         with loaded(str(folder)) as model:
             yield model
+            wait_until_idle(model)
 
     def build(self, store: Path, *overrides: str) -> Path:
         """Build a variant in a store, in a process of its own; return the folder of its model."""
@@ -118,6 +122,8 @@ class Place:
             StepError: It failed.
         """
         store.mkdir(exist_ok=True)
+        # Free the models that were measured before: a build needs the memory.
+        gc.collect()
         with activity(f"running {module}"):
             command = [sys.executable, "-W", "ignore", "-m", module, *words]
             done = subprocess.run(command, cwd=store, env=self.environment(store), capture_output=True, text=True)
@@ -129,6 +135,13 @@ class Place:
         """Return the environment of a process that uses a store and the cache of this place."""
         own = {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db", "PHI3_CACHE_DIR": str(self.folder / "cache")}
         return storeless_environment() | own | {"PYTHONPATH": str(PROJECT)}
+
+
+def wait_until_idle(model: Any) -> None:
+    """Wait until the engine of a loaded model has no thread any more."""
+    scheduler = model.unwrap_python_model().scheduler
+    while not scheduler.is_idle:
+        sleep(POLL_SECONDS)
 
 
 def short_name(overrides: tuple[str, ...]) -> str:

@@ -19,10 +19,10 @@ OURS, NOISY = "#0072B2", "#999999"
 
 def sentence(result: Result) -> str:
     """Return a result as one line: both sides with their quartiles, and the ratio."""
-    unit = "" if result.comparison.unit == "bytes" else f" {result.comparison.unit}"
+    unit = "" if result.unit == "bytes" else f" {result.unit}"
     sides = [
-        f"{side.name} {_spread(values)}{unit}"
-        for side, values in ((result.comparison.ours, result.ours), (result.comparison.theirs, result.theirs))
+        f"{name} {_spread(values)}{unit}"
+        for name, values in zip(result.names, (result.ours, result.theirs), strict=True)
     ]
     return f"{result.section}: {sides[0]} against {sides[1]}: {verdict(result)}"
 
@@ -30,7 +30,7 @@ def sentence(result: Result) -> str:
 def verdict(result: Result) -> str:
     """Return the ratio in words, or why there is none."""
     if ratio := result.ratio:
-        word = "small" if result.comparison.unit == "bytes" else "fast"
+        word = "small" if result.unit == "bytes" else "fast"
         return f"{_spread(ratio)} times as {word}"
     noisy = sum(not each.counts for each in result.rounds)
     return (
@@ -76,8 +76,8 @@ def markdown(results: list[Result], facts: dict[str, Any]) -> str:
     ]
     for result in results:
         ratio = _spread(result.ratio) if result.ratio else "too noisy"
-        ours, theirs = result.comparison.ours.name, result.comparison.theirs.name
-        cells = [result.section, ours, _spread(result.ours), theirs, _spread(result.theirs), result.comparison.unit]
+        ours, theirs = result.names
+        cells = [result.section, ours, _spread(result.ours), theirs, _spread(result.theirs), result.unit]
         lines.append(f"| {' | '.join([*cells, ratio])} |")
     return "\n".join(lines)
 
@@ -102,15 +102,14 @@ def plot(results: list[Result]) -> Figure:
 
 
 def _row(result: Result) -> tuple[Any, ...]:
-    sides = (result.comparison.ours.name, result.comparison.theirs.name, result.comparison.unit)
     ratio = result.ratio
     ratios = (ratio.median, ratio.low, ratio.high) if ratio else (None, None, None)
-    return (result.section, *sides, result.ours.median, result.theirs.median, *ratios)
+    return (result.section, *result.names, result.unit, result.ours.median, result.theirs.median, *ratios)
 
 
 def _rounds(result: Result) -> dict[str, Any]:
     rounds = [{"ours": each.ours, "against": each.theirs, "drift": each.drift} for each in result.rounds]
-    return {"section": result.section, "name": result.name, "unit": result.comparison.unit, "rounds": rounds}
+    return {"section": result.section, "name": result.name, "unit": result.unit, "rounds": rounds}
 
 
 def _metrics(results: list[Result]) -> dict[str, float]:

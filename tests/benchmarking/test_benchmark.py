@@ -1,6 +1,8 @@
 """The step as it is typed, with a Phi-3 that is too small to measure anything."""
 
+import contextlib
 import re
+import weakref
 from dataclasses import replace
 
 import mlflow
@@ -40,8 +42,31 @@ def test_every_size_can_be_named():
     assert tuple(SIZES) == benchmark.SIZES
 
 
+@pytest.fixture
+def kept(monkeypatch):
+    """How many engines of models that were measured before are in memory whenever a variant is built."""
+    engines, numbers = weakref.WeakSet(), []
+    load, build = Place.loaded, Place.build
+
+    @contextlib.contextmanager
+    def loaded(self, *overrides):
+        with load(self, *overrides) as model:
+            engines.add(model.unwrap_python_model().scheduler.engine)
+            yield model
+            del model
+
+    def built(self, *words):
+        folder = build(self, *words)
+        numbers.append(len(engines))
+        return folder
+
+    monkeypatch.setattr(Place, "loaded", loaded)
+    monkeypatch.setattr(Place, "build", built)
+    return numbers
+
+
 @pytest.mark.slow
-def test_every_section_compares_and_is_logged(typed, tiny):
+def test_every_section_compares_and_is_logged(typed, tiny, kept):
     # An evaluation also works in a store that nothing was built in.
     sections = sorted(SECTIONS, key=lambda name: name != "evaluation")
     done = typed("benchmark", "rounds=1", f"sections=[{','.join(sections)}]")
@@ -49,6 +74,7 @@ def test_every_section_compares_and_is_logged(typed, tiny):
     lines = [line for line in done.stdout.splitlines() if " against " in line]
     assert list(dict.fromkeys(line.partition(":")[0] for line in lines)) == sections
     assert not [line for line in lines if "no ratio" in line]
+    assert set(kept) == {0}
     (run,) = mlflow.search_runs(output_format="list")
     assert run.info.run_name == "benchmark-small"
     assert run.info.status == "FINISHED"

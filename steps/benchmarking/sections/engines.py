@@ -7,18 +7,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import Any
 
 from steps.benchmarking.comparison import Comparison, Measurement, Side
-from steps.benchmarking.place import Place
+from steps.benchmarking.place import Place, wait_until_idle
 from steps.output import suppress_output
 from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
 
 BATCH = 16
 PADDING = 3
-POLL_SECONDS = 0.05
 
 
 def comparisons(place: Place) -> Iterator[Comparison]:
@@ -43,11 +42,9 @@ def alone(loaded: Any, measure: Measurement) -> Measurement:
 
     Two threads that both have helpers of OpenMP slow each other down.
     """
-    scheduler = loaded.unwrap_python_model().scheduler
 
     def measured() -> float:
-        while not scheduler.is_idle:
-            sleep(POLL_SECONDS)
+        wait_until_idle(loaded)
         return measure()
 
     return measured
@@ -66,9 +63,15 @@ def _torch(place: Place) -> Iterator[Comparison]:
         # The last one is bf16, the fastest that torch has by itself.
         last = precision == place.size.precisions[-1] and place.device == "cpu"
         for ours in (precision, "int8") if last else (precision,):
-            with place.loaded(*place.pyfunc(ours)) as loaded:
-                theirs = Side(f"generate, {precision}", alone(loaded, generate))
-                yield Comparison(_ours(place, f"torch engine, {ours}", loaded), theirs)
+            yield from _against(place, f"torch engine, {ours}", place.pyfunc(ours), f"generate, {precision}", generate)
+
+
+def _against(
+    place: Place, name: str, overrides: tuple[str, ...], theirs: str, measure: Measurement
+) -> Iterator[Comparison]:
+    """Yield a variant against a measurement of another engine that waits for it."""
+    with place.loaded(*overrides) as loaded:
+        yield Comparison(_ours(place, name, loaded), Side(theirs, alone(loaded, measure)))
 
 
 def _onnx(place: Place) -> Iterator[Comparison]:
@@ -78,9 +81,9 @@ def _onnx(place: Place) -> Iterator[Comparison]:
         # GenAI's engine needs the logits of all tokens, and our exports compute those of the last one.
         whole = ["precision.prune_lm_head=false"] if precision == "int4" else []
         unpruned = place.model("mode=onnx", f"precision={precision}", *whole)
-        with place.loaded("mode=onnx", f"precision={precision}") as loaded:
-            theirs = Side(f"og.Engine, {precision}", _genai(place, unpruned / "artifacts" / "checkpoint"))
-            yield Comparison(_ours(place, f"onnx engine, {precision}", loaded), theirs)
+        genai = _genai(place, unpruned / "artifacts" / "checkpoint")
+        overrides = ("mode=onnx", f"precision={precision}")
+        yield from _against(place, f"onnx engine, {precision}", overrides, f"og.Engine, {precision}", genai)
 
 
 def _both(place: Place) -> Iterator[Comparison]:

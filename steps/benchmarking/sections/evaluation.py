@@ -30,17 +30,22 @@ SHARE = 4
 def comparisons(place: Place) -> Iterator[Comparison]:
     """Yield asking against the engine with as many prompts, the whole command likewise, and few_shot against plain."""
     for overrides in place.variants:
-        variant, few_shot = _variant(place, *overrides), _variant(place, *overrides, FEW_SHOT)
-        with place.loaded(*overrides) as plain, place.loaded(*overrides, FEW_SHOT) as with_examples:
-            scheduler = plain.unwrap_python_model().scheduler
-            name = f"{variant.config.mode.name} {variant.config.precision.name}"
-            alone = Side("its engine", partial(answer, place, scheduler, SHARE * place.size.prompts))
-            asked = partial(_ask, place, variant, plain)
-            yield Comparison(Side(f"{name}, rows asked", asked), alone)
-            whole = Side(f"{name}, step evaluate", partial(_evaluate, place, variant))
-            yield Comparison(whole, alone, warm_up=False, rounds=3)
-            examples = Side(f"{name}, {FEW_SHOT}", partial(_ask, place, few_shot, with_examples))
-            yield Comparison(examples, Side("prompting=plain", asked))
+        yield from _compare(place, overrides)
+
+
+def _compare(place: Place, overrides: tuple[str, ...]) -> Iterator[Comparison]:
+    """Yield the comparisons of one variant."""
+    variant, few_shot = _variant(place, *overrides), _variant(place, *overrides, FEW_SHOT)
+    with place.loaded(*overrides) as plain, place.loaded(*overrides, FEW_SHOT) as with_examples:
+        scheduler = plain.unwrap_python_model().scheduler
+        name = f"{variant.config.mode.name} {variant.config.precision.name}"
+        alone = Side("its engine", partial(answer, place, scheduler, SHARE * place.size.prompts))
+        asked = partial(_ask, place, variant, plain)
+        yield Comparison(Side(f"{name}, rows asked", asked), alone)
+        whole = Side(f"{name}, step evaluate", partial(_evaluate, place, variant))
+        yield Comparison(whole, alone, warm_up=False, rounds=3)
+        examples = Side(f"{name}, {FEW_SHOT}", partial(_ask, place, few_shot, with_examples))
+        yield Comparison(examples, Side("prompting=plain", asked))
 
 
 def _variant(place: Place, *overrides: str) -> Variant:

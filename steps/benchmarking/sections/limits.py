@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,16 +28,20 @@ def comparisons(place: Place) -> Iterator[Comparison]:
         variants += [place.pyfunc("int8"), ("mode=onnx", "precision=int4"), ("mode=openvino", "precision=int4")]
     bandwidth = read_bandwidth if place.device == "cpu" else _gpu_bandwidth
     for overrides in variants:
-        with place.loaded(*overrides) as loaded:
-            scheduler = loaded.unwrap_python_model().scheduler
-            # The answer is drawn: a random model repeats itself, so speculation would look faster than on real text.
-            tokens = TOKENS * place.size.tokens
-            size = weights_bytes(place.model(*overrides))
-            name = short_name(overrides)
-            yield Comparison(
-                Side(f"{name}, one stream", lambda: answer(place, scheduler, 1, tokens, temperature=1.0)),  # noqa: B023
-                Side("reading its weights from memory", lambda: bandwidth() / size),  # noqa: B023
-            )
+        yield from _against(place, overrides, bandwidth)
+
+
+def _against(place: Place, overrides: tuple[str, ...], bandwidth: Callable[[], float]) -> Iterator[Comparison]:
+    """Yield one stream of a variant against reading its weights at a bandwidth, in bytes per second."""
+    with place.loaded(*overrides) as loaded:
+        scheduler = loaded.unwrap_python_model().scheduler
+        # The answer is drawn: a random model repeats itself, so speculation would look faster than on real text.
+        stream = partial(answer, place, scheduler, 1, TOKENS * place.size.tokens, temperature=1.0)
+        size = weights_bytes(place.model(*overrides))
+        yield Comparison(
+            Side(f"{short_name(overrides)}, one stream", stream),
+            Side("reading its weights from memory", lambda: bandwidth() / size),
+        )
 
 
 def _gpu_bandwidth() -> float:

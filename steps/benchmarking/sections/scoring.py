@@ -37,15 +37,21 @@ def comparisons(place: Place) -> Iterator[Comparison]:
         ours = [("pyfunc", precision, place.pyfunc(precision)) for precision in precisions]
         if place.device == "cpu":
             ours.append(("openvino", "int8", ("mode=openvino", "precision=int8")))
+        ask = partial(_ask_flavour, place, stock)
         for mode, precision, overrides in ours:
-            with place.loaded(*overrides) as model:
-                theirs = Side("the flavour, one prompt a call", alone(model, partial(_ask_flavour, place, stock)))
-                yield Comparison(_ours(place, mode, precision, model), theirs)
+            yield from _against(place, (mode, precision), overrides, "the flavour, one prompt a call", ask)
     if place.device == "cpu":
         exported = place.model("mode=onnx", "precision=int4") / "artifacts" / "checkpoint"
-        theirs = Side("og.Generator, one prompt a call", _generator(place, exported))
-        with place.loaded("mode=onnx", "precision=int4") as model:
-            yield Comparison(_ours(place, "onnx", "int4", model), theirs)
+        generator, overrides = _generator(place, exported), ("mode=onnx", "precision=int4")
+        yield from _against(place, ("onnx", "int4"), overrides, "og.Generator, one prompt a call", generator)
+
+
+def _against(
+    place: Place, names: tuple[str, str], overrides: tuple[str, ...], theirs: str, ask: Measurement
+) -> Iterator[Comparison]:
+    """Yield a variant, by the names of its mode and its precision, against a way of the sample."""
+    with place.loaded(*overrides) as model:
+        yield Comparison(_ours(place, *names, model), Side(theirs, alone(model, ask)))
 
 
 def _ours(place: Place, mode: str, precision: str, model: Any) -> Side:
