@@ -15,6 +15,7 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from steps.checkpoints.cache import cache_directory
 from steps.config.schema import Evaluation
 from steps.evaluation.prompt_set import PromptSet
 from steps.evaluation.scorecard import Scorecard
@@ -22,6 +23,7 @@ from steps.store import runs
 from steps.store.variants import Variant
 
 if TYPE_CHECKING:
+    from filelock import FileLock
     from mlflow.entities import Span, TraceInfo
 
 # Tag of a trace: the digest of the prompt set that its row belongs to.
@@ -49,16 +51,29 @@ def log(variant: Variant, rows: PromptSet, card: Scorecard, latencies: list[floa
     import mlflow
     from mlflow.tracing.client import TracingClient
 
-    earlier = trace_ids(variant, rows)
     client, spans = TracingClient(), []
-    for index, start_ns, end_ns in timeline(card.skipped, latencies, time_ns()):
-        info, span = _trace(variant, rows, card, index, start_ns, end_ns)
-        client.start_trace(info)
-        spans.append(span)
-    client.log_spans(runs.experiment_id(), spans)
-    link([span.trace_id for span in spans])
-    if earlier:
-        mlflow.MlflowClient().delete_traces(runs.experiment_id(), trace_ids=earlier)
+    with lock(variant, rows):
+        earlier = trace_ids(variant, rows)
+        for index, start_ns, end_ns in timeline(card.skipped, latencies, time_ns()):
+            info, span = _trace(variant, rows, card, index, start_ns, end_ns)
+            client.start_trace(info)
+            spans.append(span)
+        client.log_spans(runs.experiment_id(), spans)
+        link([span.trace_id for span in spans])
+        if earlier:
+            mlflow.MlflowClient().delete_traces(runs.experiment_id(), trace_ids=earlier)
+
+
+def lock(variant: Variant, rows: PromptSet) -> "FileLock":
+    """Return the lock of a variant's traces for these rows.
+
+    Another process of this machine would take traces that are not complete yet for earlier ones, and delete them.
+    """
+    from filelock import FileLock
+
+    folder = cache_directory() / "traces"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{variant.model_id}-{rows.sha256[:16]}.lock")
 
 
 def link(ids: list[str]) -> None:

@@ -5,6 +5,8 @@ import time
 
 import mlflow
 import pytest
+from filelock import Timeout
+from mlflow.tracing.client import TracingClient
 
 from steps import command_line
 from steps.build import build
@@ -86,6 +88,29 @@ def test_each_row_has_one_trace_with_its_scores(typed, checkpoint, questions, mo
     assert len(_traces(model.source_run_id)) == 3
     assert typed("evaluate", *questions, "evaluate.traces=true").returncode == 0
     assert len(_traces(model.source_run_id)) == 2
+
+
+@pytest.mark.slow
+def test_one_process_at_a_time_writes_the_traces_of_the_same_rows(typed, checkpoint, questions, monkeypatch):
+    """Another one would take those that are not complete for earlier ones, and delete them."""
+    build(command_line.compose("build", ["mode=onnx"]), checkpoint)
+    log, log_spans, held = traces.log, TracingClient.log_spans, []
+
+    def log_and_look(variant, rows, *rest):
+        def look(client, *spans):
+            with pytest.raises(Timeout):
+                traces.lock(variant, rows).acquire(timeout=0)
+            held.append(True)
+            return log_spans(client, *spans)
+
+        monkeypatch.setattr(TracingClient, "log_spans", look)
+        log(variant, rows, *rest)
+        traces.lock(variant, rows).acquire(timeout=0).lock.release()
+
+    monkeypatch.setattr(traces, "log", log_and_look)
+    done = typed("evaluate", *questions)
+    assert done.returncode == 0, done.stderr
+    assert held == [True]
 
 
 def test_traces_follow_one_another_and_none_lies_in_the_future():
