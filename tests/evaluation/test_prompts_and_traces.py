@@ -105,7 +105,8 @@ def test_one_process_at_a_time_writes_the_traces_of_the_same_rows(typed, checkpo
 
         monkeypatch.setattr(TracingClient, "log_spans", look)
         log(variant, rows, *rest)
-        traces.lock(variant, rows).acquire(timeout=0).lock.release()
+        with traces.lock(variant, rows).acquire(timeout=0):
+            pass  # nobody holds it any more
 
     monkeypatch.setattr(traces, "log", log_and_look)
     done = typed("evaluate", *questions)

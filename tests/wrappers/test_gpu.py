@@ -67,7 +67,7 @@ def test_rows_of_a_batch_are_near_to_what_the_cpu_computes_alone(folder, first_l
 
 
 def test_each_length_of_the_keys_has_the_same_attention(checkpoint):
-    """cuDNN's would be prepared anew for each length, which took longer than all the rest of a pass."""
+    """cuDNN's would be prepared anew for each length."""
     TorchEngine(str(checkpoint.directory), "bf16", 16, "cuda")
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
