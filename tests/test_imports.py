@@ -25,7 +25,7 @@ HEAVY = (
 OWN = {
     "pyfunc": {
         *("torch_engine", "torch_batch", "torch_precision", "growing_cache", "packed_linear", "int8_linear"),
-        "int8_model",
+        *("int8_model", "grouped_attention"),
     },
     "onnx": {"onnx_engine", "onnx_cache", "onnx_session", "genai_engine", "onnx_providers"},
     "llama_cpp": {"flat_engine", "llama_cpp_engine", "llama_context"},

@@ -1,4 +1,4 @@
-"""A variant against another engine that takes the same prompts: one stream, a batch, a long prompt."""
+"""A variant against another engine that takes the same prompts: one stream, a batch, long answers, a long prompt."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
 
 PROMPT = 1024
+# Tokens of a prompt that hardly counts beside its long answer.
+SHORT = 8
 
 # Takes prompts and how many tokens to answer to each of them, and returns these.
 Answer = Callable[[list[list[int]], int], list[list[int]]]
@@ -24,14 +26,19 @@ def against(place: Place, overrides: tuple[str, ...], name: str, other: Answer) 
     long_answer, ours = 4 * place.size.tokens, short_name(overrides)
     with place.loaded(*overrides) as loaded:
         scheduler = loaded.unwrap_python_model().scheduler
+        ask, ask_other = partial(answer, place, scheduler), partial(_answer, place, other)
         yield Comparison(
             # Drawn: for one greedy row the engine speculates, and a random model repeats itself.
-            Side(f"{ours}, one stream", partial(answer, place, scheduler, 1, long_answer, temperature=1.0)),
-            Side(f"{name}, one stream", alone(loaded, partial(_answer, place, other, 1, long_answer))),
+            Side(f"{ours}, one stream", partial(ask, 1, long_answer, temperature=1.0)),
+            Side(f"{name}, one stream", alone(loaded, partial(ask_other, 1, long_answer))),
         )
         yield Comparison(
-            Side(f"{ours}, {BATCH} at once", partial(answer, place, scheduler, BATCH)),
-            Side(f"{name}, {BATCH} at once", alone(loaded, partial(_answer, place, other, BATCH, place.size.tokens))),
+            Side(f"{ours}, {BATCH} at once", partial(ask, BATCH)),
+            Side(f"{name}, {BATCH} at once", alone(loaded, partial(ask_other, BATCH, place.size.tokens))),
+        )
+        yield Comparison(
+            Side(f"{ours}, {BATCH} long answers", partial(ask, BATCH, long_answer, prompt_tokens=SHORT)),
+            Side(f"{name}, {BATCH} long answers", alone(loaded, partial(ask_other, BATCH, long_answer, SHORT))),
         )
         yield Comparison(
             Side(f"{ours}, a prompt of {PROMPT}", partial(_read, place, scheduler)),
@@ -39,9 +46,9 @@ def against(place: Place, overrides: tuple[str, ...], name: str, other: Answer) 
         )
 
 
-def _answer(place: Place, other: Answer, count: int, tokens: int) -> float:
-    """Return the tokens/s of the other engine for new prompts."""
-    prompts = place.prompts(count)
+def _answer(place: Place, other: Answer, count: int, tokens: int, prompt_tokens: int | None = None) -> float:
+    """Return the tokens/s of the other engine for new prompts of at most so many tokens."""
+    prompts = [prompt[:prompt_tokens] for prompt in place.prompts(count)]
     started = perf_counter()
     answers = other(prompts, tokens)
     return sum(map(len, answers)) / (perf_counter() - started)

@@ -11,7 +11,7 @@ from steps.config.schema import PromptSet
 from steps.evaluation import prompt_set
 from steps.wrappers.contract.errors import RequestError
 from steps.wrappers.engines.prefix_cache import PrefixCache
-from steps.wrappers.engines.sequence import Sequence
+from steps.wrappers.engines.sequence import Sequence, Settings
 from tests.conftest import SPAIN
 from tests.gpu import GPU
 
@@ -231,7 +231,8 @@ def test_prompts_are_prefilled_with_those_of_similar_length(torch_scheduler, con
     rows = [_ask("Hi", max_tokens=1), _ask("please " * 100 + SPAIN, max_tokens=1), *[_ask("Ho", max_tokens=1)] * 9]
     sequences = [request.sequences(tokenizer)[0] for request in contract.requests(rows, None)]
     short, long = len(sequences[0].prompt), len(sequences[1].prompt)
-    monkeypatch.setattr(torch_scheduler.engine.admission, "longest", 4 * short)
+    for most in ("longest", "together"):
+        monkeypatch.setattr(torch_scheduler.engine.admission, most, 4 * short)
     shapes = []
     with torch_scheduler.engine.model.register_forward_pre_hook(
         lambda model, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
@@ -240,6 +241,39 @@ def test_prompts_are_prefilled_with_those_of_similar_length(torch_scheduler, con
     pieces = [(1, min(4 * short, long - start)) for start in range(0, long, 4 * short)]
     assert shapes == [(4, short), (4, short), (2, short), *pieces]
     assert all(len(sequence.tokens) == 1 for sequence in sequences)
+
+
+def prefills(scheduler, sequences):
+    """The shapes of the passes over the prompts of a batch job, each of which gets one token."""
+    shapes = []
+    with scheduler.engine.model.register_forward_pre_hook(
+        lambda model, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    ):
+        scheduler.submit(sequences, patient=True)
+        scheduler.wait(sequences)
+    return shapes
+
+
+def test_more_prompts_than_a_pass_has_room_for_take_their_passes_side_by_side(
+    torch_scheduler, contract, tokenizer, monkeypatch
+):
+    sequences = [request.sequences(tokenizer)[0] for request in contract.requests([_ask("Ho", max_tokens=1)] * 9, None)]
+    length = len(sequences[0].prompt)
+    monkeypatch.setattr(torch_scheduler.engine.admission, "longest", 18)
+    assert prefills(torch_scheduler, sequences) == [*[(9, 2)] * (length // 2), *[(9, 1)] * (length % 2)]
+    monkeypatch.setattr(torch_scheduler.engine.admission, "together", 18)
+    alone = [request.sequences(tokenizer)[0] for request in contract.requests([_ask("Ho", max_tokens=1)] * 9, None)]
+    assert {rows for rows, _ in prefills(torch_scheduler, alone)} <= {1, 2}
+    assert [sequence.tokens for sequence in alone] == [sequence.tokens for sequence in sequences]
+
+
+@pytest.mark.parametrize(("cost", "rows"), [(0, [3, 1]), (2, [3, 1]), (3, [4]), (100, [4])])
+def test_padding_that_costs_less_than_a_pass_is_taken(torch_scheduler, tokenizer, monkeypatch, cost, rows):
+    """Three prompts miss one token to the length of the fourth."""
+    monkeypatch.setattr(torch_scheduler.engine, "_pass_cost", cost)
+    settings = Settings(temperature=0.0, top_p=1.0, top_k=0, max_tokens=1)
+    sequences = [Sequence([9 + row] * length, settings, tokenizer) for row, length in enumerate((6, 6, 6, 7))]
+    assert [shape[0] for shape in prefills(torch_scheduler, sequences)] == rows
 
 
 def test_engine_answers_again_after_its_idle_thread_has_ended(scheduler, complete, monkeypatch):

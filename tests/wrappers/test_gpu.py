@@ -57,7 +57,7 @@ def test_rows_of_a_batch_are_near_to_what_the_cpu_computes_alone(folder, first_l
     on_cpu = TorchEngine(str(staged), "fp32" if precision == "bf16" else precision, 16, "cpu")
     expected = [first_logits[generate(on_cpu, [prompt], 1)[0]] for prompt in prompts]
     monkeypatch.setattr(torch_engine, "PREFILL_TOKENS", 40)
-    monkeypatch.setattr(torch_engine, "groups_in_turn", lambda arrivals, _: [arrivals])
+    monkeypatch.setattr(torch_engine, "groups_in_turn", lambda arrivals, _, spare: [arrivals])
     on_gpu = TorchEngine(str(staged), precision, 16, "cuda")
     assert {parameter.device.type for parameter in on_gpu.model.parameters()} == {"cuda"}
     for sequences in (generate(on_gpu, prompts, COUNT), [generate(on_gpu, [each], COUNT)[0] for each in prompts]):

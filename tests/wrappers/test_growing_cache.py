@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from steps.wrappers.engines.growing_cache import SPARE, growing_cache
+from steps.wrappers.engines.growing_cache import SPARE, growing_cache, joined
 
 HEADS, SIZE = 3, 4
 
@@ -64,3 +64,21 @@ def test_projection_that_the_values_are_a_view_of_is_freed():
     assert memory.data_ptr() != projection.untyped_storage().data_ptr()
     assert memory.nbytes() == 2 * HEADS * (5 + SPARE) * SIZE * 4
     assert torch.equal(cache.layers[0].values, values)
+
+
+@pytest.mark.parametrize(("width", "other"), [(3, 3), (2, 5), (5, 2)])
+def test_rows_are_joined_in_memory_that_can_grow(width, other):
+    """Shorter ones get zeros on their left, and what is appended next is written in place."""
+    one, more = _states(2, width), _states(3, other)
+    both = joined(one, more)
+    most = max(width, other)
+    padded = [torch.nn.functional.pad(states, (0, 0, most - states.shape[2], 0)) for states in (one, more)]
+    assert torch.equal(both, torch.cat(padded))
+    cache = growing_cache()
+    cache.update(_states(5, 1), _states(5, 1), 0)
+    layer = cache.layers[0]
+    layer.keys, layer.values = both, joined(one, more)
+    new = _states(5, 1)
+    keys, _ = cache.update(new, new, 0)
+    assert keys.data_ptr() == both.data_ptr()
+    assert torch.equal(keys, torch.cat([both, new], dim=2))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from steps.wrappers.engines import torch_precision
-from steps.wrappers.engines.torch_engine import TorchEngine
+from steps.wrappers.engines.torch_engine import FAST_PASS, TorchEngine, _pass_cost
 
 ROOM, NO_ROOM = 2**40, 2**20
 
@@ -45,3 +45,23 @@ def test_slow_bf16_is_logged_as_a_warning(monkeypatch, checkpoint, caplog):
     (warning,) = [record.getMessage() for record in caplog.records if record.name == torch_precision.__name__]
     assert warning.startswith("This processor computes bf16 slowly")
     assert "mode=onnx precision=int4" in warning
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "amx", "cost"),
+    [
+        ("int8", "cpu", True, FAST_PASS),
+        ("bf16", "cpu", True, FAST_PASS),
+        ("fp32", "cpu", True, 0),  # no matrix unit computes fp32
+        ("int8", "cpu", False, 0),
+        ("fp32", "cuda", False, FAST_PASS),
+    ],
+)
+def test_a_pass_costs_more_than_its_tokens_where_products_are_fast(monkeypatch, precision, device, amx, cost):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": amx})
+    assert _pass_cost(precision, torch.device(device)) == cost
+
+
+def test_a_pass_over_prompts_is_short_on_a_cpu(checkpoint):
+    admission = TorchEngine(str(checkpoint.directory), "fp32", 4, "cpu").admission
+    assert (admission.longest, admission.together) == (256, 2048)

@@ -17,6 +17,8 @@ from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
 
 BATCH = 16
+# The rows of the torch engine, by default: what `generate` gets too.
+ROWS = 32
 PADDING = 3
 
 
@@ -28,12 +30,30 @@ def comparisons(place: Place) -> Iterator[Comparison]:
         yield from _both(place)
 
 
-def answer(place: Place, scheduler: Scheduler, count: int, tokens: int = 0, temperature: float = 0.0) -> float:
-    """Return the tokens/s of our engine for new prompts, handed over together."""
+def answer(
+    place: Place,
+    scheduler: Scheduler,
+    count: int,
+    tokens: int = 0,
+    temperature: float = 0.0,
+    prompt_tokens: int | None = None,
+) -> float:
+    """Return the tokens/s of our engine for new prompts, handed over together: several are a batch job.
+
+    Args:
+        place: What is measured.
+        scheduler: That of our engine.
+        count: The number of prompts.
+        tokens: Those of an answer; 0 is what the size says.
+        temperature: Above 0, tokens are drawn.
+        prompt_tokens: How many a prompt has at most.
+    """
     settings = Settings(temperature=temperature, top_p=1.0, top_k=0, max_tokens=tokens or place.size.tokens)
-    sequences = [Sequence(prompt, settings, place.tokenizer) for prompt in place.prompts(count)]
+    prompts = place.prompts(count)
+    sequences = [Sequence(prompt[:prompt_tokens], settings, place.tokenizer) for prompt in prompts]
     started = perf_counter()
-    scheduler.run(sequences)
+    scheduler.submit(sequences, patient=count > 1)
+    scheduler.wait(sequences)
     return sum(len(sequence.tokens) for sequence in sequences) / (perf_counter() - started)
 
 
@@ -119,8 +139,8 @@ def _generate(place: Place, model: Any) -> float:
 
     ordered = sorted(place.prompts(place.size.prompts), key=len)
     started, tokens = perf_counter(), 0
-    for start in range(0, len(ordered), BATCH):
-        batch = ordered[start : start + BATCH]
+    for start in range(0, len(ordered), ROWS):
+        batch = ordered[start : start + ROWS]
         width = max(map(len, batch))
         ids = torch.tensor([[PADDING] * (width - len(row)) + row for row in batch], device=place.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=place.device)

@@ -48,9 +48,15 @@ Passes = Generator[Pass, None, Result]
 class Admission:
     """The sequences whose prompts are not complete yet."""
 
-    def __init__(self, enter: Callable[[list[Sequence]], Passes[None]], longest: int) -> None:
-        """Take what runs the passes of sequences that arrive together, and the tokens of the longest pass."""
-        self._enter, self.longest = enter, longest
+    def __init__(self, enter: Callable[[list[Sequence]], Passes[None]], longest: int, together: int = 0) -> None:
+        """Take how to compute prompts.
+
+        Args:
+            enter: Runs the passes of sequences that arrive together.
+            longest: The tokens of the longest pass.
+            together: The tokens of sequences that take their passes side by side, if that may be more.
+        """
+        self._enter, self.longest, self.together = enter, longest, together
         self._entering: deque[tuple[list[Sequence], Passes[None]]] = deque()
         self._piece = min(FIRST_PIECE, longest)
         self._is_awaited = self._was_last = self._is_late = False
@@ -63,6 +69,11 @@ class Admission:
         """Return how many tokens the next pass may compute, padding included."""
         fitting = max(self._piece // 2, SHORTEST_PIECE) if self._is_late else self._piece
         return min(fitting, self.longest) if self._is_awaited else self.longest
+
+    @property
+    def room(self) -> int:
+        """Return how many tokens sequences may have that take their next passes side by side, padding included."""
+        return self.piece if self._is_awaited else max(self.piece, self.together)
 
     @property
     def is_busy(self) -> bool:

@@ -52,39 +52,39 @@ def look_up(
 
 
 def groups_in_turn(
-    arrivals: list[Arrival[State]], admission: Admission, padding: float = PADDING
+    arrivals: list[Arrival[State]], admission: Admission, padding: float = PADDING, spare: int = 0
 ) -> Iterator[list[Arrival[State]]]:
-    """Yield groups to prefill, each made when its turn comes: one of several sequences fits into one pass then."""
+    """Yield groups to prefill, each made when its turn comes, as large as there is room for then."""
     waiting = list(arrivals)
     while waiting:
-        group = prefill_groups(waiting, admission.piece, padding)[0]
+        group = prefill_groups(waiting, admission.room, padding, spare)[0]
         waiting = [arrival for arrival in waiting if not any(arrival is other for other in group)]
         yield group
 
 
 def prefill_groups(
-    arrivals: list[Arrival[State]], max_tokens: int, padding: float = PADDING
+    arrivals: list[Arrival[State]], max_tokens: int, padding: float = PADDING, spare: int = 0
 ) -> list[list[Arrival[State]]]:
-    """Group sequences that miss a similar number of tokens, with at most a share of `padding`.
+    """Group sequences that miss a similar number of tokens, with at most a share of `padding`, or `spare` tokens of it.
 
     No group has more than `max_tokens` tokens, padding included, unless it is one sequence alone. A sequence whose
     prompt is scored is alone.
     """
     groups: list[list[Arrival[State]]] = []
     for arrival in sorted(arrivals, key=lambda arrival: arrival.missing):
-        if groups and _fits([*groups[-1], arrival], max_tokens, padding):
+        if groups and _fits([*groups[-1], arrival], max_tokens, padding, spare):
             groups[-1].append(arrival)
         else:
             groups.append([arrival])
     return groups
 
 
-def _fits(group: list[Arrival[State]], max_tokens: int, padding: float) -> bool:
-    """Return True if a group, sorted by the missing tokens, is within `max_tokens` and `padding`."""
+def _fits(group: list[Arrival[State]], max_tokens: int, padding: float, spare: int) -> bool:
+    """Return True if a group, sorted by the missing tokens, is within `max_tokens`, and `padding` or `spare`."""
     if any(arrival.sequence.settings.scores_prompt for arrival in group):
         return False  # its logits take as much memory as a group's
     padded = len(group) * group[-1].missing
-    return padded <= max_tokens and sum(arrival.missing for arrival in group) >= (1 - padding) * padded
+    return padded <= max_tokens and padded - sum(arrival.missing for arrival in group) <= max(padding * padded, spare)
 
 
 def choose_tokens(

@@ -52,6 +52,18 @@ def growing_cache(columns: int = 0) -> Cache:
     return Cache(layer_class_to_replicate=partial(GrowingLayer, columns))  # type: ignore[arg-type]
 
 
+def joined(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return the rows of both as one tensor with spare columns, padded on the left with zeros to the wider one."""
+    _, heads, _, size = one.shape
+    width = max(one.shape[2], other.shape[2])
+    memory = one.new_empty(len(one) + len(other), heads, width + SPARE, size)
+    for rows, part in ((memory[: len(one)], one), (memory[len(one) :], other)):
+        first = width - part.shape[2]
+        rows[:, :, :first] = 0
+        rows[:, :, first:width] = part
+    return memory[:, :, :width]
+
+
 def _append(old: torch.Tensor, new: torch.Tensor, columns: int) -> torch.Tensor:
     """Return old and new columns as one tensor: in the memory of `old` if it has spare columns, else in new memory."""
     rows, heads, width, size = old.shape

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from . import grouped_attention
 from .int8_linear import int8_linear, report_kernel
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def load_int8_model(directory: str, device: torch.device) -> "PreTrainedModel":
     config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+            config, dtype=dtype, attn_implementation=grouped_attention.NAME, trust_remote_code=False
         )
     for file in sorted(Path(directory).glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:

@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from transformers import Cache
 
-from .growing_cache import GrowingLayer, growing_cache
+from .growing_cache import GrowingLayer, growing_cache, joined
 from .sequence import Sequence
 
 # Keys and values [heads, length, head size] of every layer.
@@ -35,10 +35,10 @@ class TorchBatch:
         """Append the rows of another batch."""
         width = max(self.width, other.width)
         self.rows += other.rows
-        self.mask = torch.cat([_pad_left(self.mask, width, dim=1), _pad_left(other.mask, width, dim=1)])
+        self.mask = torch.cat([_pad_left(self.mask, width), _pad_left(other.mask, width)])
         for ours, theirs in zip(layers(self.cache), layers(other.cache), strict=True):
-            ours.keys = torch.cat([_pad_left(ours.keys, width, dim=2), _pad_left(theirs.keys, width, dim=2)])
-            ours.values = torch.cat([_pad_left(ours.values, width, dim=2), _pad_left(theirs.values, width, dim=2)])
+            ours.keys = joined(ours.keys, theirs.keys)
+            ours.values = joined(ours.values, theirs.values)
 
     def cut(self, columns: int) -> None:
         """Forget the last columns of every row."""
@@ -85,11 +85,6 @@ def cache_of(states: list[State | None], lengths: list[int], columns: int) -> Ca
     return cache
 
 
-def _pad_left(tensor: torch.Tensor, width: int, dim: int) -> torch.Tensor:
-    """Pad dimension `dim` on the left with zeros (False) to `width`."""
-    missing = width - tensor.shape[dim]
-    if missing == 0:
-        return tensor
-    shape = list(tensor.shape)
-    shape[dim] = missing
-    return torch.cat([tensor.new_zeros(shape), tensor], dim=dim)
+def _pad_left(mask: torch.Tensor, width: int) -> torch.Tensor:
+    """Pad a mask [rows, columns] on the left with False to `width`."""
+    return torch.nn.functional.pad(mask, (width - mask.shape[1], 0), value=False)

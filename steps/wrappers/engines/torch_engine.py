@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForCausalLM, Cache
 
-from . import UnusableDevice
+from . import UnusableDevice, grouped_attention
 from .admission import Admission, Pass, Passes
 from .batching import Arrival, choose_tokens, groups_in_turn, look_up
 from .growing_cache import growing_cache
@@ -30,8 +30,12 @@ from .torch_precision import compute_dtype
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Tokens of one prefill, padding included. More of them take memory and gain nothing on a CPU.
+# Tokens of prompts that are prefilled side by side, padding included.
 PREFILL_TOKENS = 2048
+# Tokens of one pass on a CPU. More are slower: memory for larger intermediate results is fetched anew for each of them.
+CPU_TOKENS = 256
+# So much padding costs as much as one more pass, on a GPU and on the matrix units of a processor.
+FAST_PASS = 128
 # A pass over the weights of a small model takes as long as reading so many bytes.
 SHORTEST_PASS = 2**26
 
@@ -72,7 +76,9 @@ class TorchEngine:
         weights = sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
         self._most_padding = max(weights, SHORTEST_PASS) // self._bytes_per_token
         self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, self._bytes_per_token)
-        self.admission = Admission(self._enter, PREFILL_TOKENS)
+        longest = min(CPU_TOKENS, PREFILL_TOKENS) if self._device.type == "cpu" else PREFILL_TOKENS
+        self.admission = Admission(self._enter, longest, PREFILL_TOKENS)
+        self._pass_cost = _pass_cost(precision, self._device)
         self._speculation = Speculation()
         self._batches: list[TorchBatch] = []
 
@@ -116,7 +122,7 @@ class TorchEngine:
     def _enter(self, sequences: list[Sequence]) -> Passes[None]:
         """Run the prompts of new sequences in groups."""
         arrivals = yield from look_up(sequences, self._prefixes, self._extend)
-        for group in groups_in_turn(arrivals, self.admission):
+        for group in groups_in_turn(arrivals, self.admission, spare=self._pass_cost):
             yield from self._prefill(group)
 
     def _prefill(self, group: list[Arrival[State]]) -> Passes[None]:
@@ -257,13 +263,20 @@ def _usable(device: str) -> torch.device:
     return usable
 
 
+def _pass_cost(precision: str, device: torch.device) -> int:
+    """Return what a pass costs besides its tokens, in tokens: where products are fast, that is reading the weights."""
+    if device.type == "cpu" and (precision == "fp32" or not torch.cpu.get_capabilities().get("amx_tile")):
+        return 0
+    return FAST_PASS
+
+
 def _load(directory: str, precision: str, device: torch.device) -> "PreTrainedModel":
     if precision == "int8":
         return load_int8_model(directory, device)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=compute_dtype(precision, device, directory),
-        attn_implementation="sdpa",
+        attn_implementation=grouped_attention.NAME,
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
