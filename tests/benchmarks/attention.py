@@ -29,7 +29,8 @@ Attention = Callable[..., tuple[torch.Tensor, None]]
 
 def seconds(attention: Attention, layer: Any, query: torch.Tensor, caches: list[torch.Tensor]) -> float:
     """Return how long one layer takes, by all of them."""
-    mask = torch.ones(len(query), 1, 1, caches[0].shape[3], dtype=torch.bool)
+    # A row alone has no padding, so there is no mask.
+    mask = None if len(query) == 1 else torch.ones(len(query), 1, 1, caches[0].shape[3], dtype=torch.bool)
     started = time.perf_counter()
     for keys, values in caches:
         attention(layer, query, keys, values, mask)

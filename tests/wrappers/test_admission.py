@@ -295,3 +295,13 @@ def test_prompts_that_arrive_together_are_grouped_by_what_fits_when_their_turn_c
     for sequence, text in zip(together, texts, strict=True):
         scheduler.run([alone := make(tokenizer, text, 6)])
         assert sequence.tokens == alone.tokens
+
+
+def test_prompts_are_computed_side_by_side_while_nobody_awaits_a_token(monkeypatch):
+    prompts = Prompts(monkeypatch)
+    for together, patient in ((0, LONGEST), (4 * LONGEST, 4 * LONGEST)):
+        prompts.admission.together = together
+        prompts.step(awaited=False)
+        assert prompts.admission.room == patient
+        prompts.step()
+        assert prompts.admission.room == prompts.admission.piece <= LONGEST

@@ -226,6 +226,17 @@ def test_failure_of_one_sequence_does_not_stop_the_others(scheduler, complete, c
     assert scheduler.is_healthy()
 
 
+def prefills(scheduler, sequences, patient=True):
+    """The shapes of the passes over prompts, each of which gets one token."""
+    shapes = []
+    with scheduler.engine.model.register_forward_pre_hook(
+        lambda model, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    ):
+        scheduler.submit(sequences, patient=patient)
+        scheduler.wait(sequences)
+    return shapes
+
+
 def test_prompts_are_prefilled_with_those_of_similar_length(torch_scheduler, contract, tokenizer, monkeypatch):
     """A long prompt does not add padding to short ones, and no prefill has too many tokens."""
     rows = [_ask("Hi", max_tokens=1), _ask("please " * 100 + SPAIN, max_tokens=1), *[_ask("Ho", max_tokens=1)] * 9]
@@ -233,25 +244,10 @@ def test_prompts_are_prefilled_with_those_of_similar_length(torch_scheduler, con
     short, long = len(sequences[0].prompt), len(sequences[1].prompt)
     for most in ("longest", "together"):
         monkeypatch.setattr(torch_scheduler.engine.admission, most, 4 * short)
-    shapes = []
-    with torch_scheduler.engine.model.register_forward_pre_hook(
-        lambda model, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    ):
-        torch_scheduler.run(sequences)
+    shapes = prefills(torch_scheduler, sequences, patient=False)
     pieces = [(1, min(4 * short, long - start)) for start in range(0, long, 4 * short)]
     assert shapes == [(4, short), (4, short), (2, short), *pieces]
     assert all(len(sequence.tokens) == 1 for sequence in sequences)
-
-
-def prefills(scheduler, sequences):
-    """The shapes of the passes over the prompts of a batch job, each of which gets one token."""
-    shapes = []
-    with scheduler.engine.model.register_forward_pre_hook(
-        lambda model, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    ):
-        scheduler.submit(sequences, patient=True)
-        scheduler.wait(sequences)
-    return shapes
 
 
 def test_more_prompts_than_a_pass_has_room_for_take_their_passes_side_by_side(

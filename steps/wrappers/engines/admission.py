@@ -49,12 +49,12 @@ class Admission:
     """The sequences whose prompts are not complete yet."""
 
     def __init__(self, enter: Callable[[list[Sequence]], Passes[None]], longest: int, together: int = 0) -> None:
-        """Take how to compute prompts.
+        """Begin with no sequence.
 
         Args:
             enter: Runs the passes of sequences that arrive together.
             longest: The tokens of the longest pass.
-            together: The tokens of sequences that take their passes side by side, if that may be more.
+            together: How many tokens prompts may have in all that are computed side by side; 0: those of one pass.
         """
         self._enter, self.longest, self.together = enter, longest, together
         self._entering: deque[tuple[list[Sequence], Passes[None]]] = deque()
@@ -72,7 +72,7 @@ class Admission:
 
     @property
     def room(self) -> int:
-        """Return how many tokens sequences may have that take their next passes side by side, padding included."""
+        """Return how many tokens prompts may have that are computed side by side now, padding included."""
         return self.piece if self._is_awaited else max(self.piece, self.together)
 
     @property

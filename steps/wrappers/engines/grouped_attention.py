@@ -1,7 +1,7 @@
 """Attention of one new token for each row, on the CPU, where several heads share keys and values.
 
-torch's attention with a mask takes a copy of the keys and values for each head, every time, and is made for many
-queries. Two products of matrices need no copy. Everything else is left to torch.
+Where there is a mask, transformers copies the keys and values for each head, every time, before it calls torch's
+attention. Two products of matrices need no copy. Everything else is left to transformers.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from transformers.masking_utils import sdpa_mask
 
 # Its name among transformers' kinds of attention.
 NAME = "phi3_grouped"
-# Below so many keys in all rows, torch's attention is as fast: python -m tests.benchmarks.attention.
+# Below so many keys in all rows, the other way is as fast: python -m tests.benchmarks.attention.
 FEWEST_KEYS = 128
 
 
@@ -39,7 +39,9 @@ def attend(
     """
     rows, shared, keys, _ = key.shape
     is_grouped = query.shape[1] > shared and query.shape[2] == 1 and query.device.type == "cpu"
-    if is_grouped and rows * keys >= FEWEST_KEYS:
+    # In fp32 and without a mask, torch's attention needs no copy either.
+    is_slow = attention_mask is not None or query.dtype != torch.float32
+    if is_grouped and is_slow and rows * keys >= FEWEST_KEYS:
         return _attend_once(query, key, value, attention_mask, scaling), None
     output: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **others
@@ -52,12 +54,14 @@ def _attend_once(
 ) -> torch.Tensor:
     """Return the attention [rows, 1, heads, head size] of one query for each row."""
     rows, shared, keys, size = key.shape
-    queries = query.reshape(rows * shared, -1, size) * (size**-0.5 if scaling is None else scaling)
-    products = torch.bmm(key.flatten(0, 1), queries.transpose(1, 2))
-    scores = products.view(rows, shared, keys, -1).transpose(2, 3)
+    products = torch.bmm(key.flatten(0, 1), query.reshape(rows * shared, -1, size).transpose(1, 2))
+    scores = products.view(rows, shared, keys, -1).transpose(2, 3).float() * (
+        size**-0.5 if scaling is None else scaling
+    )
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    weights = scores.softmax(dim=-1).reshape(rows * shared, -1, keys)
+        # Not -inf: a row may be all padding so far, and its NaN would stay in the cache.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1).to(value.dtype).reshape(rows * shared, -1, keys)
     return torch.bmm(weights, value.flatten(0, 1)).view(rows, 1, -1, size)
 
 

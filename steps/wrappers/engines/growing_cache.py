@@ -75,6 +75,6 @@ def _append(old: torch.Tensor, new: torch.Tensor, columns: int) -> torch.Tensor:
         allocated = old.new_empty(rows, heads, max(total, columns) + SPARE, size)
         allocated[:, :, :width] = old
         old = allocated[:, :, :width]
-    joined = old.as_strided((rows, heads, total, size), old.stride())
-    joined[:, :, width:] = new
-    return joined
+    grown = old.as_strided((rows, heads, total, size), old.stride())
+    grown[:, :, width:] = new
+    return grown

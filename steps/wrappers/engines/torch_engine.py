@@ -30,9 +30,9 @@ from .torch_precision import compute_dtype
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Tokens of prompts that are prefilled side by side, padding included.
+# Tokens of prompts that are prefilled side by side, padding included, and of one pass on a GPU.
 PREFILL_TOKENS = 2048
-# Tokens of one pass on a CPU. More are slower: memory for larger intermediate results is fetched anew for each of them.
+# Tokens of one pass on a CPU. Larger intermediate results would get new memory from the system each time.
 CPU_TOKENS = 256
 # So much padding costs as much as one more pass, on a GPU and on the matrix units of a processor.
 FAST_PASS = 128
@@ -76,7 +76,7 @@ class TorchEngine:
         weights = sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
         self._most_padding = max(weights, SHORTEST_PASS) // self._bytes_per_token
         self._prefixes: PrefixCache[State] = PrefixCache(prefix_cache_mb * 2**20, self._bytes_per_token)
-        longest = min(CPU_TOKENS, PREFILL_TOKENS) if self._device.type == "cpu" else PREFILL_TOKENS
+        longest = CPU_TOKENS if self._device.type == "cpu" else PREFILL_TOKENS
         self.admission = Admission(self._enter, longest, PREFILL_TOKENS)
         self._pass_cost = _pass_cost(precision, self._device)
         self._speculation = Speculation()
