@@ -14,7 +14,7 @@ from steps.wrappers.engines.scheduler import Scheduler
 from steps.wrappers.engines.sequence import Sequence, Settings
 
 PROMPT = 1024
-# Tokens of a prompt that hardly counts beside its long answer.
+# The tokens of a short prompt: reading it takes little of the time of a long answer.
 SHORT = 8
 
 # Takes prompts and how many tokens to answer to each of them, and returns these.

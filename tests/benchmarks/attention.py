@@ -1,10 +1,10 @@
-"""Compare the attention of one token for each row, where heads share keys and values, with torch's own.
+"""Compare the attention of one token for each row, where heads share keys and values, with that of transformers.
 
     python -m tests.benchmarks.attention
 
 Prints the milliseconds of one layer by rows and keys, and how many times as fast the grouped attention of `mode=pyfunc`
 is; medians. The shapes are those of SmolLM2 (9 heads, 3 shared) and Phi-4-mini (24 heads, 8 shared). Both sides take
-turns, over the caches of some layers, because those of a model do not fit into a processor's cache. Takes two minutes.
+turns, over the caches of some layers, because those of a model do not fit into a processor's cache.
 """
 
 import statistics
@@ -41,7 +41,7 @@ def seconds(attention: Attention, layer: Any, query: torch.Tensor, caches: list[
 def main() -> None:
     """Print a table for each type."""
     for dtype in (torch.float32, torch.bfloat16):
-        table = Table("shape", "rows", "keys", "torch, ms", "grouped, ms", "times", title=str(dtype))
+        table = Table("shape", "rows", "keys", "transformers, ms", "grouped, ms", "times", title=str(dtype))
         for name, (heads, shared, size) in SHAPES.items():
             layer = SimpleNamespace(num_key_value_groups=heads // shared, is_causal=True)
             for rows in ROWS:
