@@ -1,14 +1,18 @@
 """The growing cache holds the same values as transformers' own cache."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from steps.wrappers.engines.growing_cache import SPARE, growing_cache, joined
+from steps.wrappers.engines.growing_cache import SPARE, growing_cache
+from steps.wrappers.engines.torch_batch import TorchBatch, layers
 
 HEADS, SIZE = 3, 4
+MOST_ROWS = 6
 
 
 def _states(rows, width):
@@ -16,36 +20,94 @@ def _states(rows, width):
     return torch.randn(rows, width, HEADS, SIZE).transpose(1, 2)
 
 
-@settings(max_examples=60, deadline=None)
+def _padded(states, width):
+    return torch.nn.functional.pad(states, (0, 0, width - states.shape[2], 0))
+
+
+def _cache(rows, width):
+    cache = growing_cache()
+    cache.update(keys := _states(rows, width), 2 * keys, 0)
+    return cache
+
+
+class _Pair:
+    """A growing cache, and what transformers' own cache would hold."""
+
+    def __init__(self, rows):
+        self.cache, self.theirs = _cache(rows, 5), DynamicCache()
+        (layer,) = self.cache.layers
+        self.theirs.update(layer.keys.clone(), layer.values.clone(), 0)
+
+    @property
+    def rows(self):
+        return len(self.theirs.layers[0].keys)
+
+    @property
+    def width(self):
+        return self.theirs.layers[0].keys.shape[2]
+
+    def append(self, width):
+        new = _states(self.rows, width)
+        keys, values = self.cache.update(new, 2 * new, 0)
+        for ours, theirs in zip((keys, values), self.theirs.update(new, 2 * new, 0), strict=True):
+            assert torch.equal(ours, theirs)
+
+    def cut(self, columns):
+        self.cache.layers[0].cut(columns)
+        self._replace(lambda states: states[:, :, : self.width - columns])
+
+    def keep(self, rows, columns):
+        self.cache.layers[0].keep(rows, columns)
+        self._replace(lambda states: states[rows, :, -columns:])
+
+    def join(self, rows, width):
+        other = _cache(rows, width).layers[0]
+        self.cache.layers[0].join(other, MOST_ROWS)
+        widest, (layer,) = max(width, self.width), self.theirs.layers
+        layer.keys, layer.values = (
+            torch.cat([_padded(ours, widest), _padded(more, widest)])
+            for ours, more in ((layer.keys, other.keys), (layer.values, other.values))
+        )
+
+    def check(self):
+        (ours,), (theirs,) = self.cache.layers, self.theirs.layers
+        assert torch.equal(ours.keys, theirs.keys)
+        assert torch.equal(ours.values, theirs.values)
+        assert self.cache.get_seq_length() == self.theirs.get_seq_length()
+
+    def _replace(self, change):
+        (layer,) = self.theirs.layers
+        layer.keys, layer.values = change(layer.keys), change(layer.values)
+
+
+def _worst_memory(like, *shape):
+    """Return what newly allocated memory may hold."""
+    return like.new_full(shape, torch.nan)
+
+
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_appending_cutting_and_joining_gives_the_same_as_transformers_cache(data):
-    ours, theirs = growing_cache(), DynamicCache()
-    rows = data.draw(st.integers(1, 4))
-    ours.update(keys := _states(rows, 5), keys, 0)
-    theirs.update(keys, keys, 0)
-    for action in data.draw(st.lists(st.sampled_from(["append", "append", "cut", "join"]), max_size=12)):
-        layers = ours.layers[0], theirs.layers[0]
+@mock.patch.object(torch.Tensor, "new_empty", _worst_memory)
+def test_appending_cutting_dropping_and_joining_gives_the_same_as_transformers_cache(data):
+    pair = _Pair(data.draw(st.integers(1, 4)))
+    for action in data.draw(st.lists(st.sampled_from(["append", "append", "cut", "keep", "join"]), max_size=16)):
         if action == "append":
-            new = _states(rows, data.draw(st.sampled_from([1, 1, 1, SPARE])))
-            assert torch.equal(ours.update(new, 2 * new, 0)[1], theirs.update(new, 2 * new, 0)[1])
+            pair.append(data.draw(st.sampled_from([1, 1, 1, SPARE])))
         elif action == "cut":
-            keep = torch.tensor(sorted(data.draw(st.sets(st.integers(0, rows - 1), min_size=1))))
-            rows = len(keep)
-            for layer in layers:
-                layer.keys, layer.values = (states[keep, :, 1:].contiguous() for states in (layer.keys, layer.values))
-        else:
-            more, rows = _states(1, layers[0].keys.shape[2]), rows + 1
-            for layer in layers:
-                layer.keys, layer.values = (torch.cat([states, more]) for states in (layer.keys, layer.values))
-        assert torch.equal(layers[0].keys, layers[1].keys)
-        assert torch.equal(layers[0].values, layers[1].values)
-        assert ours.get_seq_length() == theirs.get_seq_length()
+            pair.cut(data.draw(st.integers(0, min(3, pair.width - 1))))
+        elif action == "keep":
+            count = data.draw(st.integers(1, pair.rows))
+            order = data.draw(st.permutations(range(count, pair.rows)))
+            rows = [data.draw(st.sampled_from([row, *order[row : row + 1]])) for row in range(count)]
+            pair.keep(rows, data.draw(st.integers(1, pair.width)))
+        elif pair.rows < MOST_ROWS:
+            pair.join(data.draw(st.integers(1, MOST_ROWS - pair.rows)), data.draw(st.integers(1, 2 * pair.width)))
+        pair.check()
 
 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_memory_is_reused_until_the_spare_columns_are_full(rows):
-    cache = growing_cache()
-    cache.update(keys := _states(rows, 5), keys, 0)
+    cache = _cache(rows, 5)
     addresses = {cache.layers[0].keys.data_ptr()}
     for _ in range(SPARE):
         cache.update(new := _states(rows, 1), new, 0)
@@ -62,23 +124,31 @@ def test_projection_that_the_values_are_a_view_of_is_freed():
     cache.update(keys, values, 0)
     memory = cache.layers[0].values.untyped_storage()
     assert memory.data_ptr() != projection.untyped_storage().data_ptr()
-    assert memory.nbytes() == 2 * HEADS * (5 + SPARE) * SIZE * 4
+    assert memory.nbytes() == 2 * 2 * HEADS * (5 + SPARE) * SIZE * 4
     assert torch.equal(cache.layers[0].values, values)
 
 
-@pytest.mark.parametrize(("width", "other"), [(3, 3), (2, 5), (5, 2)])
-def test_rows_are_joined_in_memory_that_can_grow(width, other):
-    """Shorter ones get zeros on their left, and what is appended next is written in place."""
-    one, more = _states(2, width), _states(3, other)
-    both = joined(one, more)
-    most = max(width, other)
-    padded = [torch.nn.functional.pad(states, (0, 0, most - states.shape[2], 0)) for states in (one, more)]
-    assert torch.equal(both, torch.cat(padded))
-    cache = growing_cache()
-    cache.update(_states(5, 1), _states(5, 1), 0)
-    layer = cache.layers[0]
-    layer.keys, layer.values = both, joined(one, more)
-    new = _states(5, 1)
-    keys, _ = cache.update(new, new, 0)
-    assert keys.data_ptr() == both.data_ptr()
-    assert torch.equal(keys, torch.cat([both, new], dim=2))
+def test_rows_that_come_and_go_leave_the_others_where_they_are():
+    """A finished row's place is taken by the last one, and a new one comes after it."""
+    batch = _batch(4, 5)
+    batch.join(_batch(1, 3), MOST_ROWS)
+    (layer,) = layers(batch.cache)
+    place, last = layer.keys.data_ptr(), layer.keys[-1].clone()
+    first, second, *others = batch.rows
+    batch.drop([second])
+    assert batch.rows == [first, others[-1], *others[:-1]]
+    assert torch.equal(layer.keys[1], last)
+    batch.join(_batch(2, 4), MOST_ROWS)
+    assert (len(batch.rows), batch.width, layer.keys.data_ptr()) == (6, 5, place)
+
+
+@pytest.mark.parametrize(("kept", "columns"), [(1, 40), (8, 8)])
+def test_memory_is_given_back_when_most_of_it_is_not_needed(kept, columns):
+    layer = _cache(8, 40).layers[0]
+    before = layer.keys.untyped_storage().nbytes()
+    layer.keep(list(range(kept)), columns)
+    assert layer.keys.untyped_storage().nbytes() < before
+
+
+def _batch(rows, width):
+    return TorchBatch([object() for _ in range(rows)], _cache(rows, width), torch.ones(rows, width, dtype=torch.bool))

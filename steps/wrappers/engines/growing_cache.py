@@ -1,4 +1,4 @@
-"""A key-value cache that writes new tokens in place; transformers' own copies the whole cache for every token."""
+"""A key-value cache with room for more tokens and rows; transformers' own copies the whole cache for every token."""
 
 from functools import partial
 from typing import Any
@@ -12,22 +12,32 @@ SPARE = 64
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """Keys and values [rows, heads, width, head size]. To cut or join rows, assign `keys` and `values`."""
+    """Keys and values [rows, heads, width, head size]: views of memory [2, most rows, heads, columns, head size]."""
 
     keys: torch.Tensor
     values: torch.Tensor
 
     def __init__(self, columns: int = 0) -> None:
-        """Begin empty, in memory for at least as many columns."""
+        """Begin empty. The first tokens get memory for at least as many columns."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._columns = columns
+        self._first = 0
 
     @classmethod
-    def of(cls, keys: torch.Tensor, values: torch.Tensor, columns: int = 0) -> "GrowingLayer":
-        """Return a layer that begins with keys and values, and grows once to at least as many columns."""
+    def empty(cls, like: torch.Tensor, rows: int, width: int, columns: int) -> "GrowingLayer":
+        """Return a layer of rows whose keys and values are still to be written, in memory for more columns.
+
+        Args:
+            like: Keys or values [heads, any width, head size] of the model.
+            rows: How many rows the layer has.
+            width: How many columns they have.
+            columns: How many they will have at least.
+        """
         layer = cls(columns)
-        layer.keys, layer.values = keys, values
-        layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
+        layer.dtype, layer.device, layer.is_initialized = like.dtype, like.device, True
+        heads, _, size = like.shape
+        layer._memory = like.new_empty(2, rows, heads, max(width, columns) + SPARE, size)
+        layer._show(rows, 0, width)
         return layer
 
     def update(
@@ -38,43 +48,70 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         **kwargs: Any,  # noqa: ARG002
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append new columns and return all keys and values."""
+        rows, heads, width, size = key_states.shape
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            # Start empty: the first values are a view of a projection three times as large, which must not stay alive.
-            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        self.keys = _append(self.keys, key_states, self._columns)
-        self.values = _append(self.values, value_states, self._columns)
+            self._memory = key_states.new_empty(2, rows, heads, max(width, self._columns) + SPARE, size)
+            self._show(rows, 0, 0)
+        if self._end + width > self._memory.shape[3]:
+            self._move(rows, 0, max(self.keys.shape[2] + width, self._columns))
+        self._show(rows, self._first, self._end + width)
+        self.keys[:, :, -width:], self.values[:, :, -width:] = key_states, value_states
         return self.keys, self.values
+
+    def cut(self, columns: int) -> None:
+        """Forget the last columns."""
+        self._show(len(self.keys), self._first, self._end - columns)
+
+    def keep(self, rows: list[int], columns: int) -> None:
+        """Keep some rows, in an order in which only rows after the last place move, and the last columns."""
+        first = self._end - columns
+        places = [place for place, row in enumerate(rows) if place != row]
+        if places:
+            kept = self._memory[:, :, :, first : self._end]
+            kept[:, places] = kept[:, [rows[place] for place in places]]
+        self._show(len(rows), first, self._end)
+        if first > columns or 3 * len(rows) < self._memory.shape[1]:
+            self._move(len(rows), 0, columns)
+
+    def join(self, other: "GrowingLayer", most_rows: int) -> None:
+        """Append the rows of another layer; those of the narrower one get zeros on their left.
+
+        Args:
+            other: The other one.
+            most_rows: How many rows there will be at most.
+        """
+        ours, rows = len(self.keys), len(self.keys) + len(other.keys)
+        width = max(self.keys.shape[2], other.keys.shape[2])
+        padding, theirs = width - self.keys.shape[2], width - other.keys.shape[2]
+        if rows > self._memory.shape[1] or padding > self._first:
+            self._move(min(2 * rows, most_rows), padding, width)
+        self._show(rows, self._first - padding, self._end)
+        for all_rows, new in ((self.keys, other.keys), (self.values, other.values)):
+            all_rows[:ours, :, :padding] = 0
+            all_rows[ours:, :, :theirs] = 0
+            all_rows[ours:, :, theirs:] = new
+
+    @property
+    def _end(self) -> int:
+        """Return the column of the memory after the last one in use."""
+        return self._first + self.keys.shape[2]
+
+    def _show(self, rows: int, first: int, end: int) -> None:
+        """Let keys and values be these rows and columns of the memory."""
+        self._first = first
+        self.keys, self.values = self._memory[:, :rows, :, first:end]
+
+    def _move(self, rows: int, first: int, columns: int) -> None:
+        """Move keys and values to the column `first` of new memory for `rows` rows and more than `columns` columns."""
+        keys, values = self.keys, self.values
+        used, heads, width, size = keys.shape
+        self._memory = keys.new_empty(2, rows, heads, columns + SPARE, size)
+        self._show(used, first, first + width)
+        self.keys.copy_(keys)
+        self.values.copy_(values)
 
 
 def growing_cache(columns: int = 0) -> Cache:
     """Return an empty cache, for at least as many columns. Its layers are created by the first forward pass."""
     return Cache(layer_class_to_replicate=partial(GrowingLayer, columns))  # type: ignore[arg-type]
-
-
-def joined(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return the rows of both as one tensor with spare columns, padded on the left with zeros to the wider one."""
-    _, heads, _, size = one.shape
-    width = max(one.shape[2], other.shape[2])
-    memory = one.new_empty(len(one) + len(other), heads, width + SPARE, size)
-    for rows, part in ((memory[: len(one)], one), (memory[len(one) :], other)):
-        first = width - part.shape[2]
-        rows[:, :, :first] = 0
-        rows[:, :, first:width] = part
-    return memory[:, :, :width]
-
-
-def _append(old: torch.Tensor, new: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return old and new columns as one tensor: in the memory of `old` if it has spare columns, else in new memory."""
-    rows, heads, width, size = old.shape
-    total = width + new.shape[2]
-    # The distance between two heads shows how many columns were allocated.
-    is_ours = old.storage_offset() == 0 and old.stride() == (heads * old.stride(1), old.stride(1), size, 1)
-    is_ours &= width > 0  # an empty tensor has strides, and no memory
-    if not is_ours or old.stride(1) < total * size:
-        allocated = old.new_empty(rows, heads, max(total, columns) + SPARE, size)
-        allocated[:, :, :width] = old
-        old = allocated[:, :, :width]
-    grown = old.as_strided((rows, heads, total, size), old.stride())
-    grown[:, :, width:] = new
-    return grown

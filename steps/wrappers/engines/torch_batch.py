@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from transformers import Cache
 
-from .growing_cache import GrowingLayer, growing_cache, joined
+from .growing_cache import GrowingLayer, growing_cache
 from .sequence import Sequence
 
 # Keys and values [heads, length, head size] of every layer.
@@ -31,35 +31,35 @@ class TorchBatch:
         width = max(self.width, other.width)
         return len(self.rows) * (width - self.width) + len(other.rows) * (width - other.width)
 
-    def join(self, other: "TorchBatch") -> None:
-        """Append the rows of another batch."""
+    def join(self, other: "TorchBatch", most_rows: int) -> None:
+        """Append the rows of another batch. There will be `most_rows` rows at most."""
         width = max(self.width, other.width)
         self.rows += other.rows
         self.mask = torch.cat([_pad_left(self.mask, width), _pad_left(other.mask, width)])
         for ours, theirs in zip(layers(self.cache), layers(other.cache), strict=True):
-            ours.keys = joined(ours.keys, theirs.keys)
-            ours.values = joined(ours.values, theirs.values)
+            ours.join(theirs, most_rows)
 
     def cut(self, columns: int) -> None:
         """Forget the last columns of every row."""
-        width = self.width - columns
-        self.mask = self.mask[:, :width]
+        self.mask = self.mask[:, : self.width - columns]
         for layer in layers(self.cache):
-            layer.keys, layer.values = layer.keys[:, :, :width], layer.values[:, :, :width]
+            layer.cut(columns)
 
     def drop(self, sequences: list[Sequence]) -> None:
-        """Drop rows, and the columns that no remaining row uses. One row at least remains."""
-        keep = [row for row, sequence in enumerate(self.rows) if sequence not in sequences]
-        if len(keep) == len(self.rows):
+        """Drop rows, and the columns that no remaining row uses. One row at least remains.
+
+        The last rows take the places of those that are dropped, so that no other row moves.
+        """
+        kept = [row for row, sequence in enumerate(self.rows) if sequence not in sequences]
+        if len(kept) == len(self.rows):
             return
-        self.rows = [self.rows[row] for row in keep]
-        index = torch.tensor(keep, device=self.mask.device)
-        mask = self.mask[index]
-        first = int(mask.any(dim=0).int().argmax())
-        self.mask = mask[:, first:].contiguous()
+        moving = [row for row in kept if row >= len(kept)]
+        kept = [row if row in kept else moving.pop() for row in range(len(kept))]
+        self.rows = [self.rows[row] for row in kept]
+        mask = self.mask[kept]
+        self.mask = mask[:, int(mask.any(dim=0).int().argmax()) :].contiguous()
         for layer in layers(self.cache):
-            layer.keys = layer.keys[index, :, first:].contiguous()
-            layer.values = layer.values[index, :, first:].contiguous()
+            layer.keep(kept, self.width)
 
 
 def layers(cache: Cache) -> list[GrowingLayer]:
@@ -74,14 +74,14 @@ def cache_of(states: list[State | None], lengths: list[int], columns: int) -> Ca
     """
     cache, width = growing_cache(columns), max(lengths)
     example = next(state for state in states if state)
-    for layer, (keys, _) in enumerate(example):
-        heads, _, size = keys.shape
-        memory = keys.new_zeros(2, len(states), heads, width, size)
+    for number, (keys, _) in enumerate(example):
+        layer = GrowingLayer.empty(keys, len(states), width, columns)
         for row, (state, length) in enumerate(zip(states, lengths, strict=True)):
-            if state and length:
-                for kind, values in enumerate(state[layer]):
-                    memory[kind, row, :, width - length :] = values[:, :length]
-        cache.layers.append(GrowingLayer.of(memory[0], memory[1], columns))
+            known = state[number] if state else (keys[:, :0], keys[:, :0])
+            for all_rows, values in zip((layer.keys, layer.values), known, strict=True):
+                all_rows[row, :, : width - length] = 0
+                all_rows[row, :, width - length :] = values[:, :length]
+        cache.layers.append(layer)
     return cache
 
 

@@ -233,7 +233,7 @@ class TorchEngine:
         """Join rows to the batch that they need the least padding with, or make them one of their own."""
         batch = min(self._batches, key=new.padding_with, default=None)
         if batch and batch.padding_with(new) <= self._most_padding:
-            batch.join(new)
+            batch.join(new, self.max_batch_size)
         else:
             self._batches.append(new)
 
