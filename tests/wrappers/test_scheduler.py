@@ -107,6 +107,47 @@ def test_short_requests_that_keep_arriving_do_not_hold_up_a_long_one():
     assert finished.index(long) < 60
 
 
+class _RecordingEngine(_Engine):
+    """An engine with eight slots that records how many sequences arrive together."""
+
+    max_batch_size = 8
+
+    def __init__(self):
+        super().__init__()
+        self.arrived = []
+
+    def step(self, arriving):
+        self.arrived += [len(arriving)] if arriving else []
+        return super().step(arriving)
+
+
+@pytest.mark.parametrize(
+    ("patient", "arrived"),
+    [
+        (True, [8, 2, 2, 1]),  # the last one has nobody to wait for
+        (False, [8, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_rows_of_a_batch_job_begin_together(patient, arrived):
+    engine = _RecordingEngine()
+    scheduler = Scheduler(engine)
+    # Each of the first eight ends by itself, and the others after all of them.
+    sequences = [_sequence(max_tokens) for max_tokens in (*range(2, 18, 2), *[100] * 5)]
+    scheduler.submit(sequences, patient=patient)
+    scheduler.wait(sequences)
+    assert engine.arrived == arrived
+
+
+def test_an_awaited_row_does_not_wait_for_those_of_a_batch_job():
+    engine = _RecordingEngine()
+    scheduler = Scheduler(engine)
+    job, awaited = [_sequence(max_tokens) for max_tokens in (2, *[1000] * 7)], [_sequence(), _sequence()]
+    job[1].tokenizer.on_decode = lambda: engine.arrived == [8] and scheduler.running == 7 and scheduler.submit(awaited)
+    scheduler.submit(job, patient=True)
+    scheduler.wait(job)
+    assert engine.arrived[:2] == [8, 1]
+
+
 @pytest.mark.parametrize("place", ["step", "remove", "admission", "tokens"])
 def test_engine_failure_is_reported_and_the_next_sequences_are_completed(caplog, place):
     engine = _Engine()

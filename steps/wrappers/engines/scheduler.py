@@ -25,6 +25,8 @@ MAX_WAITING = 2048
 IDLE_SECONDS = 1.0
 # How long a caller that waits for room sleeps before it looks whether the engine's thread is still alive.
 ROOM_SECONDS = 1.0
+# The share of a batch that begins together in a batch job: a pass over several prompts costs less than one for each.
+TOGETHER = 1 / 4
 
 logger = logging.getLogger(__name__)
 
@@ -229,10 +231,19 @@ class Scheduler:
         self._waiting = deque(sequence for sequence in self._waiting if not sequence.cancelled)
         slots = self._engine.max_batch_size - len(self._running)
         admitted: list[Sequence] = []
+        if self._saves_slots(slots):
+            return admitted
         while self._waiting and len(admitted) < slots and self._has_room(admitted):
             admitted.append(self._waiting.popleft())
         self._changed.notify_all()
         return admitted
+
+    def _saves_slots(self, slots: int) -> bool:
+        """Return True if the next rows of a batch job should wait until there are slots for more of them."""
+        together = min(int(TOGETHER * self._engine.max_batch_size), len(self._waiting))
+        if not self._running or slots == 0 or slots >= together:
+            return False
+        return not any(sequence.is_awaited for sequence in [*self._running, *self._waiting])
 
     def _has_room(self, admitted: list[Sequence]) -> bool:
         """Return True if the next sequence fits into the cache, or if the batch is empty."""
