@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 
+from steps.checkpoints.int8 import save_as_int8
 from steps.output import suppress_output
 from steps.wrappers.engines.sequence import Sequence, Settings
 
@@ -44,6 +45,14 @@ def random_phi3(folder, tokenizer_folder, change=None, dtype=None, **config):
         shutil.copy(tokenizer_folder / name, folder)
     if change:
         edit_json(folder / "config.json", change)
+    return folder
+
+
+def saved_as_int8(source, folder):
+    """Save a checkpoint in int8; return its folder, which has what the torch engine reads."""
+    folder.mkdir()
+    save_as_int8(source, folder)
+    shutil.copy(source / "config.json", folder)
     return folder
 
 

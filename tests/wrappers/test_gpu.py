@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from steps.checkpoints.int8 import save_as_int8
 from steps.checkpoints.staging import link_checkpoint
 from steps.wrappers.engines import torch_engine
 from steps.wrappers.engines.torch_engine import TorchEngine
 from tests.gpu import NEEDS_GPU
-from tests.modes.random_phi3 import generate, random_phi3
+from tests.modes.random_phi3 import generate, random_phi3, saved_as_int8
 
 pytestmark = NEEDS_GPU
 
@@ -26,10 +25,7 @@ def folder(checkpoint, tmp_path):
         source = random_phi3(tmp_path / "source", checkpoint.directory, **config)
         if precision != "int8":
             return link_checkpoint(source, tmp_path / "staged")
-        (tmp_path / "int8").mkdir()
-        save_as_int8(source, tmp_path / "int8")
-        (tmp_path / "int8" / "config.json").write_bytes((source / "config.json").read_bytes())
-        return tmp_path / "int8"
+        return saved_as_int8(source, tmp_path / "int8")
 
     return make
 

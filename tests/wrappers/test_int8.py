@@ -10,13 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from steps.checkpoints import int8 as saving
-from steps.checkpoints.int8 import save_as_int8
 from steps.config.paths import PROJECT
 from steps.output import suppress_output
 from steps.wrappers.engines import int8_linear as layers
 from steps.wrappers.engines.int8_linear import int8_linear, quantize
 from steps.wrappers.engines.int8_model import load_int8_model
-from tests.modes.random_phi3 import random_phi3
+from tests.modes.random_phi3 import random_phi3, saved_as_int8
 
 CPU = torch.device("cpu")
 IDS = torch.arange(3, 33).reshape(2, 15)
@@ -33,10 +32,7 @@ def saved(checkpoint, tmp_path):
 
     def save(**config):
         original = random_phi3(tmp_path / "original", checkpoint.directory, **config)
-        (tmp_path / "int8").mkdir()
-        save_as_int8(original, tmp_path / "int8")
-        shutil.copy(original / "config.json", tmp_path / "int8")
-        return original, tmp_path / "int8"
+        return original, saved_as_int8(original, tmp_path / "int8")
 
     return save
 

@@ -1,14 +1,12 @@
 """Speculation changes no answer, drafts what stood in the text before, and stops where it does not pay."""
 
-import shutil
-
 import pytest
 import torch
 
-from steps.checkpoints.int8 import save_as_int8
 from steps.wrappers.engines import torch_engine
 from steps.wrappers.engines.sequence import Sequence, Settings
 from steps.wrappers.engines.speculation import FIRST_DRAFT, LONGEST_DRAFT, Speculation, accepted_tokens
+from tests.modes.random_phi3 import saved_as_int8
 
 TEXTS = [
     "What is the capital of Spain?",
@@ -189,8 +187,7 @@ def test_the_torch_engine_has_drafts_in_fp32_only(checkpoint, tokenizer, tmp_pat
     monkeypatch.setattr(torch_engine, "compute_dtype", lambda precision, *_: DTYPES[precision])
     folder = checkpoint.directory
     if precision == "int8":
-        save_as_int8(folder, folder := tmp_path)
-        shutil.copy(checkpoint.directory / "config.json", folder)
+        folder = saved_as_int8(folder, tmp_path / "int8")
     engine = torch_engine.TorchEngine(str(folder), precision, 16, "cpu")
     assert engine._may_speculate([make(tokenizer, TEXTS[2])]) is (precision == "fp32")
 

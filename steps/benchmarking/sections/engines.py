@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -70,6 +70,14 @@ def alone(loaded: Any, measure: Measurement) -> Measurement:
     return measured
 
 
+def loaded_against(
+    place: Place, overrides: tuple[str, ...], ours: Callable[[Any], Side], theirs: Side
+) -> Iterator[Comparison]:
+    """Yield the side that a variant's loaded model gives against another engine's, which waits for it."""
+    with place.loaded(*overrides) as loaded:
+        yield Comparison(ours(loaded), Side(theirs.name, alone(loaded, theirs.measure)))
+
+
 def _torch(place: Place) -> Iterator[Comparison]:
     import torch
     from transformers import AutoModelForCausalLM
@@ -83,15 +91,8 @@ def _torch(place: Place) -> Iterator[Comparison]:
         # The last one is bf16, the fastest that torch has by itself.
         last = precision == place.size.precisions[-1] and place.device == "cpu"
         for ours in (precision, "int8") if last else (precision,):
-            yield from _against(place, f"torch engine, {ours}", place.pyfunc(ours), f"generate, {precision}", generate)
-
-
-def _against(
-    place: Place, name: str, overrides: tuple[str, ...], theirs: str, measure: Measurement
-) -> Iterator[Comparison]:
-    """Yield a variant against a measurement of another engine that waits for it."""
-    with place.loaded(*overrides) as loaded:
-        yield Comparison(_ours(place, name, loaded), Side(theirs, alone(loaded, measure)))
+            engine = partial(_ours, place, f"torch engine, {ours}")
+            yield from loaded_against(place, place.pyfunc(ours), engine, Side(f"generate, {precision}", generate))
 
 
 def _onnx(place: Place) -> Iterator[Comparison]:
@@ -103,7 +104,8 @@ def _onnx(place: Place) -> Iterator[Comparison]:
         unpruned = place.model("mode=onnx", f"precision={precision}", *whole)
         genai = _genai(place, unpruned / "artifacts" / "checkpoint")
         overrides = ("mode=onnx", f"precision={precision}")
-        yield from _against(place, f"onnx engine, {precision}", overrides, f"og.Engine, {precision}", genai)
+        engine = partial(_ours, place, f"onnx engine, {precision}")
+        yield from loaded_against(place, overrides, engine, Side(f"og.Engine, {precision}", genai))
 
 
 def _both(place: Place) -> Iterator[Comparison]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from steps.benchmarking.comparison import Comparison, Measurement, Side
 from steps.benchmarking.place import Place
-from steps.benchmarking.sections.engines import alone
+from steps.benchmarking.sections.engines import loaded_against
 from steps.evaluation.asking import Asker, loaded
 from steps.interfaces import get_interface
 from steps.interfaces.interface import Question
@@ -37,21 +37,15 @@ def comparisons(place: Place) -> Iterator[Comparison]:
         ours = [("pyfunc", precision, place.pyfunc(precision)) for precision in precisions]
         if place.device == "cpu":
             ours.append(("openvino", "int8", ("mode=openvino", "precision=int8")))
-        ask = partial(_ask_flavour, place, stock)
+        one_by_one = Side("the flavour, one prompt a call", partial(_ask_flavour, place, stock))
         for mode, precision, overrides in ours:
-            yield from _against(place, (mode, precision), overrides, "the flavour, one prompt a call", ask)
+            yield from loaded_against(place, overrides, partial(_ours, place, mode, precision), one_by_one)
     if place.device == "cpu":
         exported = place.model("mode=onnx", "precision=int4") / "artifacts" / "checkpoint"
-        generator, overrides = _generator(place, exported), ("mode=onnx", "precision=int4")
-        yield from _against(place, ("onnx", "int4"), overrides, "og.Generator, one prompt a call", generator)
-
-
-def _against(
-    place: Place, names: tuple[str, str], overrides: tuple[str, ...], theirs: str, ask: Measurement
-) -> Iterator[Comparison]:
-    """Yield a variant, by the names of its mode and its precision, against a way of the sample."""
-    with place.loaded(*overrides) as model:
-        yield Comparison(_ours(place, *names, model), Side(theirs, alone(model, ask)))
+        generator = Side("og.Generator, one prompt a call", _generator(place, exported))
+        yield from loaded_against(
+            place, ("mode=onnx", "precision=int4"), partial(_ours, place, "onnx", "int4"), generator
+        )
 
 
 def _ours(place: Place, mode: str, precision: str, model: Any) -> Side:
